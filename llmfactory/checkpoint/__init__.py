@@ -1,0 +1,1 @@
+"""Training state on disk: atomic, pickle-free, independent of the layout."""

@@ -1,0 +1,54 @@
+"""The root of every job's config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from llmfactory.core.spec import Spec
+from llmfactory.data.spec import Corpus
+from llmfactory.launch.spec import LaunchSpec
+from llmfactory.model.spec import ModelSpec
+from llmfactory.optim.spec import OptimSpec
+from llmfactory.parallel.spec import ParallelSpec
+from llmfactory.peft.spec import PeftSpec
+from llmfactory.precision.spec import PrecisionSpec
+from llmfactory.run.spec import Trainer
+from llmfactory.stage.spec import StageSpec
+from llmfactory.tracking.spec import TrackingSpec
+
+
+class Resume(Enum):
+    """What to do when the run folder is there already."""
+
+    auto = "go on from its last checkpoint if the config is the same but for resume-safe keys, else stop"
+    changed = "go on although keys differ"
+    never = "stop"
+
+
+@dataclass(kw_only=True, slots=True)
+class Job(Spec):
+    """Everything one run needs, and nothing else."""
+
+    model: ModelSpec
+    data: Corpus
+    stage: StageSpec
+    optim: OptimSpec
+    parallel: ParallelSpec
+    precision: PrecisionSpec
+    peft: PeftSpec
+    trainer: Trainer
+    tracking: TrackingSpec
+    launch: LaunchSpec
+    name: str | None = None
+    """Name of the run folder; None: made from model, data, date and a random word."""
+    seed: int = 0
+    """Of initial weights, sample order, dropout and sampling."""
+    output_dir: str = "outputs"
+    """Folder of the run folders, relative to where the command runs."""
+    init: str | None = None
+    """Run folder (or one of its checkpoints) whose weights, model, tokenizer and data the job starts with; None: random weights."""
+    resume: Resume = Resume.auto
+    """What to do when the run folder is there already."""
+    toy: bool = False
+    """Shrink the model to laptop size, keeping its ratios and pattern."""

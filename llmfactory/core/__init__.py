@@ -1,0 +1,1 @@
+"""Vocabulary that every other subpackage speaks: specs, batches, contexts, parameter declarations, errors."""

@@ -1,0 +1,40 @@
+"""A batch: a plain dict of tensors that all have the rows, B, as their first dimension.
+
+| key | shape | meaning |
+|---|---|---|
+| `tokens` | [B, T] int64 | input ids |
+| `labels` | [B, T] int64 | aligned to the logits: `labels[b, t]` is what position t must predict; -100 is ignored |
+| `positions` | [B, T] int64 | position of the token in its document |
+| `segments` | [B, T] int64 | number of the document within the row, from 1; 0 is padding |
+| `weights` | [B, T] float | optional weight of each label |
+
+Because every field is indexed by row first, any batch of any stage can be cut into micro-batches or dealt to pipeline
+stages by `split` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Batch = dict[str, Tensor]
+
+IGNORE = -100
+"""Label of a position that has no target."""
+
+
+def rows(batch: Batch) -> int:
+    """Number of rows, B."""
+    return next(iter(batch.values())).shape[0]
+
+
+def split(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """Cut along the rows into micro-batches of at most `size` rows, in order; None: one piece."""
+    if size is None or size >= rows(batch):
+        yield batch
+        return
+    for start in range(0, rows(batch), size):
+        yield {name: field[start : start + size] for name, field in batch.items()}

@@ -1,0 +1,1 @@
+"""From text to batches: sources, tokenizers, prepared token files, packing, sample order, loader."""

@@ -1,0 +1,1 @@
+"""Options of the group data/source; spec.py is the catalogue page."""

@@ -1,0 +1,1 @@
+"""Options of the group data/tokenizer; spec.py is the catalogue page."""

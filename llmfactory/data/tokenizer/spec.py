@@ -1,0 +1,66 @@
+"""Catalogue of tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmfactory.core.errors import Problem
+from llmfactory.core.spec import Spec, at_least
+
+if TYPE_CHECKING:
+    from llmfactory.data.tokenizer.trained import TokenizerSource
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerSpec(Spec):
+    """Base of the tokenizers."""
+
+    def build(self, vocab_size: int) -> TokenizerSource:
+        """`vocab_size` is the model's; a tokenizer may use fewer ids, never more."""
+        raise TypeError(f"{type(self).__name__} is a base: pick an option of data/tokenizer")
+
+
+@dataclass(kw_only=True, slots=True)
+class ByteBpe(TokenizerSpec):
+    """Byte-level byte-pair encoding (Radford et al. 2019, section 2.2), trained on the training part of the corpus."""
+
+    vocab_size: int | None = None
+    """Number of ids, special token included; None: the model's vocab_size."""
+    train_bytes: int = 20_000_000
+    """How much text at most, in bytes, the merges are learned from: a sample of documents spread over the corpus."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 257, "vocab_size")
+        yield from at_least(self, 1, "train_bytes")
+
+    def build(self, vocab_size: int) -> TokenizerSource:
+        from llmfactory.data.tokenizer.byte_bpe import BytePairTrainer
+
+        return BytePairTrainer(self, vocab_size)
+
+
+@dataclass(kw_only=True, slots=True)
+class Bytes(TokenizerSpec):
+    """One id a byte and one for the end of a document: 257 ids, nothing to train."""
+
+    def build(self, vocab_size: int) -> TokenizerSource:
+        from llmfactory.data.tokenizer.bytes import ByteTokenizerSource
+
+        return ByteTokenizerSource(vocab_size)
+
+
+@dataclass(kw_only=True, slots=True)
+class HfFile(TokenizerSpec):
+    """A `tokenizer.json` of the Hugging Face `tokenizers` library."""
+
+    file: str
+    """Path of the file, or of a folder that holds it."""
+    end_token: str | None = None
+    """The token between documents; None: the first of <|endoftext|>, </s>, <|end_of_text|>, [SEP] that the file knows."""
+
+    def build(self, vocab_size: int) -> TokenizerSource:
+        from llmfactory.data.tokenizer.hf_file import TokenizerFile
+
+        return TokenizerFile(self, vocab_size)

@@ -1,0 +1,1 @@
+"""Options of the group model/attention; spec.py is the catalogue page."""

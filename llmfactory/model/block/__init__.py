@@ -1,0 +1,1 @@
+"""Options of the group model/block; spec.py is the catalogue page."""

@@ -1,0 +1,1 @@
+"""Options of the group model/norm; spec.py is the catalogue page."""

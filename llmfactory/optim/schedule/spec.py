@@ -1,0 +1,110 @@
+"""Catalogue of learning-rate schedules: pure functions from the step to a factor of the peak learning rate.
+
+Steps count from 0 (the first optimizer step). During warm-up the factor is (step + 1) / warmup_steps, so the first step
+moves and step warmup_steps - 1 is the first at the peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from llmfactory.core.errors import Problem
+from llmfactory.core.spec import Spec, at_least, between
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleSpec(Spec):
+    """Base of the schedules."""
+
+    warmup_steps: int = 0
+    """Steps of linear growth from (almost) zero to the peak."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 0, "warmup_steps")
+
+    def pinned_horizon(self) -> int | None:
+        """The last step that shapes this schedule if that does not depend on max_steps; None: it does depend."""
+        return 0
+
+    def build(self, max_steps: int) -> Schedule:
+        raise TypeError(f"{type(self).__name__} is a base: pick an option of optim/schedule")
+
+
+@dataclass(kw_only=True, slots=True)
+class DecaySpec(ScheduleSpec):
+    """Base of the schedules that end somewhere."""
+
+    horizon: int | None = None
+    """Step at which the decay ends; None: trainer.max_steps. A number makes every shorter run a prefix of the longer one."""
+    floor: float = 0.1
+    """Factor at the horizon and from there on."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from ScheduleSpec.problems(self)
+        yield from at_least(self, 1, "horizon")
+        yield from between(self, 0.0, 1.0, "floor")
+        if self.horizon is not None and self.horizon <= self.warmup_steps:
+            yield Problem("horizon", self.horizon, f"ends within the warm-up of {self.warmup_steps} steps", "horizon=null")
+
+    def pinned_horizon(self) -> int | None:
+        return self.horizon
+
+
+@dataclass(kw_only=True, slots=True)
+class Constant(ScheduleSpec):
+    """The peak, after the warm-up."""
+
+    def build(self, max_steps: int) -> Schedule:
+        from llmfactory.optim.schedule.constant import constant
+
+        return constant(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Linear(DecaySpec):
+    """A straight line from the peak to the floor (BERT)."""
+
+    def build(self, max_steps: int) -> Schedule:
+        from llmfactory.optim.schedule.linear import linear
+
+        return linear(self, self.horizon or max_steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class Cosine(DecaySpec):
+    """Half a cosine from the peak to the floor (Loshchilov and Hutter 2017, equation 5, one period)."""
+
+    def build(self, max_steps: int) -> Schedule:
+        from llmfactory.optim.schedule.cosine import cosine
+
+        return cosine(self, self.horizon or max_steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class Wsd(DecaySpec):
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM, section 4): the peak until a straight line to the floor at the end."""
+
+    decay_share: float = 0.2
+    """Share of the horizon that the final decay takes."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from DecaySpec.problems(self)
+        yield from between(self, 0.0, 1.0, "decay_share")
+
+    def build(self, max_steps: int) -> Schedule:
+        from llmfactory.optim.schedule.wsd import wsd
+
+        return wsd(self, self.horizon or max_steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class InverseSqrt(ScheduleSpec):
+    """sqrt(warmup / step) after the warm-up (Vaswani et al. 2017, equation 3); without an end, so a run can always go on."""
+
+    def build(self, max_steps: int) -> Schedule:
+        from llmfactory.optim.schedule.inverse_sqrt import inverse_sqrt
+
+        return inverse_sqrt(self)

@@ -1,0 +1,1 @@
+"""The engine: device mesh, layouts and the one Lightning strategy."""

@@ -1,0 +1,1 @@
+"""Entry point, worker, run folder, trainer, sweeps and reports."""

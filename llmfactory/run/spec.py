@@ -1,0 +1,62 @@
+"""Catalogue page of the group trainer: how long, how much at a time, how often to look, what to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from llmfactory.core.errors import Problem
+from llmfactory.core.spec import Spec, at_least
+
+
+class Device(Enum):
+    """Where tensors live."""
+
+    auto = "the GPU if there is one, else the CPU"
+    cpu = "the CPU"
+    cuda = "an NVIDIA or AMD GPU"
+
+
+@dataclass(kw_only=True, slots=True)
+class Trainer(Spec):
+    """The training loop."""
+
+    max_steps: int
+    """Optimizer steps of the whole run, those before a resume included."""
+    batch_size: int
+    """Rows of one optimizer step, over all processes. The result does not depend on how they are shared out."""
+    micro_batch_size: int | None = None
+    """Rows that one process puts through the model at once; None: its whole share. Changes memory and speed, not the result."""
+    log_every: int = 10
+    """Steps between rows of metrics."""
+    eval_every: int | None = 100
+    """Steps between evaluations on held-out rows; None: only at the end."""
+    eval_rows: int | None = 64
+    """Held-out rows of each evaluation during training; None: all. The one at the end always takes all."""
+    save_every: int | None = 100
+    """Steps between checkpoints; None: only at the end (and on SIGTERM)."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the lowest held-out loss."""
+    patience: int | None = None
+    """Stop early after that many evaluations without a new lowest held-out loss; None: never."""
+    deterministic: bool | None = None
+    """Bit-equal repetition (slower on a GPU); None: on the CPU only."""
+    compile: bool = False
+    """Put model and loss through torch.compile: slow to start, faster a step."""
+    device: Device = Device.auto
+    """Where to run."""
+    threads: int | None = None
+    """CPU threads a process; None: torch's choice, or launch's share of the cores."""
+    progress: bool = True
+    """Show a progress bar (on a terminal) or a line per log row (elsewhere)."""
+    sample: bool = True
+    """Generate a sample when the training ends."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "eval_rows")
+        yield from at_least(self, 1, "save_every", "keep_last", "patience", "threads")
+        if self.patience and self.eval_every is None:
+            yield Problem("patience", self.patience, "needs evaluations during training", "eval_every=100")

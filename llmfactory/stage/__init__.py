@@ -1,0 +1,1 @@
+"""Stages of a model's life: LightningModules for training, plain jobs for the rest."""

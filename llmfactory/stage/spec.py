@@ -1,0 +1,65 @@
+"""Catalogue of stages: what a job does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmfactory.core.errors import Problem
+from llmfactory.core.spec import Spec, at_least, between
+from llmfactory.objective.spec import ObjectiveSpec
+
+
+@dataclass(kw_only=True, slots=True)
+class StageSpec(Spec):
+    """Base of the stages."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Pretrain(StageSpec):
+    """Train a model from random weights, or from those of `init`, on the rows of `data`."""
+
+    objective: ObjectiveSpec
+    sample_prompt: str | None = None
+    """Start of the sample at the end; None: the first words of a held-out document."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Generate(StageSpec):
+    """Continue a text with the model of `init`."""
+
+    prompt: str
+    """The text to continue."""
+    max_tokens: int = 200
+    """Most tokens to add; generation also ends at the end-of-document token."""
+    temperature: float = 0.8
+    """Divides the logits; 0: always the most likely token."""
+    top_k: int | None = 50
+    """Sample among that many most likely tokens; None: among all."""
+    top_p: float | None = None
+    """Sample among the fewest most likely tokens whose probabilities add up to it; None: no limit."""
+    samples: int = 1
+    """Continuations to write."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "max_tokens", "top_k", "samples")
+        yield from at_least(self, 0.0, "temperature")
+        yield from between(self, 0.01, 1.0, "top_p")
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluate(StageSpec):
+    """Loss, perplexity and bits per byte of the model of `init` on the held-out documents of `data`."""
+
+    batch_size: int = 16
+    """Rows that go through the model at once. Changes memory and speed, not the result."""
+    compressors: bool = True
+    """Also measure gzip -9 and xz -9, primed with the training text, on the same documents."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "batch_size")
+
+
+@dataclass(kw_only=True, slots=True)
+class Describe(StageSpec):
+    """Print the composed job: its tree, where each value came from, and the model's parameters part by part."""
