@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-
 from llmfactory.config.compose import compose_job
-from llmfactory.config.spec import Job
-from llmfactory.core.context import CausalMask, Context
 from llmfactory.model.count import parameters
 from llmfactory.model.initialize import initialize
 from llmfactory.objective.objective import Outputs
 from llmfactory.optim.groups import groups
 from llmfactory.parallel.clip import clip_gradients
+
+from llmfactory.config.spec import Job
+from llmfactory.core.context import CausalMask, Context
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,7 +61,7 @@ def first_losses(job: Job) -> list[float]:
         rows = probe(4, length + 1, job.model.vocab_size, step * 1000)
         batch = {"tokens": rows[:, :-1], "labels": rows[:, 1:]}
         context = Context(torch.arange(length).expand(4, length), CausalMask(length))
-        (total, count), = objective(Outputs(model(batch["tokens"], context), model.head), batch).values()
+        ((total, count),) = objective(Outputs(model(batch["tokens"], context), model.head), batch).values()
         loss = total / count
         optimizer.zero_grad()
         loss.backward()
@@ -114,9 +114,15 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
 def same(key: str, old: Any, new: Any) -> bool:
     """Losses and statistics agree to what another machine may change; everything else exactly."""
     if key == "losses":
-        return old is not None and new is not None and all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(old, new, strict=True))
+        return (
+            old is not None and new is not None and all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(old, new, strict=True))
+        )
     if key.startswith("initial_weights."):
-        return old is not None and new is not None and all(math.isclose(a, b, rel_tol=0.02, abs_tol=2e-3) for a, b in zip(old, new, strict=True))
+        return (
+            old is not None
+            and new is not None
+            and all(math.isclose(a, b, rel_tol=0.02, abs_tol=2e-3) for a, b in zip(old, new, strict=True))
+        )
     return bool(old == new)
 
 
@@ -155,6 +161,8 @@ def _summary(request: pytest.FixtureRequest):
     """After the last comparison: each changed key once, with all the runs that it touches."""
     yield
     if differences:
-        lines = [f"  {key}: {old} -> {new}\n    touches {', '.join(runs)}" for (key, old, new), runs in sorted(differences.items())]
+        lines = [
+            f"  {key}: {old} -> {new}\n    touches {', '.join(runs)}" for (key, old, new), runs in sorted(differences.items())
+        ]
         reporter = request.config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line("\nchanged against tests/golden (accept with pytest --update-golden):\n" + "\n".join(lines))

@@ -114,5 +114,9 @@ def test_specs_are_light(path: Path) -> None:
 def test_no_init_file_holds_code() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         body = ast.parse(path.read_text(encoding="utf-8")).body
-        extra = [node for node in body if not isinstance(node, ast.Expr) and not (path.parent == PACKAGE and isinstance(node, ast.Assign))]
+        extra = [
+            node
+            for node in body
+            if not isinstance(node, ast.Expr) and not (path.parent == PACKAGE and isinstance(node, ast.Assign))
+        ]
         assert not extra, f"{path} holds code"
