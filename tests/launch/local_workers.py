@@ -1,0 +1,59 @@
+"""Workers for the tests of launch=local: they run in processes of their own, which find them by import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from llmfactory.core.errors import ConfigError, Problem, UserError
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def report(config: dict[str, Any]) -> dict[str, Any]:
+    """What the process was started with; each rank leaves a mark, so that none can have run twice."""
+    Path(config["folder"], f"rank_{rank()}_{os.getpid()}").touch()
+    names = ("WORLD_SIZE", "OMP_NUM_THREADS", "SLURM_PROCID", "MASTER_ADDR")
+    return {"rank": rank(), "config": config, **{name: os.environ.get(name) for name in names}}
+
+
+def fail(config: dict[str, Any]) -> dict[str, Any]:
+    """Rank 1 fails at once in the way asked for; rank 0 waits as if it were in a collective, then fails of its own."""
+    Path(config["folder"], f"pid_{os.getpid()}").touch()
+    if rank() == 0:
+        time.sleep(config.get("patience", 60))
+        raise RuntimeError("lost the connection")
+    if config["how"] == "config":
+        raise ConfigError([Problem("optim.lr", -1.0, "must be positive", "optim.lr=0.1")])
+    if config["how"] == "user":
+        raise UserError("the disk is full")
+    if config["how"] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise ZeroDivisionError("an accident")
+
+
+def fail_once(config: dict[str, Any]) -> dict[str, Any]:
+    """Works from the second attempt on."""
+    mark = Path(config["folder"], f"tried_{rank()}")
+    if not mark.exists():
+        mark.touch()
+        raise UserError("not at the first attempt")
+    return {"attempt": int(os.environ["TORCHELASTIC_RESTART_COUNT"])}
+
+
+def until_told(config: dict[str, Any]) -> dict[str, Any]:
+    """Works until SIGTERM comes, then saves and returns, like a training job."""
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    Path(config["folder"], f"ready_{rank()}").write_text(str(os.getpid()))
+    for _ in range(1200):
+        if told:
+            Path(config["folder"], f"saved_{rank()}").touch()
+            return {"stopped": "terminated"}
+        time.sleep(0.05)
+    return {"stopped": "never"}

@@ -1,0 +1,124 @@
+"""launch=local: results, errors of the same kind, signals, restarts, and nothing left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.launch.spec import Local
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def run(name, config, **options):
+    import local_workers
+
+    return Local(**options).run(getattr(local_workers, name), config)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def wait_for(*paths: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not all(path.exists() and path.stat().st_size for path in paths):
+        assert time.monotonic() < end, f"{paths} never came"
+        time.sleep(0.05)
+
+
+def test_returns_what_rank_0_returned_and_cleans_the_environment(tmp_path, monkeypatch):
+    for name in ("SLURM_PROCID", "RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("MASTER_ADDR", "elsewhere")
+    before = dict(os.environ)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)]
+    result = run("report", {"folder": str(tmp_path), "deep": {"list": [1, None, "x"]}}, processes=2, threads=3)
+    assert result["rank"] == 0
+    assert result["config"] == {"folder": str(tmp_path), "deep": {"list": [1, None, "x"]}}
+    assert result["WORLD_SIZE"] == "2"
+    assert result["OMP_NUM_THREADS"] == "3"
+    assert result["SLURM_PROCID"] is None
+    assert result["MASTER_ADDR"] == "127.0.0.1"
+    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["rank_0", "rank_1"]
+    assert dict(os.environ) == before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)] == handlers
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "text"),
+    [
+        ("config", ConfigError, "optim.lr = -1.0: must be positive\n  try: optim.lr=0.1"),
+        ("user", UserError, "the disk is full"),
+        ("accident", RuntimeError, "ZeroDivisionError: an accident"),
+        ("killed", UserError, "rank 1 was killed by SIGKILL"),
+    ],
+)
+def test_the_first_failure_is_raised_as_its_kind_and_no_process_is_left(tmp_path, how, kind, text):
+    with pytest.raises(kind) as caught:
+        run("fail", {"folder": str(tmp_path), "how": how}, processes=2)
+    assert text in str(caught.value)
+    assert "lost the connection" not in str(caught.value)
+    pids = [int(path.name.removeprefix("pid_")) for path in tmp_path.glob("pid_*")]
+    assert len(pids) == 2
+    assert not any(map(alive, pids))
+
+
+def test_restarts(tmp_path):
+    assert run("fail_once", {"folder": str(tmp_path)}, processes=1, max_restarts=1) == {"attempt": 1}
+    with pytest.raises(UserError, match="not at the first attempt"):
+        (tmp_path / "tried_0").unlink()
+        run("fail_once", {"folder": str(tmp_path)}, processes=1)
+
+
+def test_sigterm_reaches_the_workers_which_finish(tmp_path):
+    def terminate():
+        wait_for(tmp_path / "ready_0", tmp_path / "ready_1")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    result = run("until_told", {"folder": str(tmp_path)}, processes=2)
+    thread.join()
+    assert result == {"stopped": "terminated"}
+    assert (tmp_path / "saved_0").exists()
+    assert (tmp_path / "saved_1").exists()
+
+
+def test_workers_save_and_end_when_the_parent_is_killed(tmp_path):
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "import local_workers; from llmfactory.launch.spec import Local\n"
+        "Local(processes=2).run(local_workers.until_told, {'folder': sys.argv[1]})"
+    )
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent), str(root)])
+    ready = tmp_path / "ready_0", tmp_path / "ready_1"
+    wait_for(*ready)
+    parent.kill()
+    parent.wait()
+    pids = [int(path.read_text()) for path in ready]
+    end = time.monotonic() + 30
+    while any(map(alive, pids)):
+        assert time.monotonic() < end, "orphans"
+        time.sleep(0.05)
+    assert (tmp_path / "saved_0").exists()
+    assert (tmp_path / "saved_1").exists()
