@@ -6,11 +6,15 @@ from abc import abstractmethod
 
 from torch import nn
 
-from llmfactory.core.sharding import Parameter
+from llmfactory.core.sharding import Constant, Layout, Normal, Parameter
 
 
 class Part(nn.Module):
-    """A module that declares, beside its forward, how its own parameters start and how they may be cut."""
+    """A module that declares, beside its forward, how its own parameters start and how they may be cut.
+
+    Weight decay: every matrix decays, embeddings and learned positions among them, no vector (gain or bias) does. That is
+    how GPT-2 and GPT-3 were trained again by others (Megatron-LM, nanoGPT: two or more dimensions decay).
+    """
 
     @abstractmethod
     def declare(self) -> dict[str, Parameter]:
@@ -18,3 +22,15 @@ class Part(nn.Module):
 
         `model/declarations.py` collects them over a whole model and insists on exactly one for each parameter.
         """
+
+
+def declare_linear(name: str, linear: nn.Linear, std: float, layout: Layout) -> dict[str, Parameter]:
+    """Declarations of a linear map inside a part: normal weights, a bias of zero where it has one.
+
+    A row-cut map sums its partial results, so its bias stays whole and is added once.
+    """
+    declared = {f"{name}.weight": Parameter(Normal(std), layout)}
+    if linear.bias is not None:
+        bias_layout = Layout.replicated if layout is Layout.row else layout
+        declared[f"{name}.bias"] = Parameter(Constant(0.0), bias_layout, decay=False)
+    return declared

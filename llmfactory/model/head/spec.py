@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llmfactory.core.spec import Spec
 
 if TYPE_CHECKING:
+    from llmfactory.model.head.part import Head
     from llmfactory.model.part import Part
 
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class HeadSpec(Spec):
     """Base of the heads."""
 
-    def build(self, vocab_size: int, dim: int, embedding: Part, std: float) -> Part:
+    def build(self, vocab_size: int, dim: int, embedding: Part, std: float) -> Head:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of model/head")
 
 
@@ -28,7 +29,7 @@ class Lm(HeadSpec):
     bias: bool = False
     """Whether the logits have a bias."""
 
-    def build(self, vocab_size: int, dim: int, embedding: Part, std: float) -> Part:
-        from llmfactory.model.head.lm import LanguageModelHead
+    def build(self, vocab_size: int, dim: int, embedding: Part, std: float) -> Head:
+        from llmfactory.model.head.lm import OwnHead, TiedHead
 
-        return LanguageModelHead(self, vocab_size, dim, embedding, std)
+        return TiedHead(self, vocab_size, embedding) if self.tied else OwnHead(self, vocab_size, dim, std)

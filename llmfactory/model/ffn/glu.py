@@ -1,0 +1,32 @@
+"""Gated linear unit (Shazeer 2020, equation 6): down(activation(gate(x)) * up(x))."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from llmfactory.core.sharding import Layout, Parameter
+from llmfactory.model.ffn.activation import FUNCTIONS
+from llmfactory.model.ffn.spec import Glu
+from llmfactory.model.part import Part, declare_linear
+
+
+class GatedLinearUnit(Part):
+    """[B, T, dim] -> [B, T, dim]."""
+
+    def __init__(self, spec: Glu, dim: int, std: float, out_std: float) -> None:
+        super().__init__()
+        self.std, self.out_std = std, out_std
+        self.activation = FUNCTIONS[spec.activation]
+        self.gate = nn.Linear(dim, spec.hidden, bias=spec.bias)
+        self.up = nn.Linear(dim, spec.hidden, bias=spec.bias)
+        self.down = nn.Linear(spec.hidden, dim, bias=spec.bias)
+
+    def declare(self) -> dict[str, Parameter]:
+        return {
+            **declare_linear("gate", self.gate, self.std, Layout.column),
+            **declare_linear("up", self.up, self.std, Layout.column),
+            **declare_linear("down", self.down, self.out_std, Layout.row),
+        }
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))  # type: ignore[no-any-return]

@@ -1,0 +1,30 @@
+"""Root mean square normalization (Zhang and Sennrich 2019, equation 4): y = x / sqrt(mean(x^2) + eps) * gain.
+
+Half-precision input is normalized in float32 and cast back once, after the gain.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmfactory.core.sharding import Constant, Parameter
+from llmfactory.model.norm.spec import RmsNorm
+from llmfactory.model.part import Part
+
+
+class RootMeanSquareNorm(Part):
+    """[..., D] -> [..., D]."""
+
+    def __init__(self, spec: RmsNorm, dim: int) -> None:
+        super().__init__()
+        self.eps = spec.eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def declare(self) -> dict[str, Parameter]:
+        return {"weight": Parameter(Constant(1.0), decay=False)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)

@@ -1,0 +1,50 @@
+"""One trained vector a position, added to the embedding (Radford et al. 2018).
+
+There is no vector beyond the last position, and an index out of a table's range shows up late and badly (a crash of the
+whole device on GPU). So the range is checked first: by value on CPU, by an asynchronous assertion on other devices, which
+costs no synchronization. Compiled graphs carry no check of ours; their embedding kernel has its own bounds assertion.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmfactory.core.context import Context
+from llmfactory.core.errors import UserError
+from llmfactory.core.sharding import Normal, Parameter
+from llmfactory.model.position.part import Position
+
+
+class LearnedPosition(Position):
+    """x + table[position]."""
+
+    def __init__(self, dim: int, max_positions: int, std: float) -> None:
+        super().__init__()
+        self.std = std
+        self.limit = max_positions
+        self.weight = nn.Parameter(torch.zeros(max_positions, dim))
+
+    def declare(self) -> dict[str, Parameter]:
+        return {"weight": Parameter(Normal(self.std))}
+
+    def embed(self, x_BTD: Tensor, context: Context) -> Tensor:
+        self._check(context.positions)
+        return x_BTD + F.embedding(context.positions, self.weight)
+
+    def _check(self, positions_BT: Tensor) -> None:
+        if torch.compiler.is_compiling() or positions_BT.is_meta:
+            return
+        rows = self.weight.shape[0]
+        if positions_BT.device.type != "cpu":
+            inside = ((positions_BT >= 0) & (positions_BT < rows)).all()
+            torch._assert_async(inside, f"a position lies outside the {rows} learned ones (model.max_positions={rows})")
+            return
+        low, high = (int(end) for end in positions_BT.aminmax())
+        if low < 0 or high >= rows:
+            wrong = low if low < 0 else high
+            raise UserError(
+                f"position {wrong} lies outside the {rows} learned ones: "
+                f"shorten the sequences or train with model.max_positions={max(high + 1, rows)}"
+            )
