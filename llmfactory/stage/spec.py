@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least, between
 from llmfactory.objective.spec import ObjectiveSpec
+
+if TYPE_CHECKING:
+    from llmfactory.stage.job import StageJob
 
 
 @dataclass(kw_only=True, slots=True)
 class StageSpec(Spec):
     """Base of the stages."""
 
+    def build(self) -> StageJob:
+        """What to run, for stages that do not train."""
+        raise TypeError(f"{type(self).__name__} is a base: pick an option of stage")
+
 
 @dataclass(kw_only=True, slots=True)
-class Pretrain(StageSpec):
-    """Train a model from random weights, or from those of `init`, on the rows of `data`."""
+class TrainingSpec(StageSpec):
+    """Base of the stages that train; they always have a run folder."""
 
     objective: ObjectiveSpec
+
+
+@dataclass(kw_only=True, slots=True)
+class Pretrain(TrainingSpec):
+    """Train a model from random weights, or from those of `init`, on the rows of `data`."""
+
     sample_prompt: str | None = None
     """Start of the sample at the end; None: the first words of a held-out document."""
 
@@ -46,6 +60,11 @@ class Generate(StageSpec):
         yield from at_least(self, 0.0, "temperature")
         yield from between(self, 0.01, 1.0, "top_p")
 
+    def build(self) -> StageJob:
+        from llmfactory.stage.generate import GenerateJob
+
+        return GenerateJob(self)
+
 
 @dataclass(kw_only=True, slots=True)
 class Evaluate(StageSpec):
@@ -58,6 +77,11 @@ class Evaluate(StageSpec):
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "batch_size")
+
+    def build(self) -> StageJob:
+        from llmfactory.stage.evaluate import EvaluateJob
+
+        return EvaluateJob(self)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -40,6 +40,7 @@ class CsvTracker(Tracker):
         self.path = folder / "metrics.csv"
         self.rows = read_metrics(self.path)
         self.columns = list(dict.fromkeys([STEP, *(key for row in self.rows for key in row)]))
+        self._start_of_last = self._end = 0
         self._rewrite()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -15,7 +15,7 @@ import wandb
 
 from llmfactory.core.errors import UserError
 from llmfactory.tracking.csv import CsvTracker
-from llmfactory.tracking.spec import Wandb
+from llmfactory.tracking.spec import Wandb, WandbMode
 from llmfactory.tracking.tracker import Tracker
 
 
@@ -33,13 +33,13 @@ class WandbTracker(Tracker):
             self.run = wandb.init(
                 project=spec.project,
                 entity=spec.entity,
-                mode=spec.mode.name,
+                mode="online" if spec.mode is WandbMode.online else "offline",
                 tags=spec.tags,
                 dir=folder,
                 id=id_file.read_text(),
                 name=folder.name,
                 # offline nothing can be asked: pieces with the same id are joined when they are synced
-                resume="allow" if spec.mode.name == "online" else None,
+                resume="allow" if spec.mode is WandbMode.online else None,
                 config=config,
                 settings=wandb.Settings(console="off", silent=True),
             )

@@ -1,0 +1,37 @@
+"""The final figures of a job as text: the same rows in the table on the screen and in the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmfactory.run.display import duration
+
+
+def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, figure, remark) of each figure that the job has."""
+    rows: list[tuple[str, str, str]] = []
+
+    def row(what: str, key: str, form: str, remark: str = "") -> None:
+        if result.get(key) is not None:
+            rows.append((what, format(result[key], form), remark))
+
+    row("held-out loss", "held_out_loss", ".4f", "nats per token")
+    row("perplexity", "perplexity", ",.2f", "per token")
+    marks = ", ".join(f"{name} {result[key]:.3f}" for name, key in COMPRESSORS.items() if result.get(key) is not None)
+    row("bits per byte", "bits_per_byte", ".3f", f"beside {marks}" if marks else "")
+    row("tokens/s", "tokens_per_second", ",.0f")
+    if result.get("mfu") is not None:
+        rows.append(("model FLOPs utilization", f"{result['mfu']:.1%}", f"of a measured peak of {result['peak_flops'] / 1e9:,.0f} GFLOP/s"))
+    row("parameters", "parameters", ",")
+    if result.get("step") is not None:
+        best = result.get("best_step")
+        rows.append(("optimizer steps", f"{result['step']:,}", f"lowest held-out loss at step {best:,}" if best else ""))
+    row("skipped steps", "skipped_steps", ",", "gradients were not finite") if result.get("skipped_steps") else None
+    if result.get("seconds") is not None:
+        training = f"{duration(result['train_seconds'])} of it training" if result.get("train_seconds") is not None else ""
+        rows.append(("time", duration(result["seconds"]), training))
+    return rows
+
+
+COMPRESSORS = {"gzip -9": "gzip_bits_per_byte", "xz -9": "xz_bits_per_byte"}
+"""Shown name and key of each compressor's figure on the same held-out text."""

@@ -1,0 +1,101 @@
+"""One job from its composed config to its final table: the run folder, the launch, the record of a failure.
+
+This is the parent's side. The workers (run/worker.py) get plain data and the folder's name in it, nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from llmfactory.config.compose import Composed
+from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.run.figures import figures
+from llmfactory.run.folder import LOG, claim, locked, read_result, settle_name, write_config, write_result
+from llmfactory.run.log import log_only, logged_to
+from llmfactory.run.worker import work
+from llmfactory.stage.spec import TrainingSpec
+
+FINISHED = ("finished", "early")
+"""Values of `status` after which there is nothing to go on with, unless a later end is asked for."""
+
+
+def start(composed: Composed) -> dict[str, Any]:
+    """Run the job and return its results. Raises ConfigError, UserError, or whatever the first failing process raised.
+
+    Training always has a run folder. Other jobs have one if they are given a name; else they only print.
+    """
+    config = copy.deepcopy(composed.plain)
+    if config["name"] is None and not isinstance(composed.job.stage, TrainingSpec):
+        result = composed.job.launch.run(work, config)
+        show(result)
+        return result
+    folder = settle_name(config, composed.choices)
+    with locked(folder) as lock:
+        lines = claim(folder, config)
+        before = read_result(folder)
+        if before is not None and is_finished(before, config):
+            print(f"{folder} is finished already; a larger trainer.max_steps or another name= would go on")
+            show(before)
+            return before
+        with logged_to(folder / LOG):
+            write_config(folder, config, composed.overrides)
+            lock.share()
+            print(f"run folder: {folder}", *lines, sep="\n", flush=True)
+            try:
+                result = composed.job.launch.run(work, config)
+            except BaseException as error:
+                record_failure(folder, error)
+                raise
+            show(result)
+            print(f"report: {folder / 'report.html'}", flush=True)
+            return result
+
+
+def is_finished(result: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether the same command would find nothing left to do."""
+    if result.get("status") not in FINISHED or result.get("stage") != config["stage"]["type"]:
+        return False
+    if "max_steps" not in result:  # not training: done is done
+        return True
+    if result["status"] == "early":
+        return bool(result["max_steps"] == config["trainer"]["max_steps"] and result["patience"] == config["trainer"]["patience"])
+    return bool(result["step"] >= config["trainer"]["max_steps"])
+
+
+def record_failure(folder: Path, error: BaseException) -> None:
+    """Keep the figures of an earlier attempt out: they are not those of a failed one."""
+    known = isinstance(error, (ConfigError, UserError))
+    text = str(error) if known else "".join(traceback.format_exception(error))
+    if isinstance(error, KeyboardInterrupt):
+        text = "interrupted"
+    log_only(text)
+    before = read_result(folder) or {}
+    kept = {key: before[key] for key in ("stage", "environment") if key in before}
+    try:
+        write_result(folder, {**kept, "name": folder.name, "status": "failed", "error": text})
+    except UserError as full:  # the disk; the error that counts is on its way
+        print(full, file=sys.stderr)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The final table, and the sample."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = figures(result)
+    if not rows:
+        return
+    if result.get("status") == "terminated":
+        print("stopped by a signal; the same command goes on from here")
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for what, figure, remark in rows:
+        table.add_row(what, f"[bold]{figure}[/]", remark)
+    console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    console.print(table)
+    if result.get("sample"):
+        console.print("\n[bold]sample[/]", end="\n")
+        print(result["sample"]["prompt"] + result["sample"]["text"], flush=True)
