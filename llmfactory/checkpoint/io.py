@@ -1,0 +1,282 @@
+"""Writing and reading checkpoints: torch distributed checkpoint over safetensors, everything else JSON.
+
+`<run>/checkpoints/step_00000100/` holds `*.safetensors` (each process writes what it owns; the first file set is the
+model, the second the optimizer), `state.json`, and whatever the caller attaches (tokenizer, config). It can be read under
+any other layout. The stock reader of torch distributed checkpoint unpickles its `.metadata`; this one's storage has none,
+and nothing here ever reads a pickle, whatever a file is called.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
+from torch.optim import Optimizer
+
+from llmfactory.checkpoint.files import (
+    STATE,
+    TEMPORARY,
+    check_files,
+    discard,
+    fingerprint,
+    names,
+    publish,
+    read_json,
+    require_space,
+    write_json,
+)
+from llmfactory.checkpoint.tensors import (
+    allocate_optimizer,
+    describe,
+    differences,
+    model_tensors,
+    optimizer_tensors,
+    size_in_bytes,
+)
+from llmfactory.core.errors import UserError
+from llmfactory.parallel.mesh import World
+
+SCHEMA = 1
+"""Version of the folder's layout; a reader refuses a newer one."""
+
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return folder / f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise UserError(f"{path} is not a checkpoint folder (step_00000100)")
+    return int(match[1])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run's `checkpoints/` folder, oldest first."""
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name) and complete(path)]
+    return sorted(found, key=step_of)
+
+
+def complete(path: Path) -> bool:
+    """Whether a folder was written to its end. Its files may have been damaged since; reading says so."""
+    return not path.name.endswith(TEMPORARY) and (path / STATE).is_file()
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a `checkpoints/` folder."""
+    return next(reversed(checkpoints(folder)), None)
+
+
+def find(path: Path) -> Path:
+    """The checkpoint meant by a path: itself, or the newest one of a run folder."""
+    if complete(path):
+        return path
+    found = latest(path / "checkpoints") or latest(path)
+    if found is None:
+        raise UserError(f"{path} holds no complete checkpoint: it is neither a run folder nor one of its checkpoints")
+    return found
+
+
+def clean(folder: Path) -> None:
+    """Remove what an interrupted save or deletion left."""
+    for path in folder.glob(f"step_*{TEMPORARY}"):
+        discard(path)
+
+
+# ---- writing
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: Mapping[str, Any],
+    world: World,
+    attach: Callable[[Path], None] = lambda path: None,
+) -> Path:
+    """Write the checkpoint of a step; called by every process.
+
+    `state` is plain data; `attach` writes more files into the folder it is given, on rank 0. On any error nothing of this
+    checkpoint is left and the earlier ones are untouched.
+    """
+    final = path_of(folder, step)
+    if world.broadcast(complete(final)):
+        return final
+    model_part, optimizer_part = model_tensors(model), optimizer_tensors(model, optimizer)
+    tensors = {**model_part, **optimizer_part}
+    temporary = final.with_name(final.name + TEMPORARY)
+
+    def prepare() -> None:
+        require_space(folder, size_in_bytes(tensors), f"the checkpoint of step {step}")
+        discard(temporary)
+        temporary.mkdir()
+
+    def finish() -> None:
+        attach(temporary)
+        files = {**fingerprints, **{name: fingerprint(temporary / name) for name in names(temporary) if name not in fingerprints}}
+        record = {"schema": SCHEMA, **state, "step": step, **environment(), "tensors": describe(tensors), "files": files}
+        write_json(temporary / STATE, record)
+        discard(final) if final.exists() else None
+        publish(temporary, final)
+
+    with _all_or_nothing(world, temporary, step):
+        _on_rank_zero(world, prepare)
+        file_of = {**dict.fromkeys(model_part, 1), **dict.fromkeys(optimizer_part, 2)}
+        writer = HuggingFaceStorageWriter(str(temporary), fqn_to_index_mapping=file_of, save_distributed=True)
+        with _quiet():
+            write_tensors(tensors, storage_writer=writer, no_dist=world.size == 1)
+        shards = names(temporary)[world.rank :: world.size]
+        fingerprints = {
+            name: entry
+            for part in world.gather({name: fingerprint(temporary / name) for name in shards})
+            for name, entry in part.items()
+        }
+        _on_rank_zero(world, finish)
+    return final
+
+
+def _on_rank_zero(world: World, action: Callable[[], None]) -> None:
+    """Run on rank 0 and wait; an error there is raised everywhere."""
+    error: Exception | None = None
+    if world.rank == 0:
+        try:
+            action()
+        except Exception as caught:
+            error = caught
+    error = world.broadcast(error)
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def _all_or_nothing(world: World, temporary: Path, step: int) -> Iterator[None]:
+    """Delete the half-written folder on any error, and say what was wrong in one sentence."""
+    try:
+        yield
+    except (OSError, CheckpointException) as error:
+        if world.rank == 0:
+            discard(temporary)
+        cause = _cause(error)
+        reason = str(cause)
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full"
+        raise UserError(
+            f"the checkpoint of step {step} could not be written to {temporary.parent}: {reason}; "
+            f"nothing of it is left behind, and the earlier checkpoints are intact"
+        ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What really went wrong in a distributed save."""
+    if isinstance(error, CheckpointException):
+        return next((failure for failure, _ in error.failures.values()), error)
+    return error
+
+
+def environment() -> dict[str, Any]:
+    """What bit-equal repetition depends on besides the config."""
+    versions = {"python": platform.python_version()}
+    for package in ("llmfactory", "torch", "lightning", "safetensors"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree
+            continue
+    return {"versions": versions, "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+# ---- reading
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of `state.json`, without the files that it lists being looked at."""
+    state = read_json(path / STATE)
+    if not (isinstance(state, dict) and isinstance(state.get("schema"), int)):
+        raise UserError(f"{path / STATE} is damaged: it does not describe a checkpoint")
+    if state["schema"] > SCHEMA:
+        raise UserError(f"{path} was written by a newer version (layout {state['schema']}, this one reads up to {SCHEMA})")
+    return state
+
+
+def changed_environment(state: Mapping[str, Any]) -> list[str]:
+    """One line for each thing that differs from when the checkpoint was written, so that results may differ in the last bit."""
+    now = environment()
+    before = {"threads": state["threads"], "cpu": state["cpu"], **state["versions"]}
+    after = {"threads": now["threads"], "cpu": now["cpu"], **now["versions"]}
+    return [f"{name}: {before[name]} -> {after.get(name)}" for name in before if before[name] != after.get(name)]
+
+
+def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World) -> None:
+    """Restore weights and optimizer state in place, under whatever layout the model has now; called by every process."""
+    state = _verified(path, world)
+    tensors = model_tensors(model)
+    _insist_same(path, tensors, state["tensors"])
+    room = allocate_optimizer(model, optimizer, state["tensors"])
+    with _quiet():
+        _read(path, {**tensors, **room}, no_dist=world.size == 1)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Only the weights, into a plain model; each process reads them for itself. Names and shapes must match exactly."""
+    state = _verified(path, None)
+    tensors = model_tensors(model)
+    _insist_same(path, tensors, state["tensors"])
+    with _quiet():
+        _read(path, tensors, no_dist=True)
+
+
+def _verified(path: Path, world: World | None) -> dict[str, Any]:
+    """The state, once all files were found whole; several processes share the work."""
+    state = read_state(path)
+    listed: dict[str, dict[str, Any]] = state["files"]
+    if world is None or world.size == 1:
+        check_files(path, listed)
+        return state
+    error: UserError | None = None
+    try:
+        check_files(path, listed, only=sorted(listed)[world.rank :: world.size])
+    except UserError as caught:
+        error = caught
+    for found in world.gather(error):
+        if found is not None:
+            raise found
+    return state
+
+
+def _insist_same(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+    lines = differences(tensors, saved)
+    if lines:
+        shown = "\n  ".join(lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else []))
+        raise UserError(f"{path} does not fit the model:\n  {shown}")
+
+
+def _read(path: Path, tensors: dict[str, Any], *, no_dist: bool) -> None:
+    try:
+        read_tensors(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=no_dist)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {_cause(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remark that a single process saves as a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield

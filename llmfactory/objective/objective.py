@@ -1,0 +1,56 @@
+"""The interface of objectives: what is minimized, as a pure function of a model's outputs and a batch.
+
+An objective never sees a process, a device or a trainer. It returns sums, and beside each sum the number that it must be
+divided by, which is a function of the batch alone. Whoever trains adds up the denominators of the whole optimizer step
+(all micro-batches, all processes) before the first backward pass, and back-propagates sum / total. So the loss is the same
+however the step's rows are cut up.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
+
+Terms = dict[str, tuple[Tensor, Tensor]]
+"""Name of each term of the loss -> (sum, denominator), scalars; the loss is the sum over terms of sum / denominator."""
+
+
+class Head(Protocol):
+    """The last linear map of a model, kept apart so that a loss may fuse it."""
+
+    @property
+    def weight(self) -> Tensor:
+        """[V, D]."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[V], or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a model computed from a batch."""
+
+    hidden: Tensor
+    """[B, T, D], final norm applied."""
+    head: Head
+
+
+class Objective(ABC):
+    """What training minimizes."""
+
+    @abstractmethod
+    def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
+        """The loss's terms over the rows of this batch."""
+
+    @abstractmethod
+    def denominators(self, batch: Batch) -> dict[str, Tensor]:
+        """The denominators that `__call__` returns for this batch, without a model."""

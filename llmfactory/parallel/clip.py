@@ -1,0 +1,63 @@
+"""The global gradient norm and clipping (Pascanu et al. 2013, section 3.2).
+
+Works on each process's local pieces: squares are summed over the mesh axes along which a gradient is cut, and over no
+other, so replicated gradients count once. Nothing is read back from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Shard
+
+EPSILON = 1e-6
+"""Added to the norm that is divided by, as `torch.nn.utils.clip_grad_norm_` does."""
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's piece of a tensor; the tensor itself where it is not distributed."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def global_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """The Euclidean norm of all gradients of all processes together; a scalar, the same everywhere."""
+    by_axes: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
+    for gradient in gradients:
+        by_axes.setdefault(_cut_along(gradient), []).append(local(gradient))
+    squares = []
+    for groups, pieces in by_axes.items():
+        square = torch.stack(torch._foreach_norm(pieces)).square().sum()
+        for group in groups:
+            dist.all_reduce(square, group=group)
+        squares.append(square)
+    return torch.stack(squares).sum().sqrt()
+
+
+def _cut_along(gradient: Tensor) -> tuple[dist.ProcessGroup, ...]:
+    """The process groups over which a gradient is cut into pieces."""
+    if not isinstance(gradient, DTensor):
+        return ()
+    mesh = gradient.device_mesh
+    return tuple(
+        mesh.get_group(axis)
+        for axis, placement in enumerate(gradient.placements)
+        if isinstance(placement, Shard) and mesh.size(axis) > 1
+    )
+
+
+def clip_factor(norm: Tensor, max_norm: float | None) -> Tensor:
+    """What gradients of that norm must be multiplied by so that it is at most `max_norm`; never above 1."""
+    if max_norm is None:
+        return torch.ones_like(norm)
+    return (max_norm / (norm + EPSILON)).clamp(max=1.0)
+
+
+@torch.no_grad()
+def scale_(gradients: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply all gradients by a scalar, in place."""
+    torch._foreach_mul_([local(gradient) for gradient in gradients], factor)

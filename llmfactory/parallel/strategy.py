@@ -1,0 +1,284 @@
+"""The one Lightning strategy. It is thin: what it does stands in functions of this package that know no Lightning.
+
+One Lightning batch is this process's share of one optimizer step. Before its copy to the device, the denominators of the
+loss are counted and added up over all processes; then the share goes through the model in micro-batches, each of which
+back-propagates sum / denominator. So loss and gradients depend neither on the micro-batch size nor on the number of
+processes. Then one pass over the gradients unscales and clips them, and the optimizer steps.
+
+A step whose loss or gradient norm is not finite never reaches the weights. On the CPU that is decided at once. A GPU would
+have to be waited for, so there the decision stays on it: the optimizer's kernel takes a flag and leaves the weights alone,
+and `check` (called when metrics are read anyway) ends the run.
+
+Lightning runs training_step, then zero_grad, then backward; the first has done the backward pass here, so the second must
+do nothing (the stage's `optimizer_zero_grad`) and so must the third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from llmfactory.core.batch import split
+from llmfactory.core.errors import UserError
+from llmfactory.core.sharding import name_seed
+from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+from llmfactory.parallel.mesh import World
+from llmfactory.parallel.replicate import replicate, sync_gradients
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from llmfactory.core.batch import Batch
+
+
+class Trainable(Protocol):
+    """What the strategy asks of a stage."""
+
+    root: nn.Module
+    """The training module: its forward takes a micro-batch and returns the loss's sums by name."""
+    clip_norm: float | None
+    """Largest global gradient norm."""
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Denominators of the loss's terms by name, and `tokens`, the number of tokens, of a batch on the CPU."""
+        ...
+
+
+class Scale(Protocol):
+    """What the strategy asks of a loss scale."""
+
+    value: Tensor
+
+    def update(self, overflow: Tensor) -> None: ...
+
+
+class Formats(Protocol):
+    """What the strategy asks of the precision plugin."""
+
+    loss_scale: Scale | None
+
+    def convert_module(self, module: nn.Module) -> nn.Module: ...
+    def forward_context(self) -> AbstractContextManager[Any]: ...
+    def scaled(self, loss: Tensor) -> Tensor: ...
+
+
+class MeshStrategy(ParallelStrategy):
+    """Every parallel layout. `samples` names the samples of a step (from 0), for the message when one of them is broken."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        seed: int,
+        micro_batch_size: int | None = None,
+        samples: Callable[[int], str] = lambda step: "unknown",
+        smallest_scale: float = 0.0,
+    ) -> None:
+        super().__init__(parallel_devices=[world.device], cluster_environment=_Place(world))
+        self.world, self.seed, self.micro_batch_size, self.samples = world, seed, micro_batch_size, samples
+        self.smallest_scale = smallest_scale
+        self.stop_asked = False
+        """Set by a signal handler of this process: stop after the current step."""
+        self.stop_agreed = False
+        """Some process was asked to stop before this step began; the same on all of them."""
+        self.tokens = 0.0
+        """Tokens of the current step, over all processes."""
+        self.loss = self.norm = torch.zeros(())
+        """Loss and gradient norm (before clipping) of the last step, over all processes."""
+        self._denominators: dict[str, float] = {}
+        self._broken: Tensor | None = None
+
+    # ---- set-up
+
+    @property
+    def root_device(self) -> torch.device:
+        return self.world.device
+
+    @property
+    def stage(self) -> Trainable:
+        return cast(Trainable, self.lightning_module)
+
+    @property
+    def formats(self) -> Formats:
+        return cast(Formats, self.precision_plugin)
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        self.model_to_device()
+        if self.world.mesh is not None:
+            replicate(self.stage.root, self.world.mesh)
+        self.setup_optimizers(trainer)
+
+    def model_to_device(self) -> None:
+        assert self.lightning_module is not None
+        self.formats.convert_module(self.lightning_module)
+        self.lightning_module.to(self.world.device)
+
+    def teardown(self) -> None:
+        """Weights stay where they are: `fit` still evaluates with them."""
+
+    # ---- the step
+
+    def batch_to_device(self, batch: Batch, device: torch.device | None = None, dataloader_idx: int = 0) -> Batch:
+        counts = self.stage.count(batch)
+        *totals, asked = self.world.sum_numbers([*counts.values(), float(self.stop_asked)])
+        totals_by_name = dict(zip(counts, totals, strict=True))
+        self.tokens = totals_by_name.pop("tokens")
+        self._denominators = totals_by_name
+        self.stop_agreed = asked > 0
+        return {name: field.to(self.world.device, non_blocking=True) for name, field in batch.items()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Forward and backward of all micro-batches; returns this process's part of the loss, detached."""
+        root = self.stage.root
+        torch.manual_seed(name_seed(self.seed, f"step {self._step} rank {self.world.data_rank}"))
+        total: Tensor | None = None
+        pieces = list(split(batch, self.micro_batch_size))
+        for number, piece in enumerate(pieces, start=1):
+            sync_gradients(root, number == len(pieces))
+            with self.formats.forward_context():
+                sums = root(piece)
+                loss = sum(sums[name] / (self._denominators[name] or 1.0) for name in sums)
+            torch.autograd.backward(self.formats.scaled(loss))
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        return total
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Nothing: `training_step` has done it."""
+        return closure_loss
+
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], model: pl.LightningModule | nn.Module | None = None, **kwargs: Any
+    ) -> Tensor:
+        self.loss = self.world.sum_tensor(closure())
+        scale = self.formats.loss_scale
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        raw_norm = global_norm(gradients)
+        self.norm = raw_norm if scale is None else raw_norm / scale.value
+        broken, overflow = ~self.loss.isfinite(), ~self.norm.isfinite()
+        if scale is None:
+            broken, overflow = broken | overflow, torch.zeros_like(overflow)
+        else:
+            broken = broken | (scale.value < self.smallest_scale)
+        factor = clip_factor(self.norm, self.stage.clip_norm)
+        if scale is not None:
+            factor = factor / scale.value
+        if self._defers(optimizer):
+            self._remember(broken)
+            scale_(gradients, factor)
+            optimizer.found_inf = (broken | overflow).float()  # type: ignore[attr-defined]
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
+            optimizer.step()
+        else:
+            if broken:
+                self._stop(self._step + 1, self.loss.item(), self.norm.item())
+            if not overflow:
+                if factor != 1.0:
+                    scale_(gradients, factor)
+                optimizer.step()
+        if scale is not None:
+            scale.update(overflow)
+        optimizer.zero_grad()
+        return self.loss
+
+    @property
+    def _step(self) -> int:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer.global_step
+
+    def _defers(self, optimizer: Optimizer) -> bool:
+        """Whether the step's verdict stays on the device: not on the CPU, and only if the optimizer's kernel takes a flag."""
+        return self.world.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False)
+
+    def _remember(self, broken: Tensor) -> None:
+        """Keep the first broken step as [its number from 1, loss, norm] on the device; the number is 0 as long as there is none."""
+        now = torch.stack([broken * float(self._step + 1), self.loss.float(), self.norm.float()])
+        self._broken = now if self._broken is None else torch.where(self._broken[0] > 0, self._broken, now)
+
+    def check(self) -> None:
+        """End the run if a step since the start had a non-finite loss or gradient. Waits for the device."""
+        if self._broken is not None:
+            step, loss, norm = self._broken.tolist()
+            if step:
+                self._stop(int(step), loss, norm)
+
+    def _stop(self, step: int, loss: float, norm: float) -> NoReturn:
+        raise UserError(
+            f"step {step}: the loss is {loss:g} and the gradient norm {norm:g}; the step did not reach the weights and the run "
+            f"ends here. Its samples: {self.samples(step - 1)}. Try a lower optim.lr or a longer optim.schedule.warmup_steps, "
+            f"or look at these samples"
+        )
+
+    # ---- what Lightning asks of a strategy
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.world.rank == 0
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        total = self.world.sum_tensor(tensor)
+        return total if str(reduce_op).lower().endswith("sum") else total / self.world.size
+
+    def barrier(self, name: str | None = None) -> None:
+        self.world.barrier()
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return self.world.gather(obj)[src]
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        raise UserError("checkpoints are written by llmfactory.checkpoint, not by Lightning")
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        raise UserError("checkpoints are read by llmfactory.checkpoint, not by Lightning")
+
+
+class _Place(ClusterEnvironment):
+    """What `World` knows, in Lightning's words, so that it looks at no environment variable and starts no process."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        raise RuntimeError("the process group exists already")
+
+    @property
+    def main_port(self) -> int:
+        raise RuntimeError("the process group exists already")
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.world.size
+
+    def set_world_size(self, size: int) -> None:
+        """Known already."""
+
+    def global_rank(self) -> int:
+        return self.world.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Known already."""
+
+    def local_rank(self) -> int:
+        return self.world.local_rank
+
+    def node_rank(self) -> int:
+        return self.world.rank // self.world.local_size

@@ -1,0 +1,104 @@
+"""Pretraining: model + objective + optimizer, blind to how many processes and micro-batches there are.
+
+`root` is what a parallel layout wraps: one module whose forward runs model, head and loss, because FSDP2 hands out whole
+weights only within the root's forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from llmfactory.core.context import CausalMask, Context, DocumentMask
+from llmfactory.objective.objective import Head, Objective, Outputs
+from llmfactory.optim.groups import groups
+from llmfactory.optim.spec import OptimSpec
+
+if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
+
+
+class LanguageModel(Protocol):
+    """What pretraining asks of a model."""
+
+    head: Head
+
+    def __call__(self, tokens_BT: Tensor, context: Context) -> Tensor: ...
+
+
+def context_of(batch: Batch, isolated: bool) -> Context:
+    """Positions and mask of a batch; rows that hold one text each, without padding, take the plain causal mask."""
+    mask = DocumentMask(batch["segments"]) if isolated else CausalMask(batch["tokens"].shape[1], batch["tokens"].device)
+    return Context(positions=batch["positions"], mask=mask)
+
+
+class Root(nn.Module):
+    """Model, head and loss in one forward."""
+
+    def __init__(self, model: nn.Module, objective: Objective, isolated: bool) -> None:
+        super().__init__()
+        self.model, self.objective, self.isolated = model, objective, isolated
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The sums of the loss's terms over a micro-batch."""
+        model: LanguageModel = self.model  # type: ignore[assignment]
+        hidden_BTD = model(batch["tokens"], context_of(batch, self.isolated))
+        terms = self.objective(Outputs(hidden_BTD, model.head), batch)
+        return {name: total for name, (total, _) in terms.items()}
+
+
+class PretrainStage(pl.LightningModule):
+    """Trains `model` on `objective`.
+
+    `decays` says for each parameter name of the model whether weight decay applies. `isolated`: rows hold several documents
+    or padding, which attention must keep apart.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optim: OptimSpec,
+        *,
+        decays: Mapping[str, bool],
+        max_steps: int,
+        isolated: bool,
+    ) -> None:
+        super().__init__()
+        self.root = Root(model, objective, isolated)
+        self.objective, self.optim, self.decays = objective, optim, dict(decays)
+        self.schedule = optim.schedule.build(max_steps)
+        self.clip_norm = optim.clip_norm
+
+    @property
+    def model(self) -> nn.Module:
+        return self.root.model
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the step that is being made, or comes next."""
+        return self.optim.lr * self.schedule(self.trainer.global_step)
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        denominators = {name: value.item() for name, value in self.objective.denominators(batch).items()}
+        return {**denominators, "tokens": float((batch["segments"] > 0).sum().item())}
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optim.build(groups(self.model.named_parameters(), self.decays, self.optim.weight_decay))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        """The strategy makes the step; Lightning only asks that this method exists."""
+        raise RuntimeError("a training stage runs under MeshStrategy")
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: Lightning calls this between training_step and backward, when the gradients are there already."""
