@@ -1,0 +1,42 @@
+"""A static key/value cache: memory for all tokens of a generation is taken once, and steps write into it.
+
+Legend: B rows, H key/value heads, T new tokens, S tokens so far, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmfactory.core.context import State
+
+
+class KvCache(State):
+    """Keys and values of every layer. A layer's memory is made when the layer first writes, with its own heads and dtype."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._lengths: dict[int, int] = {}
+
+    def append(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values of a layer; return all of that layer's, [B, H, S, D] each, as views of the cache."""
+        if layer not in self._layers:
+            shape = (*k_BHTD.shape[:2], self.capacity, k_BHTD.shape[3])
+            self._layers[layer] = (k_BHTD.new_empty(shape), v_BHTD.new_empty(shape))
+            self._lengths[layer] = 0
+        start = self._lengths[layer]
+        end = start + k_BHTD.shape[2]
+        if end > self.capacity:
+            raise IndexError(f"{end} tokens in a cache made for {self.capacity}")
+        keys, values = self._layers[layer]
+        keys[:, :, start:end] = k_BHTD
+        values[:, :, start:end] = v_BHTD
+        self._lengths[layer] = end
+        return keys[:, :, :end], values[:, :, :end]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop all rows but these."""
+        for layer, (keys, values) in self._layers.items():
+            index = torch.tensor(rows, device=keys.device)
+            self._layers[layer] = (keys[index], values[index])
