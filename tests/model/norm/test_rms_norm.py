@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmfactory.model.norm.spec import RmsNorm
+
+
+def reference(x, gain, eps):
+    return x / (x.double().square().mean(-1, keepdim=True) + eps).sqrt() * gain
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_equation(scale):
+    torch.manual_seed(0)
+    part = RmsNorm(eps=1e-3).build(16).double()
+    part.weight.data.normal_()
+    x = (scale * torch.randn(3, 5, 16, dtype=torch.float64)).requires_grad_()
+    torch.testing.assert_close(part(x), reference(x, part.weight, 1e-3), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(part, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_normalized_in_float32(dtype):
+    """200^2 x 64 overflows float16, and the result may be off by one rounding of the output only."""
+    torch.manual_seed(0)
+    part = RmsNorm().build(64)
+    part.weight.data.uniform_(0.5, 1.5)
+    x = (200 * torch.randn(4, 64)).to(dtype)
+    got = part.to(dtype)(x)
+    assert got.dtype == dtype
+    torch.testing.assert_close(
+        got, reference(x.float(), part.weight.float(), 1e-5).to(dtype), rtol=torch.finfo(dtype).eps, atol=0
+    )
+
+
+def test_float32_weights_under_autocast():
+    part = RmsNorm().build(64)
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = part(x)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, part(x), rtol=0, atol=0)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import cmath
+
+import pytest
+import torch
+
+from llmfactory.core.context import CausalMask, Context
+from llmfactory.core.errors import ConfigError
+from llmfactory.model.position.spec import Rope
+
+
+def prepared(part, positions, dtype):
+    context = Context(torch.tensor(positions), CausalMask(len(positions[0])))
+    return part.prepare(context, dtype)
+
+
+def test_pairs_are_complex_numbers_that_turn():
+    """x_i + i x_(i+D/2) is multiplied by e^(i p theta^(-2i/D)) (equation 34)."""
+    torch.manual_seed(0)
+    head_dim, theta = 8, 50.0
+    part = Rope(theta=theta).build(16, head_dim, 64, 0.02)
+    positions = [[0, 1, 7, 3], [5, 0, 2, 900]]
+    context = prepared(part, positions, torch.float64)
+    q, k = torch.randn(2, 3, 4, head_dim, dtype=torch.float64), torch.randn(2, 1, 4, head_dim, dtype=torch.float64)
+    for before, after in zip((q, k), part.rotate(q, k, context), strict=True):
+        for b, row in enumerate(positions):
+            for t, p in enumerate(row):
+                for i in range(head_dim // 2):
+                    for h in range(before.shape[1]):
+                        z = complex(before[b, h, t, i], before[b, h, t, i + head_dim // 2])
+                        want = z * cmath.exp(1j * p * theta ** (-2 * i / head_dim))
+                        assert abs(complex(after[b, h, t, i], after[b, h, t, i + head_dim // 2]) - want) < 1e-12
+
+
+def test_scores_depend_on_distance_only():
+    torch.manual_seed(0)
+    part = Rope().build(16, 16, 64, 0.02)
+    q, k = torch.randn(1, 1, 6, 16, dtype=torch.float64), torch.randn(1, 1, 6, 16, dtype=torch.float64)
+    scores = []
+    for shift in (0, 1000):
+        turned_q, turned_k = part.rotate(q, k, prepared(part, [[p + shift for p in range(6)]], torch.float64))
+        scores.append(turned_q @ turned_k.transpose(-1, -2))
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+)
+def test_tables_are_wide_and_the_result_keeps_its_dtype(dtype, wide):
+    part = Rope().build(16, 8, 64, 0.02)
+    context = prepared(part, [[4095, 4096]], dtype)
+    assert {table.dtype for table in context.rotary} == {wide}
+    x = torch.randn(1, 2, 2, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    turned, _ = part.rotate(x, x, context)
+    assert turned.dtype == dtype
+    exact, _ = part.rotate(x.double(), x.double(), prepared(part, [[4095, 4096]], torch.float64))
+    torch.testing.assert_close(
+        turned.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-3 if dtype != torch.float64 else 1e-10
+    )
+
+
+def test_nothing_is_stored():
+    part = Rope().build(16, 8, 64, 0.02)
+    assert not list(part.parameters()) + list(part.buffers())
+    assert part.limit is None
+    assert part.declare() == {}
+
+
+def test_odd_heads_are_refused(llama):
+    with pytest.raises(ConfigError, match="3 wide"):
+        llama(dim=18)
