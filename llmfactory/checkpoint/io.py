@@ -9,16 +9,13 @@ and nothing here ever reads a pickle, whatever a file is called.
 from __future__ import annotations
 
 import errno
-import platform
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -132,13 +129,13 @@ def save(
     def finish() -> None:
         attach(temporary)
         files = {**fingerprints, **{name: fingerprint(temporary / name) for name in names(temporary) if name not in fingerprints}}
-        record = {"schema": SCHEMA, **state, "step": step, **environment(), "tensors": describe(tensors), "files": files}
+        record = {"schema": SCHEMA, **state, "step": step, "tensors": describe(tensors), "files": files}
         write_json(temporary / STATE, record)
         discard(final) if final.exists() else None
         publish(temporary, final)
 
     with _all_or_nothing(world, temporary, step):
-        _on_rank_zero(world, prepare)
+        world.once(prepare)
         file_of = {**dict.fromkeys(model_part, 1), **dict.fromkeys(optimizer_part, 2)}
         writer = HuggingFaceStorageWriter(str(temporary), fqn_to_index_mapping=file_of, save_distributed=True)
         with _quiet():
@@ -149,21 +146,8 @@ def save(
             for part in world.gather({name: fingerprint(temporary / name) for name in shards})
             for name, entry in part.items()
         }
-        _on_rank_zero(world, finish)
+        world.once(finish)
     return final
-
-
-def _on_rank_zero(world: World, action: Callable[[], None]) -> None:
-    """Run on rank 0 and wait; an error there is raised everywhere."""
-    error: Exception | None = None
-    if world.rank == 0:
-        try:
-            action()
-        except Exception as caught:
-            error = caught
-    error = world.broadcast(error)
-    if error is not None:
-        raise error
 
 
 @contextmanager
@@ -191,17 +175,6 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def environment() -> dict[str, Any]:
-    """What bit-equal repetition depends on besides the config."""
-    versions = {"python": platform.python_version()}
-    for package in ("llmfactory", "torch", "lightning", "safetensors"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree
-            continue
-    return {"versions": versions, "threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
-
-
 # ---- reading
 
 
@@ -213,14 +186,6 @@ def read_state(path: Path) -> dict[str, Any]:
     if state["schema"] > SCHEMA:
         raise UserError(f"{path} was written by a newer version (layout {state['schema']}, this one reads up to {SCHEMA})")
     return state
-
-
-def changed_environment(state: Mapping[str, Any]) -> list[str]:
-    """One line for each thing that differs from when the checkpoint was written, so that results may differ in the last bit."""
-    now = environment()
-    before = {"threads": state["threads"], "cpu": state["cpu"], **state["versions"]}
-    after = {"threads": now["threads"], "cpu": now["cpu"], **now["versions"]}
-    return [f"{name}: {before[name]} -> {after.get(name)}" for name in before if before[name] != after.get(name)]
 
 
 def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class CausalObjective(Objective):
     """One term, `loss`."""
 
+    terms = ("loss",)
+
     def __init__(self, spec: Causal) -> None:
         self.label_smoothing = spec.label_smoothing
 

@@ -47,6 +47,9 @@ class Outputs:
 class Objective(ABC):
     """What training minimizes."""
 
+    terms: tuple[str, ...]
+    """Names of the loss's terms."""
+
     @abstractmethod
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
         """The loss's terms over the rows of this batch."""

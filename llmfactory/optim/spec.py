@@ -31,6 +31,10 @@ class OptimSpec(Spec):
         yield from at_least(self, 0.0, "weight_decay")
         yield from above(self, 0.0, "clip_norm", repair=1.0)
 
+    def state_copies(self) -> int:
+        """How many numbers the optimizer keeps for each weight."""
+        return 2
+
     def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         """The optimizer over parameter groups made by `optim/groups.py`; their lr is set before every step."""
         raise TypeError(f"{type(self).__name__} is a base: pick an option of optim")
@@ -71,6 +75,9 @@ class Sgd(OptimSpec):
         yield from between(self, 0.0, 0.999, "momentum")
         if self.nesterov and self.momentum == 0:
             yield Problem("nesterov", True, "needs momentum", "momentum=0.9")
+
+    def state_copies(self) -> int:
+        return 1 if self.momentum else 0
 
     def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         from llmfactory.optim.sgd import sgd

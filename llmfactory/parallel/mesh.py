@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,6 +77,18 @@ class World:
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every process."""
         return self.gather(value)[0]
+
+    def once(self, action: Callable[[], None]) -> None:
+        """Do something on rank 0 while the others wait; what it raises is raised on all."""
+        error: Exception | None = None
+        if self.rank == 0:
+            try:
+                action()
+            except Exception as caught:
+                error = caught
+        error = self.broadcast(error)
+        if error is not None:
+            raise error
 
 
 @contextmanager

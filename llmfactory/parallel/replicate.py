@@ -46,3 +46,9 @@ def sync_gradients(root: nn.Module, sync: bool) -> None:
     """Whether the next backward pass sums gradients over the processes: only the last micro-batch's should."""
     if isinstance(root, FSDPModule):
         root.set_requires_gradient_sync(sync)
+
+
+def reshard(root: nn.Module) -> None:
+    """Give back the whole weights of the last forward, so that `root.parameters()` are what the optimizer trains."""
+    for module in sharded_modules(root):
+        module.reshard()

@@ -30,7 +30,7 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
 from llmfactory.parallel.mesh import World
-from llmfactory.parallel.replicate import replicate, sync_gradients
+from llmfactory.parallel.replicate import replicate, sync_gradients, units
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -80,10 +80,11 @@ class MeshStrategy(ParallelStrategy):
         micro_batch_size: int | None = None,
         samples: Callable[[int], str] = lambda step: "unknown",
         smallest_scale: float = 0.0,
+        compile: bool = False,
     ) -> None:
         super().__init__(parallel_devices=[world.device], cluster_environment=_Place(world))
         self.world, self.seed, self.micro_batch_size, self.samples = world, seed, micro_batch_size, samples
-        self.smallest_scale = smallest_scale
+        self.smallest_scale, self.compile = smallest_scale, compile
         self.stop_asked = False
         """Set by a signal handler of this process: stop after the current step."""
         self.stop_agreed = False
@@ -113,8 +114,12 @@ class MeshStrategy(ParallelStrategy):
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         self.model_to_device()
+        root = self.stage.root
+        if self.compile:  # before the layout: FSDP2 gathers weights outside of what is compiled
+            for module in [root] if self.world.mesh is None else units(root):
+                module.compile()
         if self.world.mesh is not None:
-            replicate(self.stage.root, self.world.mesh)
+            replicate(root, self.world.mesh)
         self.setup_optimizers(trainer)
 
     def model_to_device(self) -> None:

@@ -78,10 +78,9 @@ class PretrainStage(pl.LightningModule):
     def model(self) -> nn.Module:
         return self.root.model
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the step that is being made, or comes next."""
-        return self.optim.lr * self.schedule(self.trainer.global_step)
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return self.optim.lr * self.schedule(step)
 
     def count(self, batch: Batch) -> dict[str, float]:
         denominators = {name: value.item() for name, value in self.objective.denominators(batch).items()}
@@ -93,8 +92,9 @@ class PretrainStage(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
+        lr = self.lr_at(self.trainer.global_step)
         for group in optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = lr
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
         """The strategy makes the step; Lightning only asks that this method exists."""

@@ -1,0 +1,75 @@
+"""The held-out loss: over the first rows while training, over all of them at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+
+from llmfactory.parallel.mesh import World
+from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.run.display import Display
+from llmfactory.run.progress import Progress
+from llmfactory.stage.pretrain import PretrainStage
+from llmfactory.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
+
+Batches = Callable[[int | None], Iterable["Batch"]]
+"""This process's share of the first so many held-out rows (None: of all), in order, in batches."""
+
+
+@torch.no_grad()
+def held_out_loss(stage: PretrainStage, batches: Iterable[Batch], formats: MeshPrecision, world: World) -> float | None:
+    """The loss over all target tokens of these batches, on all processes; None if there are none."""
+    counts: dict[str, float] = dict.fromkeys(stage.objective.terms, 0.0)
+    sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in stage.objective.terms}
+    stage.root.eval()
+    for batch in batches:
+        for name, value in stage.count(batch).items():
+            if name in counts:
+                counts[name] += value
+        with formats.forward_context():
+            for name, value in stage.root({key: field.to(world.device) for key, field in batch.items()}).items():
+                sums[name] += value
+    stage.root.train()
+    names = list(counts)
+    totals = world.sum_numbers([*(sums[name].item() for name in names), *(counts[name] for name in names)])
+    if not all(totals[len(names) :]):
+        return None
+    return sum(total / count for total, count in zip(totals, totals[len(names) :], strict=False))
+
+
+class Evaluating(pl.Callback):
+    """Every `every` steps (None: never), on `rows` held-out rows (None: on all)."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        world: World,
+        formats: MeshPrecision,
+        batches: Batches,
+        tracker: Tracker,
+        display: Display,
+        *,
+        every: int | None,
+        rows: int | None,
+    ) -> None:
+        self.progress, self.world, self.formats, self.batches = progress, world, formats, batches
+        self.tracker, self.display, self.every, self.rows = tracker, display, every, rows
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, stage: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every is None or self.progress.step % self.every:
+            return
+        assert isinstance(stage, PretrainStage)
+        with self.progress.watch.paused():
+            loss = held_out_loss(stage, self.batches(self.rows), self.formats, self.world)
+        if loss is not None:
+            self.progress.evaluated(loss)
+            self.tracker.log(self.progress.step, {"held_out_loss": loss})
+            self.display.update(self.progress.step, {"held_out_loss": loss})

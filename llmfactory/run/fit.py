@@ -1,0 +1,253 @@
+"""Training from start, or from the last checkpoint, to the end: builds the pieces and hands them to Lightning's Trainer.
+
+The Trainer is kept quiet (no bar, logger, checkpoint callback, sanity check or per-step logging), because those cost more
+a step than the loop itself; four callbacks of ours do what is needed, in this order after each step: metrics, evaluation,
+stopping, saving. So a checkpoint holds the outcome of everything that its step has caused, and a run that goes on from it
+repeats nothing and leaves nothing out.
+
+A resumed run is the unbroken one: the sample order is a function of (seed, sample number), the dropout masks of (seed,
+step, process), the learning rate of the step; weights, optimizer, loss scale and early-stopping state come from the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from llmfactory.checkpoint import io
+from llmfactory.checkpoint.tensors import model_tensors
+from llmfactory.config.spec import Job
+from llmfactory.data.loader import StepLoader, held_out_batches
+from llmfactory.data.prepared import Prepared
+from llmfactory.model.declarations import declarations
+from llmfactory.model.initialize import initialize
+from llmfactory.model.spec import DecoderOnly
+from llmfactory.parallel.mesh import World, open_world
+from llmfactory.parallel.replicate import reshard
+from llmfactory.parallel.spec import Mesh
+from llmfactory.parallel.strategy import MeshStrategy
+from llmfactory.precision.loss_scale import SMALLEST
+from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.run.allocator import keep_freed_memory
+from llmfactory.run.determinism import device_type, settings
+from llmfactory.run.display import Display
+from llmfactory.run.environment import changed_bits, environment
+from llmfactory.run.evaluating import Evaluating, held_out_loss
+from llmfactory.run.progress import Progress
+from llmfactory.run.saving import Saving
+from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
+from llmfactory.run.watching import Watching
+from llmfactory.stage.pretrain import PretrainStage
+from llmfactory.stage.spec import Pretrain
+from llmfactory.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What training left."""
+
+    model: nn.Module
+    """A plain module with the whole weights, in evaluation mode, on every process."""
+    step: int
+    """Optimizer steps done, those before a resume included."""
+    held_out_loss: float | None
+    """On all held-out rows, after the last step; None if there are none, or if the run was terminated."""
+    best_step: int | None
+    """Step of the lowest held-out loss during training; None: there was no evaluation."""
+    stopped: str
+    """Why it ended: "finished", "early" or "terminated"."""
+    train_seconds: float
+    """Of training alone (no evaluation, no saving), those before a resume included."""
+    tokens_per_second: float
+    """Tokens (padding not counted) of the whole run by its `train_seconds`."""
+    skipped_steps: int
+    """Steps left out because float16 gradients overflowed."""
+    checkpoint: Path | None
+    """The last checkpoint."""
+
+
+def fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Display) -> Fitted:
+    """Train `job` on `data`; called by every process of the job. Checkpoints stand in `folder/checkpoints`.
+
+    Raises:
+        UserError: a broken checkpoint, a full disk, a non-finite loss, too few processes or rows.
+    """
+    assert isinstance(job.parallel, Mesh)
+    kind = device_type(job.trainer.device)
+    if kind == "cpu":
+        keep_freed_memory()
+    with settings(job.trainer, kind), open_world(job.parallel, kind) as world:
+        return _fit(job, data, folder, tracker, display, world)
+
+
+def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Display, world: World) -> Fitted:
+    spec = job.trainer
+    checkpoints = folder / "checkpoints"
+    resume = world.broadcast(io.latest(checkpoints))
+    surroundings = environment(world.device, world.size)
+    progress = Progress()
+    if resume is not None:
+        state = io.read_state(resume)
+        progress = Progress.restored(state)
+        display.note(f"going on from {resume} (step {progress.step})")
+        if changed := changed_bits(state["environment"], surroundings):
+            display.note(changed)
+    tracker.rewind(progress.step)
+    if progress.step >= spec.max_steps:
+        display.note(f"trainer.max_steps={spec.max_steps} is reached already: nothing to train")
+
+    rows = job.data.pack.build(data.train, job.data.seq_len)
+    held_out = job.data.pack.build(data.held_out, job.data.seq_len)
+    loader = StepLoader(
+        rows,
+        batch_size=spec.batch_size,
+        seed=job.seed,
+        rank=world.data_rank,
+        world=world.data_size,
+        start_step=progress.step,
+    )
+
+    def samples(step: int) -> str:
+        whole = StepLoader(rows, batch_size=spec.batch_size, seed=job.seed, rank=0, world=1, start_step=0)
+        numbers = [str(number) for number in whole.sample_ids(step)]
+        return "rows " + ", ".join(numbers[:64]) + (" ..." if len(numbers) > 64 else "")
+
+    def batches(limit: int | None) -> Iterable[Batch]:
+        size = min(spec.batch_size, (spec.micro_batch_size or spec.batch_size) * world.data_size)
+        return held_out_batches(held_out, batch_size=size, rank=world.data_rank, world=world.data_size, limit=limit)
+
+    def attach(path: Path) -> None:
+        from llmfactory.config.plain import to_plain
+        from llmfactory.run.plain_file import write_yaml
+
+        data.tokenizer.save(path / "tokenizer")
+        write_yaml(path / "config.yaml", to_plain(job))
+
+    stage = build_stage(job, rows.isolated, fresh=resume is None)
+    formats = job.precision.build(world.device.type)
+    strategy = MeshStrategy(
+        world,
+        seed=job.seed,
+        micro_batch_size=spec.micro_batch_size,
+        samples=samples,
+        smallest_scale=SMALLEST,
+        compile=spec.compile,
+    )
+    saving = Saving(
+        checkpoints, spec, progress, strategy, formats, resume=resume, record={"environment": surroundings}, attach=attach
+    )
+    callbacks = [
+        Watching(progress, strategy, formats, tracker, display, spec.log_every),
+        Evaluating(progress, world, formats, batches, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
+        Stopping(progress, strategy, spec.patience),
+        saving,
+    ]
+    display.start(spec.max_steps, progress.step)
+    with _quiet_lightning(), signals(strategy):
+        _train(stage, loader, strategy, formats, callbacks, spec.max_steps, progress.step)
+    progress.watch.stop()
+    display.stop()
+
+    loss = None
+    if progress.stopped != "terminated":
+        seen_all = progress.held_out_step == progress.step and (spec.eval_rows is None or spec.eval_rows >= len(held_out))
+        loss = progress.held_out_loss if seen_all else held_out_loss(stage, batches(None), formats, world)
+    return Fitted(
+        model=_whole_model(job, stage, formats, world),
+        step=progress.step,
+        held_out_loss=loss,
+        best_step=progress.best_step,
+        stopped=progress.stopped or "finished",
+        train_seconds=progress.watch.seconds,
+        tokens_per_second=progress.tokens / max(progress.watch.seconds, 1e-9),
+        skipped_steps=0 if formats.loss_scale is None else int(formats.loss_scale.skipped),
+        checkpoint=saving.last,
+    )
+
+
+def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
+    """The stage with its first weights: those of `init`, or random ones. Not `fresh`: a checkpoint will fill them."""
+    assert isinstance(job.stage, Pretrain) and isinstance(job.model, DecoderOnly)
+    model = job.model.build()
+    decays = {name: declared.decay for name, declared in declarations(model).items()}
+    if fresh and job.init is not None:
+        io.load_weights(io.find(Path(job.init)), model)
+    elif fresh:
+        initialize(model, job.seed)
+    objective = job.stage.objective.build()
+    return PretrainStage(model, objective, job.optim, decays=decays, max_steps=job.trainer.max_steps, isolated=isolated)
+
+
+def _train(
+    stage: PretrainStage,
+    loader: Iterable[Any],
+    strategy: MeshStrategy,
+    formats: MeshPrecision,
+    callbacks: list[pl.Callback],
+    max_steps: int,
+    start_step: int,
+) -> None:
+    """Lightning's part. `trainer.global_step` counts the steps before a resume too."""
+    trainer = pl.Trainer(
+        accelerator="cuda" if strategy.world.device.type == "cuda" else "cpu",
+        devices=1,
+        strategy=strategy,
+        plugins=[formats],
+        max_steps=max_steps,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    silence_lightning_signals(trainer)
+    progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+    progress.total.ready = progress.total.completed = start_step
+    try:
+        trainer.fit(stage, loader)
+    except SystemExit as stop:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt from stop
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without its remarks about accelerators that are not there, its advertisements, and a warning about its own code."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+@torch.no_grad()
+def _whole_model(job: Job, stage: PretrainStage, formats: MeshPrecision, world: World) -> nn.Module:
+    """A plain model with the trained weights."""
+    if world.mesh is None:
+        return stage.model.eval()
+    assert isinstance(job.model, DecoderOnly)
+    reshard(stage.root)
+    model = formats.convert_module(job.model.build()).to(world.device)
+    ours = model_tensors(stage.model)
+    for name, tensor in model_tensors(model).items():
+        source = ours[name]
+        tensor.copy_(source.full_tensor() if hasattr(source, "full_tensor") else source)
+    return model.eval()
