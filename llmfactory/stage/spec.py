@@ -28,14 +28,13 @@ class TrainingSpec(StageSpec):
     """Base of the stages that train; they always have a run folder."""
 
     objective: ObjectiveSpec
+    sample_prompt: str | None = None
+    """Start of the sample at the end; None: the first words of a held-out document."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Pretrain(TrainingSpec):
     """Train a model from random weights, or from those of `init`, on the rows of `data`."""
-
-    sample_prompt: str | None = None
-    """Start of the sample at the end; None: the first words of a held-out document."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,0 +1,141 @@
+"""A training job from data to figures: prepare, fit, evaluate on all held-out rows, write a sample.
+
+Every process runs it; only rank 0 shows and keeps anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmfactory.config.spec import Job
+from llmfactory.data.prepare import prepare
+from llmfactory.data.prepared import Prepared
+from llmfactory.inference.generate import generate
+from llmfactory.model.count import parameters, train_flops_per_token
+from llmfactory.model.decoder_only import Decoder
+from llmfactory.parallel.mesh import World, open_world
+from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.run.determinism import device_type
+from llmfactory.run.display import Display, make_display
+from llmfactory.run.environment import environment
+from llmfactory.run.fit import Fitted, fit
+from llmfactory.run.folder import write_result
+from llmfactory.run.peak import matmul_peak
+from llmfactory.stage.evaluate import compressor_figures, likelihood
+from llmfactory.stage.initial import checkpoint_of, corpus_for
+from llmfactory.stage.spec import Generate, TrainingSpec
+from llmfactory.tracking.none import NoTracker
+
+SAMPLE = Generate(prompt="")
+"""The sample is drawn as stage=generate draws by default."""
+PROMPT_WORDS = 8
+"""Words of a held-out document that the sample begins with."""
+EVALUATION_ROWS = 16
+"""Rows that a process evaluates at once where the config names no micro-batch size."""
+
+
+def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Results as plain data. A run that was stopped by a signal has no figures yet."""
+    with open_world(job.parallel, device_type(job.trainer.device)) as world:
+        here = {"environment": environment(world.device, world.size)}
+        if world.rank == 0:
+            write_result(folder, {"name": config["name"], "stage": config["stage"]["type"], "status": "running", **here})
+        display = make_display(job.trainer.progress, world.rank)
+        try:
+            data = prepare_in_turn(job, world, display)
+            tracker = job.tracking.build(folder, config) if world.rank == 0 else NoTracker()
+            try:
+                fitted = fit(job, data, folder, tracker, display)
+            except BaseException:
+                tracker.finish({})
+                raise
+        finally:
+            display.stop()
+        result: dict[str, Any] = {
+            "status": fitted.stopped,
+            "max_steps": job.trainer.max_steps,
+            "patience": job.trainer.patience,
+            "step": fitted.step,
+            "best_step": fitted.best_step,
+            "skipped_steps": fitted.skipped_steps,
+            "checkpoint": str(fitted.checkpoint),
+            "train_seconds": fitted.train_seconds,
+            **here,
+        }
+        if fitted.stopped != "terminated":
+            result |= figures_of(job, fitted, data, world)
+        tracker.finish({key: float(value) for key, value in result.items() if isinstance(value, (int, float))})
+    return result
+
+
+def prepare_in_turn(job: Job, world: World, display: Display) -> Prepared:
+    """Rank 0 prepares and shows how far it is; the others wait for its lock, however long that takes, and read.
+
+    They are let go as soon as rank 0 holds the lock: waiting in a collective operation would run into its time limit.
+    """
+    corpus = job.data if job.init is None else corpus_for(job.data, checkpoint_of(job, "starting"))
+    waiting = world.size > 1
+
+    def let_go() -> None:
+        nonlocal waiting
+        if waiting:
+            waiting = False
+            world.barrier()
+
+    def progress(what: str, done: int, total: int) -> None:
+        let_go()
+        display.preparing(what, done, total)
+
+    if world.rank != 0:
+        let_go()
+        return prepare(corpus, job.model.vocab_size)
+    data = prepare(corpus, job.model.vocab_size, progress)
+    let_go()
+    display.stop()
+    return data
+
+
+def figures_of(job: Job, fitted: Fitted, data: Prepared, world: World) -> dict[str, Any]:
+    """What the end table and the report show."""
+    precision = job.precision.build(world.device.type)
+    found: dict[str, Any] = {"parameters": parameters(fitted.model), "tokens_per_second": fitted.tokens_per_second}
+    rows = job.data.pack.build(data.held_out, job.data.seq_len)
+    if len(rows):
+        at_once = (job.trainer.micro_batch_size or EVALUATION_ROWS) * world.data_size
+        found |= likelihood(fitted.model, rows, precision, world, at_once).figures(data.held_out_bytes)
+        found |= compressor_figures(data) if world.rank == 0 else {}
+    peak = sum(world.gather(matmul_peak(world.device, precision.products or precision.weights)))
+    flops = train_flops_per_token(job.model, job.data.seq_len) * fitted.tokens_per_second
+    found |= {"peak_flops": peak, "mfu": flops / peak}
+    if job.trainer.sample and world.rank == 0:
+        found["sample"] = sample(job, fitted.model, data, precision)
+    return found
+
+
+def sample(job: Job, model: Decoder, data: Prepared, precision: MeshPrecision) -> dict[str, str]:
+    """A continuation of the stage's prompt, or of the first words of a held-out document."""
+    assert isinstance(job.stage, TrainingSpec)
+    prompt = first_words(data) if job.stage.sample_prompt is None else job.stage.sample_prompt
+    tokenizer = data.tokenizer
+    with precision.forward_context():
+        tokens = generate(
+            model,
+            [[tokenizer.end_id, *tokenizer.encode(prompt)]],
+            max_tokens=SAMPLE.max_tokens,
+            temperature=SAMPLE.temperature,
+            top_k=SAMPLE.top_k,
+            top_p=SAMPLE.top_p,
+            end_id=tokenizer.end_id,
+            seed=job.seed,
+        )[0]
+    return {"prompt": prompt, "text": tokenizer.decode(tokens)}
+
+
+def first_words(data: Prepared) -> str:
+    """Of the first held-out document, white space kept; nothing if there is none."""
+    if not data.counts["held_out"]["documents"]:
+        return ""
+    text = data.held_out_text(0)
+    words = text.split(None, PROMPT_WORDS)
+    return text[: len(text) - len(words[PROMPT_WORDS])].rstrip() if len(words) > PROMPT_WORDS else text
