@@ -26,7 +26,7 @@ class Corpus(Spec):
     cache: str | None = None
     """Folder of prepared data; None: llmfactory/ in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
     workers: int | None = None
-    """Processes that tokenize; None: as many as the machine has cores. The result does not depend on it."""
+    """Threads that tokenize; None: as many as the machine has cores. The result does not depend on it."""
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 2, "seq_len")

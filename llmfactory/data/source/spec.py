@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,6 +59,10 @@ class Text(SourceSpec):
         yield from between(self, 0.0, 1.0, "bad_share")
         if self.files == []:
             yield Problem("files", self.files, "no file is named", "files=[README.md]")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            yield Problem("encoding", self.encoding, "is no encoding that Python knows", "encoding=utf-8")
 
     def build(self) -> Source:
         from llmfactory.data.source.text import TextFiles

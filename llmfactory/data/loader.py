@@ -1,0 +1,88 @@
+"""Batches: which rows a process reads at which step.
+
+The state is one number, the step: step s of batch size b reads the samples [s*b, (s+1)*b) of the global order, and each rank its
+share of them. So a run that resumes on another number of processes goes on with the samples that it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmfactory.core.batch import IGNORE
+from llmfactory.core.errors import ConfigError, Problem
+from llmfactory.data.order import Order
+
+if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
+    from llmfactory.data.pack.rows import Rows
+
+
+def share(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
+    """This rank's contiguous part of [start, stop); parts differ by at most one."""
+    size = stop - start
+    return start + size * rank // world, start + size * (rank + 1) // world
+
+
+class StepLoader:
+    """Endless: item i is this rank's share of the global batch of step start_step + i."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        if batch_size < world:
+            problem = Problem(
+                "trainer.batch_size",
+                batch_size,
+                f"{world} data-parallel processes need a row each",
+                f"trainer.batch_size={world}",
+            )
+            raise ConfigError([problem])
+        self.rows, self.batch_size, self.rank, self.world, self.start_step = rows, batch_size, rank, world, start_step
+        self.order = Order(len(rows), seed) if shuffle else None
+
+    def sample_ids(self, step: int) -> NDArray[np.int64]:
+        """Row numbers that this rank reads at a step."""
+        low, high = share(step * self.batch_size, (step + 1) * self.batch_size, self.rank, self.world)
+        samples = np.arange(low, high, dtype=np.int64)
+        return samples % len(self.rows) if self.order is None else self.order(samples)
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = self.start_step
+        while True:
+            yield self.rows.read(self.sample_ids(step))
+            step += 1
+
+
+def held_out_batches(rows: Rows, *, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[Batch]:
+    """Every row once, in order, `batch_size` of them a step over all ranks; `limit`: only so many rows, spread evenly.
+
+    Each rank gets the same number of batches, as collective operations need: where the last one has no row left for a rank,
+    it gets a row of padding, which counts nothing.
+    """
+    count = len(rows) if limit is None else min(limit, len(rows))
+    chosen = np.arange(count, dtype=np.int64) * len(rows) // max(count, 1)
+    for start in range(0, count, batch_size):
+        low, high = share(start, min(start + batch_size, count), rank, world)
+        if low < high:
+            yield rows.read(chosen[low:high])
+        else:
+            yield _padding(rows.read(chosen[:1]))
+
+
+def _padding(batch: Batch) -> Batch:
+    batch["labels"].fill_(IGNORE)
+    batch["segments"].zero_()
+    batch["positions"].zero_()
+    return batch

@@ -1,0 +1,75 @@
+"""Marks to beat: what general compressors make of the held-out text after they have seen the training text.
+
+`compressed(training + held out) - compressed(training)`, in bits per byte of held-out text, is what a model's bits per byte can be
+held against. gzip looks back 32 KiB only, so that its mark is little more than its own figure on the held-out text; xz looks
+back over all of the text, which is therefore kept beside the tokens, up to xz's window.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from llmfactory.core.errors import UserError
+from llmfactory.data.prepared import Prepared
+from llmfactory.data.split import Parts
+from llmfactory.data.spool import Spool
+
+WINDOW = 64 << 20
+"""Bytes that `xz -9` looks back."""
+TRAIN, HELD_OUT, FOUND = "train_end.txt", "held_out.txt", "marks.json"
+
+
+def write_texts(spool: Spool, parts: Parts, folder: Path) -> None:
+    """Keep what the marks need: the held-out text, and the last 64 MiB of the training text."""
+    with (folder / HELD_OUT).open("wb") as file:
+        for index in parts.held_out:
+            file.write(spool.text(index).encode())
+    first, size = len(parts.train), 0
+    while first and size < WINDOW:
+        first -= 1
+        size += spool.size(parts.train[first])
+    with (folder / TRAIN).open("wb") as file:
+        for index in parts.train[first:]:
+            file.write(spool.text(index).encode())
+
+
+def prepared_marks(prepared: Prepared) -> dict[str, float]:
+    """The marks of a prepared corpus, measured once and kept in its folder. Empty where nothing is held out."""
+    if not prepared.held_out_bytes:
+        return {}
+    path = prepared.folder / FOUND
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"gzip": float(found["gzip"]), "xz": float(found["xz"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not measured yet, or by a process that was killed meanwhile
+    try:
+        training = (prepared.folder / TRAIN).read_bytes()
+        held_out = (prepared.folder / HELD_OUT).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    marks = compressor_marks(training, held_out)
+    path.write_text(json.dumps(marks) + "\n", encoding="utf-8")
+    return marks
+
+
+def compressor_marks(training: bytes, held_out: bytes) -> dict[str, float]:
+    """Bits per byte of the held-out text under `gzip -9` and `xz -9`, both primed with the training text."""
+    with ThreadPoolExecutor(2) as pool:  # both libraries work outside of the interpreter's lock
+        sizes: list[list[int]] = [list(pool.map(how, (training, training + held_out))) for how in (_gzip, _xz)]
+    return {name: 8 * (both - alone) / len(held_out) for name, (alone, both) in zip(("gzip", "xz"), sizes, strict=True)}
+
+
+def _gzip(data: bytes) -> int:
+    return len(zlib.compress(data, 9))
+
+
+def _xz(data: bytes) -> int:
+    # Preset 9's window is 64 MiB and its tables take ten times that: a window of the text's size gives the same with less.
+    window = min(WINDOW, max(1 << 16, 1 << (len(data) - 1).bit_length()))
+    options = {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}
+    return len(lzma.compress(data, format=lzma.FORMAT_XZ, filters=[options]))

@@ -1,0 +1,50 @@
+"""The order of samples: a pure function of the seed and of the global number of the sample, for any number of readers.
+
+Each epoch is a keyed bijection of its rows: a Feistel network on the bits of the index (Luby and Rackoff 1988), walked along its
+cycles until the value falls below the number of rows (Black and Rogaway 2002). Nothing is shuffled and nothing is stored: the
+order of 10^12 rows costs as much as that of ten.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUNDS = 8
+"""Four would do for large domains; small ones need more to mix."""
+Words = NDArray[np.uint64]
+
+
+class Order:
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError("an order needs at least one row")
+        self.size, self.seed = size, seed
+        self.bits = max(1, -(-(size - 1).bit_length() // 2))  # of each half: the domain is 4^bits, less than 4 times the size
+
+    def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row number of each global sample number. Sample i is in epoch i // size."""
+        samples: NDArray[np.int64] = np.asarray(indices, np.int64)
+        epoch, place = samples // self.size, samples % self.size
+        key = _mix(epoch.astype(np.uint64) ^ _mix(np.array([self.seed & (2**64 - 1)], np.uint64)))
+        value: Words = self._feistel(place.astype(np.uint64), key)
+        while (outside := np.flatnonzero(value >= self.size)).size:
+            value[outside] = self._feistel(value[outside], key[outside])
+        return value.view(np.int64)
+
+    def _feistel(self, value: Words, key: Words) -> Words:
+        bits, mask = np.uint64(self.bits), np.uint64((1 << self.bits) - 1)
+        left, right = value >> bits, value & mask
+        for number in range(ROUNDS):
+            left, right = right, left ^ (_mix(key + right + (np.uint64(number) << np.uint64(32))) & mask)
+        mixed: Words = (left << bits) | right
+        return mixed
+
+
+def _mix(x: Words) -> Words:
+    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the result depends on every bit of x."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x

@@ -1,0 +1,100 @@
+"""Source files of the running Python's standard library.
+
+It is real text that is on every machine. Left out: tests (a third of the bytes, mostly tables of cases), `idlelib`,
+`turtledemo`, `lib2to3` and `distutils` (programs and retired packages, absent from newer or slimmer Pythons), `encodings` and
+`pydoc_data` (tables; the topics of the latter are documents of `pydocs`), `ensurepip` (wheels), and build settings of the
+machine (`_sysconfigdata*`, `config-*`), which are no one else's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from llmfactory.core.errors import UserError
+from llmfactory.data.source.document import Document, Drops, Source
+
+LEFT_OUT = re.compile(
+    r"site-packages|dist-packages|tests?|idle_test|idlelib|turtledemo|lib2to3|distutils|encodings|pydoc_data|ensurepip"
+    r"|lib-dynload|__phello__.*|_sysconfigdata.*|_sysconfig_vars.*|config-.*|__pycache__"
+)
+"""Names of folders and files whose content is no document."""
+
+
+class StandardLibrary:
+    """The .py files of the running Python's standard library, sorted by module path."""
+
+    def __init__(self) -> None:
+        self.folder = Path(sysconfig.get_path("stdlib"))
+
+    @cached_property
+    def files(self) -> list[Path]:
+        found = sorted(path for path in self.folder.rglob("*.py") if not self._left_out(path))
+        if not found:
+            raise UserError(
+                f"this Python ({sys.executable}, {sys.version.split()[0]}) comes without the source files of its standard library "
+                f"(none in {self.folder}): use another Python, or text of your own: data=text 'data.source.files=[my/*.txt]'"
+            )
+        return found
+
+    def _left_out(self, path: Path) -> bool:
+        return any(LEFT_OUT.fullmatch(part) for part in path.relative_to(self.folder).with_suffix("").parts)
+
+    def module(self, path: Path) -> str:
+        parts = path.relative_to(self.folder).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+    def read(self, path: Path) -> str:
+        try:
+            with tokenize.open(path) as file:  # honours the file's coding line
+                return file.read()
+        except (OSError, SyntaxError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path} of the standard library: {error}") from error
+
+    def fingerprint(self) -> str:
+        total = hashlib.sha256(sys.version.encode())
+        for path in self.files:
+            try:
+                total.update(f"{self.module(path)} {path.stat().st_size}\n".encode())
+                total.update(path.read_bytes())
+            except OSError as error:
+                raise UserError(f"cannot read {path} of the standard library: {error.strerror}") from error
+        return total.hexdigest()
+
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self.files)
+
+
+def group(module: str) -> str:
+    """Modules that belong together share their group: all of a package, and the parts of one module in C and Python."""
+    top = module.partition(".")[0]
+    return re.sub(r"^(_py_?(?=[a-z]{2})|_+)", "", top).rstrip("_") or top
+
+
+class PythonCode(Source):
+    """A source file a document."""
+
+    can_cut = False
+
+    def __init__(self) -> None:
+        self.library = StandardLibrary()
+
+    def fingerprint(self) -> str:
+        return f"pycode {self.library.fingerprint()}"
+
+    def size(self) -> int:
+        return self.library.size()
+
+    def documents(self, drops: Drops) -> Iterator[Document]:
+        for path in self.library.files:
+            text, module = self.library.read(path), self.library.module(path)
+            if text.strip():
+                yield Document(module, text, group(module))
+            else:
+                drops.add("empty document", module)

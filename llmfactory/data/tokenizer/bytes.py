@@ -1,0 +1,38 @@
+"""Bytes as tokens: ids 0 to 255 are the bytes of UTF-8, 256 ends a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, check_size, write_about
+
+END = 256
+
+
+class ByteTokenizer(Tokenizer):
+    vocab_size = 257
+    end_id = END
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i != END).decode(errors="replace")
+
+    def save(self, folder: Path) -> None:
+        write_about(folder, "bytes", END)
+
+
+class ByteTokenizerSource(TokenizerSource):
+    def __init__(self, vocab_size: int) -> None:
+        check_size(ByteTokenizer.vocab_size, vocab_size, "data/tokenizer=bytes")
+
+    def fingerprint(self) -> str:
+        return "bytes"
+
+    def make(self, texts: Iterable[str]) -> Tokenizer:
+        return ByteTokenizer()

@@ -1,0 +1,88 @@
+"""What a tokenizer is to the rest: text to ids and back, an id that ends a document, a folder to be kept in.
+
+`encode` never gives `end_id`: a text that spells the end token is a text about it, not the end of the document.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from llmfactory.core.errors import UserError
+
+FOLDER = "tokenizer"
+"""Name of the folder in a run or checkpoint folder."""
+ABOUT = "about.json"
+
+
+class Tokenizer(ABC):
+    """Text to ids and back."""
+
+    vocab_size: int
+    """Ids are below it."""
+    end_id: int
+    """Stands before the first, between two, and after the last document."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode` of each; several threads may call it at once."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text, without end tokens. Ids that stand for broken UTF-8 give U+FFFD."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Into the folder, which is made where it does not exist."""
+
+
+class TokenizerSource(ABC):
+    """How to get a tokenizer for a corpus: train it, or read a file."""
+
+    sample_bytes: int = 0
+    """How much text `make` wants to see."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of everything that the result depends on besides the text."""
+
+    @abstractmethod
+    def make(self, texts: Iterable[str]) -> Tokenizer: ...
+
+
+def write_about(folder: Path, kind: str, end_id: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ABOUT).write_text(json.dumps({"kind": kind, "end_id": end_id}) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> Tokenizer:
+    """The tokenizer that `save` left in the folder."""
+    from llmfactory.data.tokenizer.bytes import ByteTokenizer
+    from llmfactory.data.tokenizer.hf_file import HfTokenizer
+
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        kind, end_id = str(about["kind"]), int(about["end_id"])
+    except OSError as error:
+        raise UserError(f"no tokenizer in {folder}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / ABOUT} is damaged: {error}") from error
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "hf":
+        return HfTokenizer.read(folder / "tokenizer.json", end_id)
+    raise UserError(f"{folder / ABOUT} names an unknown kind of tokenizer, {kind!r}: it was written by another version")
+
+
+def check_size(size: int, vocab_size: int, name: str) -> None:
+    """Every id must have its row in the model's embedding."""
+    if size > vocab_size:
+        raise UserError(
+            f"{name} has {size} ids, the model only {vocab_size} (model.vocab_size): an id without its row cannot be embedded. "
+            f"Try model.vocab_size={size}"
+        )
