@@ -21,37 +21,37 @@ from llmfactory.model.spec import DecoderOnly
 
 def gpt_spec(**changes: object) -> DecoderOnly:
     """GPT-2 in small."""
-    fields: dict[str, object] = dict(
-        vocab_size=97,
-        dim=24,
-        max_positions=48,
-        n_layers=3,
-        norm=LayerNorm(),
-        position=Learned(),
-        attention=Gqa(n_heads=4, bias=True),
-        ffn=Mlp(hidden=96, activation=Activation.gelu_tanh),
-        block=PreNorm(),
-        embedding=Token(),
-        head=Lm(tied=True),
-    )
+    fields: dict[str, object] = {
+        "vocab_size": 97,
+        "dim": 24,
+        "max_positions": 48,
+        "n_layers": 3,
+        "norm": LayerNorm(),
+        "position": Learned(),
+        "attention": Gqa(n_heads=4, bias=True),
+        "ffn": Mlp(hidden=96, activation=Activation.gelu_tanh),
+        "block": PreNorm(),
+        "embedding": Token(),
+        "head": Lm(tied=True),
+    }
     return DecoderOnly(**{**fields, **changes})
 
 
 def llama_spec(**changes: object) -> DecoderOnly:
     """LLaMA in small, with shared key/value heads."""
-    fields: dict[str, object] = dict(
-        vocab_size=97,
-        dim=24,
-        max_positions=48,
-        n_layers=3,
-        norm=RmsNorm(),
-        position=Rope(),
-        attention=Gqa(n_heads=6, n_kv_heads=2),
-        ffn=Glu(hidden=64, activation=Activation.silu),
-        block=PreNorm(),
-        embedding=Token(),
-        head=Lm(tied=False),
-    )
+    fields: dict[str, object] = {
+        "vocab_size": 97,
+        "dim": 24,
+        "max_positions": 48,
+        "n_layers": 3,
+        "norm": RmsNorm(),
+        "position": Rope(),
+        "attention": Gqa(n_heads=6, n_kv_heads=2),
+        "ffn": Glu(hidden=64, activation=Activation.silu),
+        "block": PreNorm(),
+        "embedding": Token(),
+        "head": Lm(tied=False),
+    }
     return DecoderOnly(**{**fields, **changes})
 
 

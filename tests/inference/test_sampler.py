@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmfactory.inference.sampler import distribution, draw, keep_top_k, keep_top_p, sample
+
+INF = float("inf")
+
+
+def test_top_k_by_hand():
+    logits = torch.tensor([[1.0, 4.0, 2.0, 3.0], [0.0, 0.0, 5.0, 0.0]])
+    assert keep_top_k(logits, 2).tolist() == [[-INF, 4.0, -INF, 3.0], [0.0, 0.0, 5.0, 0.0]]  # equals of the second stay
+    assert torch.equal(keep_top_k(logits, 4), logits)
+    assert torch.equal(keep_top_k(logits, 99), logits)
+
+
+@pytest.mark.parametrize(("p", "kept"), [(0.01, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.97, 4), (1.0, 4)])
+def test_top_p_keeps_the_fewest_that_reach_it(p, kept):
+    probabilities = torch.tensor([[0.05, 0.5, 0.15, 0.3]], dtype=torch.float64)
+    got = keep_top_p((probabilities + 1e-15).log(), p).isfinite()[0]
+    assert {int(token) for token in got.nonzero()} == set([1, 3, 2, 0][:kept])
+
+
+def test_distribution_is_the_plain_formula():
+    """Against loops: divide, keep k, keep p of what is left, normalize."""
+    logits = 2 * torch.randn(5, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    got = distribution(logits, 0.7, 8, 0.9)
+    for row in range(5):
+        scaled = [float(value) / 0.7 for value in logits[row]]
+        order = sorted(range(20), key=lambda token: -scaled[token])[:8]
+        weights = [torch.tensor(scaled[token], dtype=torch.float64).exp() for token in order]
+        total, reached, kept = sum(weights), 0.0, []
+        for token, weight in zip(order, weights, strict=True):
+            if reached >= 0.9:
+                break
+            kept.append((token, weight))
+            reached += float(weight / total)
+        want = torch.zeros(20, dtype=torch.float64)
+        for token, weight in kept:
+            want[token] = weight / sum(w for _, w in kept)
+        torch.testing.assert_close(got[row], want, rtol=1e-12, atol=1e-12)
+
+
+def test_draw_inverts_the_cumulated_distribution():
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64).repeat(6, 1)
+    uniform = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-53, 0.1], dtype=torch.float64)
+    assert draw(probabilities, uniform).tolist() == [1, 1, 3, 3, 3, 1]
+
+
+def test_draw_never_takes_an_impossible_token():
+    """Sums that round to less than 1 do not push the largest number onto the last token."""
+    probabilities = torch.full((1, 10), 0.1, dtype=torch.float64)
+    probabilities[0, -1] = 0.0
+    assert draw(probabilities, torch.tensor([1 - 2**-53], dtype=torch.float64)).tolist() == [8]
+
+
+def test_frequencies():
+    probabilities = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64).expand(40_000, 4)
+    uniform = torch.rand(40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(draw(probabilities, uniform), minlength=4) / 40_000
+    torch.testing.assert_close(counts.double(), probabilities[0], rtol=0, atol=0.01)
+
+
+def test_temperature():
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    uniform = torch.tensor([0.999])
+    assert sample(logits, uniform, 0.0, None, None).tolist() == [1]
+    assert float(distribution(logits, 0.01, None, None)[0, 1]) > 0.999
+    torch.testing.assert_close(
+        distribution(logits, 1e6, None, None), torch.full((1, 3), 1 / 3, dtype=torch.float64), rtol=0, atol=1e-5
+    )
