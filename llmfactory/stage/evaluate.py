@@ -17,9 +17,15 @@ from torch import nn
 
 from llmfactory.config.spec import Job
 from llmfactory.core.batch import IGNORE
+from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.data.loader import held_out_batches
+from llmfactory.data.marks import prepared_marks
+from llmfactory.data.prepare import prepare
+from llmfactory.data.prepared import Prepared
 from llmfactory.kernel.linear_cross_entropy import linear_cross_entropy
+from llmfactory.model.count import parameters
 from llmfactory.parallel.mesh import World, open_world
+from llmfactory.stage.initial import checkpoint_of, corpus_for, device_type, load_model
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.pretrain import LanguageModel, context_of
 from llmfactory.stage.spec import Evaluate
@@ -70,6 +76,11 @@ def likelihood(model: nn.Module, rows: Rows, precision: MeshPrecision, world: Wo
     return Likelihood(total_nll, int(total_targets))
 
 
+def compressor_figures(data: Prepared) -> dict[str, float]:
+    """Bits per byte of general compressors that have seen the training text, on the same held-out text."""
+    return {f"{name}_bits_per_byte": mark for name, mark in prepared_marks(data).items()}
+
+
 class EvaluateJob(StageJob):
     """The model of `init` on the held-out documents of `data`; every process takes a part of the rows."""
 
@@ -82,7 +93,18 @@ class EvaluateJob(StageJob):
             data = prepare(corpus_for(job.data, checkpoint), job.model.vocab_size)
             precision = job.precision.build(world.device.type)
             model = load_model(job, checkpoint, precision, world)
-            rows = held_out_rows(job, data)
+            rows = job.data.pack.build(data.held_out, job.data.seq_len)
+            if not len(rows):
+                raise ConfigError(
+                    [
+                        Problem(
+                            "data.held_out",
+                            job.data.held_out,
+                            "no document is held out, so there is none to evaluate on",
+                            "data.held_out=0.05",
+                        )
+                    ]
+                )
             found = likelihood(model, rows, precision, world, self.spec.batch_size * world.data_size)
             figures = {**found.figures(data.held_out_bytes), "parameters": parameters(model)}
             marks = compressor_figures(data) if self.spec.compressors and world.rank == 0 else {}

@@ -1,0 +1,54 @@
+"""stage=generate: what is printed, what comes back, and the same seed giving the same texts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.data.tokenizer.bytes import ByteTokenizer
+from llmfactory.stage.generate import Writer
+from llmfactory.stage.spec import Generate
+
+
+def run(job, **options):
+    stage = Generate(**{"prompt": "The", "max_tokens": 12, **options})
+    return stage.build().run(replace(job, stage=stage), None)
+
+
+def test_prints_prompt_and_continuations(job, capsys):
+    result = run(job, samples=3)
+    out = capsys.readouterr().out
+    first, second, third = result["texts"]
+    assert out == (f"The{first}\n\n--- sample 2 of 3\nThe{second}\n\n--- sample 3 of 3\nThe{third}\n")
+    assert len({first, second, third}) == 3
+
+
+def test_the_seed_decides(job, capsys):
+    once, again = run(job), run(job)
+    other = run(replace(job, seed=1))
+    assert once == again
+    assert once["texts"] != other["texts"]
+    assert run(replace(job, seed=1), temperature=0.0)["texts"] == run(job, temperature=0.0)["texts"]
+
+
+def test_what_is_missing_is_named(job, tmp_path):
+    with pytest.raises(ConfigError, match="init = None: generating needs a trained model"):
+        run(replace(job, init=None))
+    shard = next((tmp_path / "run").rglob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(UserError, match=f"{shard.name} is damaged"):
+        run(job)
+
+
+def test_a_character_is_written_when_its_bytes_are_all_there(capsys):
+    writer = Writer(ByteTokenizer(), shown=True)
+    shown = []
+    for byte in "aü€b".encode() + b"\xc3":
+        writer.token(0, byte)
+        writer.token(1, 65)
+        shown.append(capsys.readouterr().out)
+    assert shown == ["a", "", "ü", "", "", "€", "b", ""]
+    writer.finish()
+    assert capsys.readouterr().out == "\ufffd\n"
