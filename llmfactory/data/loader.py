@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.data.pack.rows import Rows
 
+AHEAD = 64
+"""Steps whose order is worked out together."""
+
 
 def share(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
     """This rank's contiguous part of [start, stop); parts differ by at most one."""
@@ -54,15 +57,25 @@ class StepLoader:
 
     def sample_ids(self, step: int) -> NDArray[np.int64]:
         """Row numbers that this rank reads at a step."""
-        low, high = share(step * self.batch_size, (step + 1) * self.batch_size, self.rank, self.world)
-        samples = np.arange(low, high, dtype=np.int64)
-        return samples % len(self.rows) if self.order is None else self.order(samples)
+        found: NDArray[np.int64] = self._rows_of(step, 1)[0]
+        return found
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.start_step
         while True:
-            yield self.rows.read(self.sample_ids(step))
-            step += 1
+            # The order of many steps at once costs little more than that of one.
+            for rows in self._rows_of(step, AHEAD):
+                yield self.rows.read(rows)
+            step += AHEAD
+
+    def _rows_of(self, step: int, steps: int) -> NDArray[np.int64]:
+        """[steps, rows of this rank]"""
+        low, high = share(0, self.batch_size, self.rank, self.world)
+        first = np.arange(step, step + steps, dtype=np.int64) * self.batch_size
+        samples = first[:, None] + np.arange(low, high, dtype=np.int64)
+        if self.order is None:
+            return samples % len(self.rows)
+        return self.order(samples.ravel()).reshape(samples.shape)
 
 
 def held_out_batches(rows: Rows, *, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[Batch]:

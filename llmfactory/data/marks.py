@@ -59,9 +59,11 @@ def prepared_marks(prepared: Prepared) -> dict[str, float]:
 
 def compressor_marks(training: bytes, held_out: bytes) -> dict[str, float]:
     """Bits per byte of the held-out text under `gzip -9` and `xz -9`, both primed with the training text."""
+    texts = (training, training + held_out)
     with ThreadPoolExecutor(2) as pool:  # both libraries work outside of the interpreter's lock
-        sizes: list[list[int]] = [list(pool.map(how, (training, training + held_out))) for how in (_gzip, _xz)]
-    return {name: 8 * (both - alone) / len(held_out) for name, (alone, both) in zip(("gzip", "xz"), sizes, strict=True)}
+        found = {name: [pool.submit(how, text) for text in texts] for name, how in (("xz", _xz), ("gzip", _gzip))}
+    sizes = {name: [future.result() for future in futures] for name, futures in found.items()}
+    return {name: 8 * (sizes[name][1] - sizes[name][0]) / len(held_out) for name in ("gzip", "xz")}
 
 
 def _gzip(data: bytes) -> int:

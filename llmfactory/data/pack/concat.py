@@ -29,49 +29,53 @@ class ConcatRows(Rows):
         return -(-self.targets // self.seq_len)
 
     def read(self, indices: Int64) -> Batch:
-        self.check(indices)
         B, T = len(indices), self.seq_len
-        start_B = indices * T
-        tokens_BT, labels_BT = np.empty((B, T), np.int64), np.empty((B, T), np.int64)
-        for row, start in enumerate(start_B.tolist()):  # slices: several times faster than one fancy index
-            stream = self.tokens[start : start + T + 1]
-            size = len(stream) - 1
-            tokens_BT[row, :size] = stream[:-1]
-            labels_BT[row, :size] = stream[1:]
-            if size < T:
-                tokens_BT[row, size:] = self.file.end_id
-                labels_BT[row, size:] = IGNORE
+        numbers = self.check(indices)
+        # One slice a row into its file's small type, then one conversion of all: faster than slices or one fancy index into int64.
+        stream_BT1 = np.empty((B, T + 1), self.tokens.dtype)
+        short = None  # only the stream's last row can be
+        for row, start in enumerate(number * T for number in numbers):
+            if start + T > self.targets:
+                size, short = self.targets - start, (row, self.targets - start)
+                stream_BT1[row, : size + 1] = self.tokens[start:]
+                stream_BT1[row, size + 1 :] = self.file.end_id
+            else:
+                stream_BT1[row] = self.tokens[start : start + T + 1]
+        tokens_BT = stream_BT1[:, :-1].astype(np.int64)
+        labels_BT = stream_BT1[:, 1:].astype(np.int64)
         if self.isolated:
-            positions_BT, segments_BT = self._documents(start_B)
+            positions_BT, segments_BT = self._documents(indices * T)
         else:
-            positions_BT = np.empty((B, T), np.int64)
+            positions_BT, segments_BT = np.empty((B, T), np.int64), np.ones((B, T), np.int64)
             positions_BT[:] = np.arange(T)
-            segments_BT = np.ones((B, T), np.int64)
-        # Only the stream's last row can be short.
-        for row in np.flatnonzero(start_B + T > self.targets).tolist():
-            segments_BT[row, self.targets - int(start_B[row]) :] = 0
-            if self.isolated:
-                positions_BT[row, self.targets - int(start_B[row]) :] = 0
+        if short is not None:
+            row, size = short
+            labels_BT[row, size:] = IGNORE
+            positions_BT[row, size:] = 0
+            segments_BT[row, size:] = 0
         return batch(tokens_BT, labels_BT, positions_BT, segments_BT)
 
     def _documents(self, start_B: Int64) -> tuple[Int64, Int64]:
         """Positions and segments of rows that start at these places of the stream.
 
-        The batch is a sequence of pieces, each a run of one document within one row. All pieces of all rows are found at once,
-        and both fields are one `repeat` over pieces: no loop over documents.
+        The batch is a sequence of P pieces, each a run of one document within one row. All pieces of all rows are found at once,
+        and either field is one `repeat` over pieces: no loop over documents.
         """
         B, T = len(start_B), self.seq_len
-        # Documents that begin within the row after its first token: borders low to high of `offsets`.
-        low_B = np.searchsorted(self.offsets, start_B, side="right")
-        high_B = np.searchsorted(self.offsets, np.minimum(start_B + T, self.targets), side="left")
+        row_B = np.arange(0, B * T, T)  # where the rows begin in the flat batch
+        # Borders low to high of `offsets` lie within the row, after its first token.
+        low_B = self.offsets.searchsorted(start_B, side="right")
+        high_B = self.offsets.searchsorted(start_B + T, side="left").clip(max=len(self.offsets) - 1)
         pieces_B = high_B - low_B + 1
-        first_B = np.cumsum(pieces_B) - pieces_B  # number of the row's first piece among all pieces
-        total = int(pieces_B.sum())
-        number_P = np.arange(total) - np.repeat(first_B, pieces_B)  # number of the piece within its row, from 0
-        border_P = self.offsets[np.repeat(low_B, pieces_B) + number_P - 1]  # where its document begins in the stream
-        shift_B = np.arange(B) * T - start_B
-        begin_P = border_P + np.repeat(shift_B, pieces_B)  # where it begins in the flat batch
-        begin_P[first_B] = np.arange(B) * T
-        length_P = np.diff(begin_P, append=B * T)
-        positions = np.arange(B * T) - np.repeat(begin_P, length_P)
-        return positions.reshape(B, T), np.repeat(number_P + 1, length_P).reshape(B, T)
+        end_B = pieces_B.cumsum()
+        first_B = end_B - pieces_B  # number of the row's first piece among all
+        number_P = np.arange(end_B[-1]) - first_B.repeat(pieces_B)  # number of the piece within its row, from 0
+        begin_P = self.offsets[low_B.repeat(pieces_B) + number_P - 1]  # in the stream
+        begin_P += (row_B - start_B).repeat(pieces_B)  # in the flat batch
+        begin_P[first_B] = row_B
+        length_P = np.empty_like(begin_P)
+        np.subtract(begin_P[1:], begin_P[:-1], out=length_P[:-1])
+        length_P[-1] = B * T - begin_P[-1]
+        positions = begin_P.repeat(length_P)
+        np.subtract(np.arange(B * T), positions, out=positions)
+        return positions.reshape(B, T), (number_P + 1).repeat(length_P).reshape(B, T)

@@ -37,9 +37,12 @@ class Rows(ABC):
         """Labels that are not ignored, over all rows."""
         return self.file.targets
 
-    def check(self, indices: Int64) -> None:
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"rows {indices.min()} to {indices.max()} of {len(self)}")
+    def check(self, indices: Int64) -> list[int]:
+        """The row numbers as plain integers; raises where there is no such row."""
+        numbers: list[int] = indices.tolist()
+        if not numbers or min(numbers) < 0 or max(numbers) >= len(self):
+            raise IndexError(f"rows {numbers[:10]} of {len(self)}")
+        return numbers
 
 
 def batch(tokens_BT: Int64, labels_BT: Int64, positions_BT: Int64, segments_BT: Int64) -> Batch:
