@@ -34,7 +34,8 @@ from llmfactory.stage.spec import Pretrain
 from llmfactory.tracking.spec import None_ as NoTracking
 from llmfactory.tracking.tracker import Tracker
 
-WORDS = "the model reads a few words of plain text and learns which letter follows which other letter in them".split()
+SENTENCE = "the model reads a few words of plain text and learns which letter follows which other letter in them"
+WORDS = SENTENCE.split()
 
 
 def write_text(folder: Path, documents: int = 60) -> str:

@@ -15,7 +15,9 @@ TORCH_ITSELF = pytest.mark.filterwarnings("ignore:.*should not be instantiated:D
 """torch.compile instantiates `torch.autograd.Function`, which warns that one should not."""
 
 
-def inputs(dtype: torch.dtype = torch.float64, *, bias: bool = True, weighted: bool = False, seed: int = 0) -> dict[str, Tensor | None]:
+def inputs(
+    dtype: torch.dtype = torch.float64, *, bias: bool = True, weighted: bool = False, seed: int = 0
+) -> dict[str, Tensor | None]:
     make = torch.Generator().manual_seed(seed)
     labels = torch.randint(V, (N,), generator=make)
     labels[[1, 4, 12]] = IGNORE
@@ -49,7 +51,9 @@ def test_equals_the_reference_in_float64(chunk_rows: int, label_smoothing: float
 def test_the_reference_is_torch_cross_entropy() -> None:
     arguments = inputs()
     logits = torch.nn.functional.linear(arguments["hidden"], arguments["weight_VD"], arguments["bias_V"])
-    expected = torch.nn.functional.cross_entropy(logits, arguments["labels"], reduction="sum", label_smoothing=0.2, ignore_index=IGNORE)
+    expected = torch.nn.functional.cross_entropy(
+        logits, arguments["labels"], reduction="sum", label_smoothing=0.2, ignore_index=IGNORE
+    )
     torch.testing.assert_close(reference(**arguments, label_smoothing=0.2), expected, rtol=1e-12, atol=0)
 
 

@@ -1,0 +1,30 @@
+"""What weight decay applies to."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from llmfactory.optim.groups import groups
+
+
+def test_decayed_and_kept() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    decays = {"0.weight": True, "0.bias": False, "1.weight": False, "1.bias": False}
+    decayed, kept = groups(model.named_parameters(), decays, 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert kept["weight_decay"] == 0.0
+    assert decayed["params"] == [model[0].weight]
+    assert [id(p) for p in kept["params"]] == [id(model[0].bias), id(model[1].weight), id(model[1].bias)]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = nn.Linear(2, 3)
+    model.bias.requires_grad_(False)
+    (only,) = groups(model.named_parameters(), {"weight": True, "bias": False}, 0.1)
+    assert only["params"] == [model.weight]
+
+
+def test_an_undeclared_parameter_is_an_error() -> None:
+    with pytest.raises(KeyError, match="bias"):
+        groups(nn.Linear(2, 3).named_parameters(), {"weight": True}, 0.1)
