@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -235,8 +236,19 @@ def _insist_same(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, 
 def _read(path: Path, tensors: dict[str, Any], *, no_dist: bool) -> None:
     try:
         read_tensors(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=no_dist)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read: {_cause(error)}") from error
+    except (Exception, CheckpointException) as error:  # the latter is a BaseException
+        raise UserError(f"{_unreadable(path)} cannot be read: {_cause(error)}") from error
+
+
+def _unreadable(path: Path) -> Path:
+    """The first tensor file that is none; the folder itself if all are."""
+    for shard in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(shard, "pt"):
+                pass
+        except Exception:
+            return shard
+    return path
 
 
 @contextmanager
