@@ -32,7 +32,8 @@ class RotaryPosition(Position):
         wide = torch.promote_types(dtype, torch.float32)
         exponent = torch.arange(0, self.head_dim, 2, device=context.positions.device, dtype=wide) / self.head_dim
         angle_B1TD = context.positions[:, None, :, None].to(wide) / self.theta**exponent
-        return context.with_rotary((angle_B1TD.cos(), angle_B1TD.sin()))
+        cos, sin = angle_B1TD.cos(), angle_B1TD.sin()
+        return context.with_rotary((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
 
     def rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         assert context.rotary is not None, "prepare comes first"
@@ -41,7 +42,9 @@ class RotaryPosition(Position):
 
 
 def turn(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
-    """Turn each pair by its angle; the tables are half as wide as x. Half precision is turned in float32 and cast back."""
-    real, imaginary = x_BHTD.chunk(2, -1)
-    turned = torch.cat((real * cos_B1TD - imaginary * sin_B1TD, imaginary * cos_B1TD + real * sin_B1TD), -1)
-    return turned.to(x_BHTD.dtype)
+    """Turn each pair by its angle: (x_i cos - x_j sin, x_j cos + x_i sin), the table of sines with these signs.
+
+    Half precision is turned in float32 and cast back.
+    """
+    swapped_BHTD = x_BHTD.roll(x_BHTD.shape[-1] // 2, -1)
+    return torch.addcmul(x_BHTD * cos_B1TD, swapped_BHTD, sin_B1TD).to(x_BHTD.dtype)
