@@ -21,14 +21,20 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     row("bits per byte", "bits_per_byte", ".3f", f"beside {marks}" if marks else "")
     row("tokens/s", "tokens_per_second", ",.0f")
     if result.get("mfu") is not None:
-        rows.append(("model FLOPs utilization", f"{result['mfu']:.1%}", f"of a measured peak of {result['peak_flops'] / 1e9:,.0f} GFLOP/s"))
+        rows.append(
+            (
+                "model FLOPs utilization",
+                f"{result['mfu']:.1%}",
+                f"of a measured peak of {result['peak_flops'] / 1e9:,.0f} GFLOP/s",
+            )
+        )
     row("parameters", "parameters", ",")
     if result.get("step") is not None:
         best = result.get("best_step")
         rows.append(("optimizer steps", f"{result['step']:,}", f"lowest held-out loss at step {best:,}" if best else ""))
     row("skipped steps", "skipped_steps", ",", "gradients were not finite") if result.get("skipped_steps") else None
-    if result.get("seconds") is not None:
-        training = f"{duration(result['train_seconds'])} of it training" if result.get("train_seconds") is not None else ""
+    if rows and result.get("seconds") is not None:
+        training = f"training took {duration(result['train_seconds'])}" if result.get("train_seconds") is not None else ""
         rows.append(("time", duration(result["seconds"]), training))
     return rows
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llmfactory.checkpoint.files import STATE
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.run.names import make_name
 from llmfactory.run.plain_file import read_json, read_yaml, write_json, write_whole, write_yaml
@@ -76,9 +77,16 @@ def claim(folder: Path, config: dict[str, Any]) -> list[str]:
     if resume == "never":
         reason = f"{folder} holds a run already, and resume=never forbids going on"
         raise ConfigError([Problem("name", config["name"], f"{reason}: give another name", "resume=auto")])
-    if resume == "changed":
+    if resume == "changed" or not has_begun(folder):
         return []
     return compare(read_yaml(folder / CONFIG), config)
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether there is something to go on with, or results: a run that failed before may be begun anew in any way."""
+    if any(folder.glob(f"checkpoints/step_*/{STATE}")):
+        return True
+    return (read_result(folder) or {}).get("status") == "finished"
 
 
 def write_config(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:

@@ -30,7 +30,6 @@ SAFE = {
     "stage.sample_prompt": "is used after training",
     "data.cache": "says where prepared data lie; their content is found by hash",
     "data.workers": "changes the time of preparation, not its result",
-    "tracking": "metrics are written elsewhere",
     "tracking.*": "metrics are written elsewhere",
 }
 """Keys (or patterns) that may change freely, and why."""

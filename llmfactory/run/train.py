@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmfactory.config.spec import Job
+from llmfactory.checkpoint.io import latest
+from llmfactory.config.spec import Job, Resume
+from llmfactory.core.errors import UserError
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.inference.generate import generate
@@ -20,7 +22,7 @@ from llmfactory.run.determinism import device_type
 from llmfactory.run.display import Display, make_display
 from llmfactory.run.environment import environment
 from llmfactory.run.fit import Fitted, fit
-from llmfactory.run.folder import write_result
+from llmfactory.run.folder import read_result, write_result
 from llmfactory.run.peak import matmul_peak
 from llmfactory.stage.evaluate import compressor_figures, likelihood
 from llmfactory.stage.initial import checkpoint_of, corpus_for
@@ -38,12 +40,14 @@ EVALUATION_ROWS = 16
 def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Results as plain data. A run that was stopped by a signal has no figures yet."""
     with open_world(job.parallel, device_type(job.trainer.device)) as world:
-        here = {"environment": environment(world.device, world.size)}
-        if world.rank == 0:
-            write_result(folder, {"name": config["name"], "stage": config["stage"]["type"], "status": "running", **here})
+        here: dict[str, Any] = {"environment": environment(world.device, world.size)}
         display = make_display(job.trainer.progress, world.rank)
         try:
             data = prepare_in_turn(job, world, display)
+            here["data"] = data.folder.name
+            if world.rank == 0:
+                insist_same_data(job, folder, data)
+                write_result(folder, {"name": config["name"], "stage": config["stage"]["type"], "status": "running", **here})
             tracker = job.tracking.build(folder, config) if world.rank == 0 else NoTracker()
             try:
                 fitted = fit(job, data, folder, tracker, display)
@@ -67,6 +71,17 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
             result |= figures_of(job, fitted, data, world)
         tracker.finish({key: float(value) for key, value in result.items() if isinstance(value, (int, float))})
     return result
+
+
+def insist_same_data(job: Job, folder: Path, data: Prepared) -> None:
+    """A run that goes on must go on with the text that it began with; files may have changed under the same config."""
+    before = (read_result(folder) or {}).get("data")
+    if before in (None, data.folder.name) or job.resume is Resume.changed or latest(folder / "checkpoints") is None:
+        return
+    raise UserError(
+        f"the files behind data, or the way of preparing them, have changed since {folder} was begun (prepared data {before} "
+        f"then, {data.folder.name} now): give another name=, or resume=changed to go on with the new text"
+    )
 
 
 def prepare_in_turn(job: Job, world: World, display: Display) -> Prepared:
