@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -152,12 +154,18 @@ def test_autocast_keeps_the_residual_stream_in_float32(family, build):
     assert hidden.dtype == torch.float32
 
 
-def test_compiles_without_a_break(family, build):
-    """One graph for the whole forward and backward, with equal numbers (the graph is run eagerly here)."""
+@pytest.mark.parametrize("rows", ["plain", "packed"])
+def test_compiles_without_a_break(rows, family, build):
+    """One graph for the whole forward, with equal numbers and gradients (the graph is run eagerly here)."""
     model = build(family())
     tokens = ids(2, 9)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(tokens, plain(tokens)), model(tokens, plain(tokens)), rtol=1e-10, atol=1e-10)
+    results = []
+    for run in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
+        context = plain(tokens) if rows == "plain" else packed(torch.tensor([[1, 1, 1, 2, 2, 2, 3, 0, 0]] * 2))
+        hidden = run(tokens, context)
+        results.append((hidden, *torch.autograd.grad(hidden.square().sum(), list(model.blocks.parameters()))))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9 * float(want.detach().abs().max()))
 
 
 def test_a_bias_set_by_a_position_part_reaches_the_scores(llama, build, monkeypatch):
@@ -171,3 +179,16 @@ def test_a_bias_set_by_a_position_part_reaches_the_scores(llama, build, monkeypa
     got = model(tokens, plain(tokens))
     monkeypatch.setattr(gqa, "attend", lambda q, k, v, context, dropout: reference.attend(q, k, v, context))
     torch.testing.assert_close(got, model(tokens, plain(tokens)), rtol=1e-10, atol=1e-10)
+
+
+def test_a_copy_is_whole(family, build):
+    """Its attention turns by its own position part, and training it leaves the original alone."""
+    model = build(family())
+    twin = copy.deepcopy(model)
+    tokens = ids(2, 9)
+    torch.testing.assert_close(twin(tokens, plain(tokens)), model(tokens, plain(tokens)), rtol=0, atol=0)
+    assert all(block.attention.rotate.__self__ is twin.position for block in twin.blocks)
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+    twin.head(twin(tokens, plain(tokens))).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in twin.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
