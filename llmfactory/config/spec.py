@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from llmfactory.core.spec import Spec
@@ -52,3 +52,5 @@ class Job(Spec):
     """What to do when the run folder is there already."""
     toy: bool = False
     """Shrink the model to laptop size, keeping its ratios and pattern."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages of your own that hold parts, stages or options, besides those that are installed as plugins."""

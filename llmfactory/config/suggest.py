@@ -1,0 +1,110 @@
+"""What a key that does not exist was probably meant to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmfactory.config.arguments import override
+from llmfactory.config.fields import Type, WrongType, convert, distance, nearest
+from llmfactory.config.names import FOREIGN
+from llmfactory.config.register import group_of, options
+from llmfactory.config.tree import COMMAND_LINE, Branch, Tree, Unknown, override_key
+from llmfactory.core.errors import Problem
+
+KEYWORDS = ("type", "_target_", "_recursive_", "_partial_", "_convert_")
+"""Keys that name a class in other configs (and in our own saved ones)."""
+
+
+def unknown_key(item: Unknown, tree: Tree, groups: Sequence[str], folders: Sequence[Path]) -> Problem:
+    """A message for a key that leads nowhere, with the nearest right one."""
+    where = "" if item.origin == COMMAND_LINE else f" (it stands in {item.origin})"
+    leaf = item.path.rpartition(".")[2]
+    if leaf in KEYWORDS:
+        return _type_key(item, tree, folders, where)
+    keys = {key: kind for key, kind, _, _ in tree.leaves()}
+    group = _group_meant(item, groups, folders)
+    if group is not None:
+        return Problem(item.path, item.value, f"is no key; a part is chosen through its group{where}", group)
+    foreign = FOREIGN.get(item.path, FOREIGN.get(leaf))
+    if foreign is not None:
+        problem = _foreign(item, foreign, keys, where)
+        if problem is not None:
+            return problem
+    key = nearest_key(item.path, list(keys))
+    if key is not None:
+        reason = f"no such key{where}: did you mean {key}?"
+        return Problem(item.path, item.value, reason, _with_value(key, keys[key], item.value))
+    fields = ", ".join(field.name for field in dataclasses.fields(item.inside))
+    return Problem(item.path, item.value, f"no such key{where}: {item.inside.__name__} has {fields or 'no fields'}")
+
+
+def nearest_key(path: str, keys: Sequence[str]) -> str | None:
+    """The key that a misspelt one means: the same place with one wrong word, or the same last word at another place."""
+    parent, _, leaf = path.rpartition(".")
+    beside = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == parent}
+    found = nearest(leaf, list(beside))
+    if found is not None:
+        return beside[found]
+    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return min(same_leaf, key=lambda key: (key.count("."), distance(key, path)))
+    whole = nearest(path, list(keys))
+    if whole is not None:
+        return whole
+    leaves = {key.rpartition(".")[2]: key for key in sorted(keys, key=lambda key: -key.count("."))}
+    found = nearest(leaf, list(leaves))
+    return leaves[found] if found is not None else None
+
+
+def _with_value(key: str, kind: Type, value: Any) -> str:
+    """The override of the right key: with the value given, if it fits there."""
+    try:
+        convert(kind, value)
+    except WrongType as error:
+        return f"{key}={error.better or kind.example()}"
+    return override(key, value)
+
+
+def _foreign(item: Unknown, meaning: str, keys: Mapping[str, Type], where: str) -> Problem | None:
+    """A name from another program."""
+    if " " in meaning:
+        sentence, _, repair = meaning.rpartition(": ")
+        return Problem(item.path, item.value, f"is called otherwise here{where}: {sentence}", repair)
+    if "=" in meaning:
+        return Problem(item.path, item.value, f"is called otherwise here{where}: {meaning}", meaning)
+    if meaning not in keys:
+        return None  # a key of an option that is not chosen
+    return Problem(item.path, item.value, f"is called {meaning} here{where}", _with_value(meaning, keys[meaning], item.value))
+
+
+def _group_meant(item: Unknown, groups: Sequence[str], folders: Sequence[Path]) -> str | None:
+    """`modle=llama_tiny`, `attention=gqa`, `model.attn=gqa`: the value is an option of a group with a name like that."""
+    if not isinstance(item.value, str):
+        return None
+    path = item.path.replace(".", "/")
+    having = [group for group in groups if item.value in options(group, folders)]
+    near = nearest(path, having)
+    if near is None:
+        leaves = {group.rpartition("/")[2]: group for group in having}
+        found = nearest(path.rpartition("/")[2], list(leaves))
+        near = leaves[found] if found is not None else None
+    return f"{near}={item.value}" if near is not None else None
+
+
+def _type_key(item: Unknown, tree: Tree, folders: Sequence[Path], where: str) -> Problem:
+    """Somebody chose a class by a key."""
+    parent, _, leaf = item.path.rpartition(".")
+    holder = tree.find(parent)
+    reason = f"{leaf} is no key{where}: types are chosen by the group"
+    if not isinstance(holder, Branch):
+        return Problem(item.path, item.value, reason)
+    group = group_of(holder.cls)
+    choices = options(group, folders)
+    if not choices:
+        return Problem(item.path, item.value, reason)
+    choice = nearest(str(item.value).rpartition(".")[2], choices) or choices[0]
+    reason += f", {group}: {', '.join(choices)}"
+    return Problem(item.path, item.value, reason, f"{override_key(group, parent)}={choice}")

@@ -1,0 +1,73 @@
+"""Laptop size: the same model, made small. What makes an architecture itself stays: the ratios of heads to key/value heads
+and of hidden width to model width, tied matrices, biases, the kinds of parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from llmfactory.config.spec import Job
+from llmfactory.core.spec import Spec, walk
+from llmfactory.data.spec import Corpus
+from llmfactory.data.tokenizer.spec import ByteBpe, HfFile
+from llmfactory.model.attention.spec import AttentionSpec
+from llmfactory.model.ffn.spec import FfnSpec
+from llmfactory.model.spec import ModelSpec
+
+LAYERS = 2
+POSITIONS = 64
+VOCAB = 384
+"""More than the 257 ids that bytes take."""
+HEADS = 4
+"""Of attention whose key/value heads are not shared."""
+WIDEST = 128
+"""Width of the model, unless its ratio of heads needs more."""
+
+
+def toy(job: Job) -> Job:
+    """The job with a small model, and rows and a vocabulary that fit it. Doing it again changes nothing."""
+    fixed_vocab = isinstance(job.data.tokenizer, HfFile)  # its ids are what they are
+    model = small_model(job.model, job.model.vocab_size if fixed_vocab else VOCAB)
+    return dataclasses.replace(job, model=model, data=_fitting(job.data, model))
+
+
+def small_model(model: ModelSpec, vocab: int = VOCAB) -> ModelSpec:
+    """The skeleton with at most `LAYERS` layers, `POSITIONS` positions and `vocab` ids."""
+    heads = [small_heads(part)["n_heads"] for _, part in walk(model) if isinstance(part, AttentionSpec)]
+    together = math.lcm(*heads)
+    width = next((width for width in (8, 4) if together * width <= WIDEST), 2)
+    dim = together * width
+    limits = {"vocab_size": vocab, "max_positions": POSITIONS, "n_layers": LAYERS}
+    changes: dict[str, Any] = {"dim": dim}
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if isinstance(value, Spec):
+            changes[field.name] = _small_part(value, dim / model.dim)
+        elif field.name in limits:
+            changes[field.name] = min(value, limits[field.name])
+    return dataclasses.replace(model, **changes)
+
+
+def small_heads(attention: AttentionSpec) -> dict[str, int]:
+    """Few heads in the same ratio: two key/value heads where there were several, one where there was one."""
+    shared = getattr(attention, "n_kv_heads", None)
+    if shared is None:
+        return {"n_heads": min(attention.n_heads, HEADS)}
+    kept = min(shared, 2)
+    return {"n_heads": attention.n_heads // shared * kept, "n_kv_heads": kept}
+
+
+def _small_part(part: Spec, scale: float) -> Spec:
+    if isinstance(part, AttentionSpec):
+        return dataclasses.replace(part, **small_heads(part))
+    if isinstance(part, FfnSpec):
+        return dataclasses.replace(part, hidden=max(1, round(part.hidden * scale)))
+    return part
+
+
+def _fitting(data: Corpus, model: ModelSpec) -> Corpus:
+    tokenizer = data.tokenizer
+    if isinstance(tokenizer, ByteBpe) and tokenizer.vocab_size is not None:
+        tokenizer = dataclasses.replace(tokenizer, vocab_size=min(tokenizer.vocab_size, model.vocab_size))
+    return dataclasses.replace(data, seq_len=min(data.seq_len, model.max_positions), tokenizer=tokenizer)
