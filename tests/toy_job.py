@@ -117,9 +117,9 @@ class Memory(Tracker):
     def finish(self, summary: dict[str, float]) -> None:
         pass
 
-    def curve(self) -> dict[int, dict[str, float]]:
-        """Everything but the speed."""
-        return {step: {k: v for k, v in row.items() if k != "tokens_per_second"} for step, row in self.rows.items()}
+    def curve(self) -> dict[int, dict[str, str]]:
+        """Everything but the speed, to the last digit (as text, since NaN differs from itself)."""
+        return {step: {k: repr(v) for k, v in row.items() if k != "tokens_per_second"} for step, row in self.rows.items()}
 
 
 class Notes(Display):

@@ -66,8 +66,10 @@ class Saving(pl.Callback):
         best = self.spec.keep_best and step == self.progress.best_step == self.progress.held_out_step
         if last or (every is not None and (best or step % every == 0)):
             assert isinstance(stage, PretrainStage)
-            with self.progress.watch.paused():
-                self._save(stage, self._optimizer(trainer))
+            self.progress.watch.stop()
+            self._save(stage, self._optimizer(trainer))
+            if not last:
+                self.progress.watch.read()
 
     def _save(self, stage: PretrainStage, optimizer: Optimizer) -> None:
         self.strategy.check()

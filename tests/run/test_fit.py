@@ -1,0 +1,370 @@
+"""Training end to end in one process: resume, stopping, saving, and what must never reach the weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_job import Memory, Notes, prepared, toy_job
+
+from llmfactory.checkpoint import io
+from llmfactory.config.spec import Job
+from llmfactory.core.errors import UserError
+from llmfactory.data.loader import StepLoader
+from llmfactory.data.pack.spec import Concat, Document
+from llmfactory.objective.causal import CausalObjective
+from llmfactory.parallel.strategy import MeshStrategy
+from llmfactory.precision.spec import Bf16Mixed, Fp16Mixed, Fp32
+from llmfactory.run.fit import Fitted, fit
+from llmfactory.run.spec import Device
+
+
+def train(job: Job, folder: Path, tracker: Memory | None = None, display: Notes | None = None) -> tuple[Fitted, Memory]:
+    tracker = tracker or Memory()
+    return fit(job, prepared(job), folder, tracker, display or Notes()), tracker
+
+
+def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in fitted.model.state_dict().items()}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+class Sender(Memory):
+    """Sends this process a signal when a step is logged."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+        super().__init__()
+        self.step, self.number = step, number
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        super().log(step, metrics)
+        if step == self.step and "loss" in metrics:
+            os.kill(os.getpid(), self.number)
+
+
+# ---- what a run leaves
+
+
+def test_a_run(tmp_path: Path) -> None:
+    job = toy_job(tmp_path)
+    display = Notes()
+    fitted, tracker = train(job, tmp_path / "run", display=display)
+    assert (fitted.step, fitted.stopped, fitted.best_step, fitted.skipped_steps) == (8, "finished", 8, 0)
+    assert fitted.checkpoint == tmp_path / "run" / "checkpoints" / "step_00000008"
+    assert not fitted.model.training
+    assert list(tracker.rows) == list(range(1, 9))
+    assert tracker.rows[1].keys() == {"loss", "grad_norm", "lr", "tokens_per_second"}
+    assert [step for step, row in tracker.rows.items() if "held_out_loss" in row] == [4, 8]
+    assert [row["lr"] for row in tracker.rows.values()][:3] == [0.005, 0.01, 0.01]
+    assert tracker.rows[8]["loss"] < tracker.rows[1]["loss"] - 1
+    assert (display.started, tracker.rewound) == ((8, 0), [0])
+    names = {path.name for path in fitted.checkpoint.iterdir()}
+    assert {"state.json", "config.yaml", "tokenizer"} <= names
+    state = io.read_state(fitted.checkpoint)
+    assert (state["step"], state["samples"], state["best_step"]) == (8, 64, 8)
+
+
+@pytest.mark.parametrize("pack", [Concat(), Concat(isolate=False), Document()], ids=["isolated", "plain", "document"])
+def test_the_held_out_loss_is_that_of_the_model(tmp_path: Path, pack: Any) -> None:
+    """Over every held-out target once, by plain cross-entropy on the model that is handed back."""
+    from llmfactory.stage.pretrain import context_of
+
+    job = toy_job(tmp_path, pack=pack, trainer__max_steps=2, trainer__batch_size=3)
+    fitted, _ = train(job, tmp_path / "run")
+    rows = pack.build(prepared(job).held_out, job.data.seq_len)
+    total, count = 0.0, 0
+    for number in range(len(rows)):
+        batch = rows.read(torch.tensor([number]).numpy())
+        with torch.no_grad():
+            logits = fitted.model.head(fitted.model(batch["tokens"], context_of(batch, rows.isolated)))
+        total += torch.nn.functional.cross_entropy(logits[0].double(), batch["labels"][0], reduction="sum").item()
+        count += int((batch["labels"] != -100).sum())
+    assert fitted.held_out_loss == pytest.approx(total / count, rel=1e-5)
+    assert count == rows.targets
+
+
+def test_no_held_out_rows(tmp_path: Path) -> None:
+    fitted, tracker = train(toy_job(tmp_path, data__held_out=0.0), tmp_path / "run")
+    assert (fitted.held_out_loss, fitted.best_step) == (None, None)
+    assert not any("held_out_loss" in row for row in tracker.rows.values())
+
+
+def test_sparse_logging(tmp_path: Path) -> None:
+    _, dense = train(toy_job(tmp_path), tmp_path / "dense")
+    _, sparse = train(
+        toy_job(tmp_path, trainer__log_every=3, trainer__max_steps=7, trainer__eval_every=None), tmp_path / "sparse"
+    )
+    assert list(sparse.rows) == [1, 3, 6, 7]
+    assert all(sparse.rows[step]["loss"] == dense.rows[step]["loss"] for step in sparse.rows)
+
+
+def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), torch.get_num_threads()
+    train(toy_job(tmp_path, trainer__max_steps=1, trainer__threads=2, data__held_out=0.0), tmp_path / "run")
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:3] == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    assert before[3] == torch.get_num_threads()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_two_runs_in_one_process_are_equal(tmp_path: Path) -> None:
+    job = toy_job(tmp_path, model__dropout=0.1)
+    one, its = train(job, tmp_path / "one")
+    torch.rand(7)
+    other, others = train(job, tmp_path / "other")
+    assert its.curve() == others.curve()
+    assert_equal(weights(one), weights(other))
+    _, third = train(toy_job(tmp_path, model__dropout=0.1, seed=1), tmp_path / "third")
+    assert third.curve() != its.curve()
+
+
+# ---- resume
+
+
+@pytest.mark.parametrize(
+    "precision", [Fp32(), Fp16Mixed(init_scale=2.0**30, growth_interval=2), Bf16Mixed()], ids=["32", "16", "b16"]
+)
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, precision: Any, stop: int) -> None:
+    """Also with dropout, and stopped off the beat of evaluation and saving."""
+    job = toy_job(tmp_path, model__dropout=0.1, precision=precision, trainer__eval_every=2)
+    unbroken, reference = train(job, tmp_path / "unbroken")
+    folder = tmp_path / "broken"
+    tracker: Memory = Sender(stop)
+    first, _ = train(job, folder, tracker)
+    assert (first.step, first.stopped, first.held_out_loss) == (stop, "terminated", None)
+    assert io.step_of(first.checkpoint) == stop
+    tracker.step = -1
+    display = Notes()
+    second, _ = train(job, folder, tracker, display)
+    assert tracker.rewound == [0, stop]
+    assert display.started == (8, stop)
+    assert display.notes == [f"going on from {first.checkpoint} (step {stop})"]
+    assert tracker.curve() == reference.curve()
+    assert (second.held_out_loss, second.best_step, second.step) == (unbroken.held_out_loss, unbroken.best_step, 8)
+    assert second.skipped_steps == unbroken.skipped_steps
+    assert_equal(weights(second), weights(unbroken))
+
+
+def test_a_longer_run_goes_on_where_the_shorter_ended(tmp_path: Path) -> None:
+    """The schedule's horizon is pinned, so the shorter run is a prefix."""
+    unbroken, reference = train(toy_job(tmp_path), tmp_path / "unbroken")
+    tracker = Memory()
+    train(toy_job(tmp_path, trainer__max_steps=4), tmp_path / "run", tracker)
+    second, _ = train(toy_job(tmp_path), tmp_path / "run", tracker)
+    assert tracker.curve() == reference.curve()
+    assert_equal(weights(second), weights(unbroken))
+
+
+def test_nothing_left_to_do(tmp_path: Path) -> None:
+    job = toy_job(tmp_path)
+    first, tracker = train(job, tmp_path / "run")
+    rows, display = tracker.curve(), Notes()
+    second, _ = train(job, tmp_path / "run", tracker, display)
+    assert "trainer.max_steps=8 is reached already: nothing to train" in display.notes
+    assert tracker.curve() == rows
+    assert (second.step, second.stopped, second.held_out_loss) == (8, "finished", first.held_out_loss)
+    assert second.checkpoint == first.checkpoint
+    assert second.tokens_per_second == pytest.approx(first.tokens_per_second)
+    assert_equal(weights(first), weights(second))
+
+
+def test_another_machine_is_said(tmp_path: Path) -> None:
+    train(toy_job(tmp_path, trainer__max_steps=1), tmp_path / "run")
+    display = Notes()
+    train(toy_job(tmp_path, trainer__max_steps=1, trainer__threads=2), tmp_path / "run", display=display)
+    assert any("threads 1 -> 2" in note for note in display.notes)
+
+
+def test_a_damaged_checkpoint_stops_the_resume(tmp_path: Path) -> None:
+    fitted, _ = train(toy_job(tmp_path, trainer__max_steps=4), tmp_path / "run")
+    shard = next(fitted.checkpoint.glob("*.safetensors"))
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name} is missing"):
+        train(toy_job(tmp_path), tmp_path / "run")
+
+
+def test_init_takes_the_weights_and_nothing_else(tmp_path: Path) -> None:
+    parent, _ = train(toy_job(tmp_path), tmp_path / "parent")
+    for init in (tmp_path / "parent", parent.checkpoint):
+        job = toy_job(tmp_path, init=str(init), trainer__max_steps=1, optim__lr=1e-9)
+        fitted, tracker = train(job, tmp_path / f"child_{init.name}")
+        for name, tensor in weights(parent).items():
+            torch.testing.assert_close(weights(fitted)[name], tensor, rtol=0, atol=1e-8)
+        assert tracker.rows[1]["lr"] == 5e-10, "step 1 of a new schedule"
+        assert io.read_state(fitted.checkpoint)["samples"] == 8
+
+
+# ---- stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_end(tmp_path: Path, number: signal.Signals) -> None:
+    fitted, tracker = train(toy_job(tmp_path, trainer__save_every=None), tmp_path / "run", Sender(3, number))
+    assert (fitted.stopped, fitted.step) == ("terminated", 3)
+    assert list(tracker.rows) == [1, 2, 3]
+    assert [io.step_of(path) for path in io.checkpoints(tmp_path / "run" / "checkpoints")] == [3]
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    class Impatient(Memory):
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_job(tmp_path), tmp_path / "run", Impatient())
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    """At this learning rate the held-out loss rises after a while."""
+    job = toy_job(tmp_path, trainer__max_steps=60, trainer__eval_every=2, trainer__patience=2, optim__lr=0.3)
+    fitted, tracker = train(job, tmp_path / "run")
+    curve = {step: row["held_out_loss"] for step, row in tracker.rows.items() if "held_out_loss" in row}
+    best = min(curve, key=curve.__getitem__)
+    assert (fitted.stopped, fitted.best_step, fitted.step) == ("early", best, best + 4)
+    kept = [io.step_of(path) for path in io.checkpoints(tmp_path / "run" / "checkpoints")]
+    assert best in kept
+    assert kept[-1] == fitted.step
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"trainer__save_every": 2, "trainer__keep_last": 2}, [6, 8]),
+        ({"trainer__save_every": 3, "trainer__keep_last": 1, "trainer__eval_every": None}, [8]),
+        ({"trainer__save_every": None}, [8]),
+        ({"trainer__save_every": 100, "trainer__keep_last": 1, "trainer__keep_best": False}, [8]),
+    ],
+)
+def test_what_is_kept(tmp_path: Path, changes: dict[str, Any], left: list[int]) -> None:
+    train(toy_job(tmp_path, **changes), tmp_path / "run")
+    assert [io.step_of(path) for path in io.checkpoints(tmp_path / "run" / "checkpoints")] == left
+
+
+# ---- broken numbers
+
+
+class Poison:
+    """Makes the loss NaN in one step, and counts the passes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        self.passes = 0
+        plain = CausalObjective.__call__
+
+        def call(objective: CausalObjective, outputs: Any, batch: Any) -> Any:
+            terms = plain(objective, outputs, batch)
+            self.passes += torch.is_grad_enabled()
+            if self.passes == step and torch.is_grad_enabled():
+                terms["loss"] = (terms["loss"][0] * torch.nan, terms["loss"][1])
+            return terms
+
+        monkeypatch.setattr(CausalObjective, "__call__", call)
+
+
+@pytest.mark.parametrize("precision", [Fp32(), Fp16Mixed()], ids=["32", "16"])
+def test_nan_never_reaches_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any) -> None:
+    job = toy_job(tmp_path, trainer__save_every=1, trainer__eval_every=None, precision=precision)
+    rows = job.data.pack.build(prepared(job).train, job.data.seq_len)
+    numbers = ", ".join(map(str, StepLoader(rows, batch_size=8, seed=0).sample_ids(2)))
+    Poison(monkeypatch, 3)
+    with pytest.raises(UserError, match=rf"step 3: the loss is nan .* rows {numbers}\."):
+        train(job, tmp_path / "run")
+    assert io.step_of(io.latest(tmp_path / "run" / "checkpoints")) == 2
+
+
+def test_the_verdict_may_wait_for_the_next_log_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the kernel leaves the weights alone, the run ends when metrics are read, before anything is saved."""
+    monkeypatch.setattr(MeshStrategy, "_defers", lambda self, optimizer: True)
+    job = toy_job(tmp_path, trainer__log_every=5, trainer__eval_every=None, trainer__save_every=2)
+    _, reference = train(job, tmp_path / "reference")
+    monkeypatch.undo()
+    _, direct = train(job, tmp_path / "direct")
+    assert direct.curve() == reference.curve()
+    monkeypatch.setattr(MeshStrategy, "_defers", lambda self, optimizer: True)
+    Poison(monkeypatch, 3)
+    with pytest.raises(UserError, match="step 3: the loss is nan"):
+        train(job, tmp_path / "run")
+    assert io.step_of(io.latest(tmp_path / "run" / "checkpoints")) == 2
+    monkeypatch.setattr(MeshStrategy, "check", lambda self: None)
+    Poison(monkeypatch, 3)
+    fitted, _ = train(job, tmp_path / "unchecked")
+    assert all(tensor.isfinite().all() for tensor in weights(fitted).values())
+
+
+def test_float16_overflow_is_skipped_and_counted(tmp_path: Path) -> None:
+    job = toy_job(tmp_path, precision=Fp16Mixed(init_scale=2.0**40), trainer__max_steps=40, trainer__eval_every=None)
+    fitted, tracker = train(job, tmp_path / "run")
+    rows = list(tracker.rows.values())
+    skipped = [row["skipped_steps"] for row in rows]
+    assert 5 < fitted.skipped_steps == skipped[-1] < 35
+    assert skipped[:5] == [1, 2, 3, 4, 5]
+    assert [row["loss_scale"] for row in rows] == [2.0 ** (40 - count) for count in skipped]
+    assert all(
+        math.isfinite(row["grad_norm"]) == (count == before)
+        for row, count, before in zip(rows, skipped, [0, *skipped], strict=False)
+    )
+    assert rows[-1]["loss"] < rows[0]["loss"] - 1
+    _, exact = train(toy_job(tmp_path, trainer__max_steps=1), tmp_path / "plain")
+    assert rows[0]["loss"] == pytest.approx(exact.rows[1]["loss"], rel=1e-3)
+
+
+def test_gradients_that_stay_broken_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float16 a NaN in the gradients alone looks like overflow, until the scale has become absurdly small."""
+    plain = CausalObjective.__call__
+
+    def call(objective: CausalObjective, outputs: Any, batch: Any) -> Any:
+        total, count = plain(objective, outputs, batch)["loss"]
+        if total.requires_grad:
+            total.register_hook(lambda gradient: gradient * torch.nan)
+        return {"loss": (total, count)}
+
+    monkeypatch.setattr(CausalObjective, "__call__", call)
+    job = toy_job(tmp_path, precision=Fp16Mixed(), trainer__max_steps=100, trainer__eval_every=None, trainer__save_every=None)
+    with pytest.raises(UserError, match="the gradient norm nan"):
+        train(job, tmp_path / "run")
+
+
+# ---- limits of the machine
+
+
+def test_no_room_for_a_checkpoint_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = toy_job(tmp_path)
+    prepared(job)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    tracker = Memory()
+    with pytest.raises(UserError, match=r"a checkpoint of this run needs \d+ bytes .* only 1000 bytes"):
+        train(job, tmp_path / "run", tracker)
+    assert not tracker.rows
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.device=cuda, but torch sees no GPU"):
+        train(toy_job(tmp_path, trainer__device=Device.cuda), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled(tmp_path: Path) -> None:
+    job = toy_job(tmp_path, trainer__compile=True)
+    compiled, curve = train(job, tmp_path / "compiled")
+    _, plain = train(toy_job(tmp_path), tmp_path / "plain")
+    for step, row in plain.rows.items():
+        assert curve.rows[step]["loss"] == pytest.approx(row["loss"], rel=1e-4)
+    assert "embedding.weight" in weights(compiled)
