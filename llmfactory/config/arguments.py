@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -62,7 +63,7 @@ class Argument:
         return self.raw
 
 
-_KEY = re.compile(r"(?P<mark>\+\+|\+|~)?(?P<key>[\w./:-]+?)(?:@(?P<package>[\w.]+))?(?:=(?P<raw>.*))?", re.DOTALL)
+_KEY = re.compile(r"(?P<mark>\+\+|\+|~)?(?P<key>\w[\w./:-]*?)(?:@(?P<package>[\w.]+))?(?:=(?P<raw>.*))?", re.DOTALL)
 
 
 def parse(overrides: Sequence[str]) -> tuple[list[Argument], list[Problem]]:
@@ -114,6 +115,8 @@ def typed(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Enum):
+        return value.name
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(typed(item) for item in value) + "]"
     if isinstance(value, dict):

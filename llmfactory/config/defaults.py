@@ -100,7 +100,7 @@ def broken_yaml(error: yaml.YAMLError) -> Problem:
 
 def _line(mark: Any) -> str:
     try:
-        return Path(mark.name).read_text(encoding="utf-8").splitlines()[mark.line].strip()
+        return str(Path(mark.name).read_text(encoding="utf-8").splitlines()[mark.line].strip())
     except (OSError, IndexError, UnicodeDecodeError):
         return ""
 

@@ -69,7 +69,7 @@ class WrongType(Exception):
         super().__init__(reason)
         self.reason = reason
         self.better = better
-        """The value that was probably meant, as typed on a command line."""
+        """The value that was probably meant, as typed on a command line; None: no telling."""
 
 
 def parse_type(annotation: Any) -> Type:
@@ -91,9 +91,13 @@ def parse_type(annotation: Any) -> Type:
     raise TypeError(f"{annotation} is no type of a spec field")
 
 
-@functools.cache
-def field_types(cls: type[Spec]) -> dict[str, Type]:
+def field_types(cls: type[Any]) -> dict[str, Type]:
     """Declared type of each field."""
+    return _field_types(cls)
+
+
+@functools.cache
+def _field_types(cls: type[Any]) -> dict[str, Type]:
     hints = typing.get_type_hints(cls)
     return {field.name: parse_type(hints[field.name]) for field in dataclasses.fields(cls)}
 
@@ -138,7 +142,7 @@ def _member(kind: Type, value: Any) -> Enum:
     if name in kind.base.__members__:
         return kind.base[name]  # type: ignore[no-any-return]
     choices = "; ".join(f"{member.name} ({member.value})" for member in kind.base)
-    raise WrongType(f"must be one of {choices}", nearest(name, list(kind.base.__members__)) or kind.example())
+    raise WrongType(f"must be one of {choices}", nearest(name, list(kind.base.__members__)))
 
 
 def _described(value: Any) -> str:
@@ -152,13 +156,13 @@ def _better(kind: Type, value: Any) -> str | None:
         try:
             return f"[{convert(kind.item, value)}]"
         except WrongType:
-            return kind.example()
+            return None
     if kind.base is int and isinstance(value, float) and math.isfinite(value):
         return str(round(value))
     if kind.base is bool:
-        text = str(value).lower()
-        return {"yes": "true", "on": "true", "1": "true"}.get(text, "false" if text in ("no", "off", "0") else "true")
-    return kind.example()
+        words = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
+        return words.get(str(value).lower())
+    return None
 
 
 def distance(a: str, b: str) -> int:

@@ -1,12 +1,178 @@
-"""Rules over several parts of a job."""
+"""Rules between the parts of a job. One spec checks itself (`Spec.problems`); what takes several stands here, by name.
+
+Each rule is a function from the job to what is wrong with it. The name of the rule is part of its message, so that a refusal
+can be looked up here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
+from llmfactory.data.tokenizer.spec import ByteBpe, Bytes
+from llmfactory.launch.spec import Local
+from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
+from llmfactory.parallel.spec import Backend, Mesh
+from llmfactory.run.spec import Device
+from llmfactory.stage.spec import Evaluate, Generate, Pretrain, TrainingSpec
 
-RULES: tuple = ()
+Rule = Callable[[Job], Iterator[Problem]]
+
+BYTES = 257
+"""Ids that bytes take: one each, and the end of a document."""
 
 
 def check(job: Job) -> list[Problem]:
-    return [problem for rule in RULES for problem in rule(job)]
+    """What is wrong between the parts of a job."""
+    return [
+        dataclasses.replace(problem, reason=f"{problem.reason} (rule {rule.__name__})") for rule in RULES for problem in rule(job)
+    ]
+
+
+def world_is_the_product_of_degrees(job: Job) -> Iterator[Problem]:
+    world = job.launch.world()
+    degrees = job.parallel.degrees_for(world)
+    product = math.prod(degrees.values())
+    if product == world:
+        return
+    shown = " x ".join(f"{name} {size}" for name, size in degrees.items())
+    processes = f"launch starts {world} process{'es' if world > 1 else ''}"
+    if product == 1:
+        yield Problem("parallel.dp_replicate", 1, f"{processes}, but the layout is made for one", "parallel=ddp")
+    else:
+        repair = f"launch=local launch.processes={product}"
+        yield Problem(
+            "parallel.dp_replicate", degrees["dp_replicate"], f"{processes}, but the layout ({shown}) needs {product}", repair
+        )
+
+
+def every_process_gets_a_row(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec):
+        return
+    degrees = job.parallel.degrees_for(job.launch.world())
+    ranks = math.prod(size for name, size in degrees.items() if name.startswith("dp_"))
+    if job.trainer.batch_size < ranks:
+        reason = f"the rows of a step are shared out among {ranks} data-parallel processes"
+        yield Problem("trainer.batch_size", job.trainer.batch_size, reason, f"trainer.batch_size={ranks}")
+
+
+def nccl_needs_gpus(job: Job) -> Iterator[Problem]:
+    if isinstance(job.parallel, Mesh) and job.parallel.backend is Backend.nccl and job.trainer.device is Device.cpu:
+        yield Problem("parallel.backend", "nccl", "NCCL moves data between GPUs, but trainer.device=cpu", "parallel.backend=auto")
+
+
+def one_number_of_threads(job: Job) -> Iterator[Problem]:
+    threads = job.launch.threads if isinstance(job.launch, Local) else None
+    if threads is not None and job.trainer.threads is not None and threads != job.trainer.threads:
+        reason = f"launch.threads={threads} says otherwise"
+        yield Problem("trainer.threads", job.trainer.threads, reason, "trainer.threads=null")
+
+
+def rows_fit_the_model(job: Job) -> Iterator[Problem]:
+    longest = job.model.max_positions
+    if job.data.seq_len > longest:
+        reason = f"rows are longer than the model's max_positions={longest}"
+        yield Problem("data.seq_len", job.data.seq_len, reason, f"data.seq_len={longest}")
+
+
+def ids_fit_the_model(job: Job) -> Iterator[Problem]:
+    tokenizer, size = job.data.tokenizer, job.model.vocab_size
+    if isinstance(tokenizer, ByteBpe) and tokenizer.vocab_size is not None and tokenizer.vocab_size > size:
+        reason = f"the model has an embedding for {size} ids only (model.vocab_size)"
+        yield Problem("data.tokenizer.vocab_size", tokenizer.vocab_size, reason, "data.tokenizer.vocab_size=null")
+    if isinstance(tokenizer, (ByteBpe, Bytes)) and size < BYTES:
+        reason = f"a byte-level tokenizer has {BYTES} ids at least: every byte, and the end of a document"
+        yield Problem("model.vocab_size", size, reason, f"model.vocab_size={BYTES}")
+
+
+def trained_model_is_given(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, (Generate, Evaluate)) or job.init is not None:
+        return
+    runs = sorted(Path(job.output_dir).glob("*/checkpoints"), key=lambda folder: -folder.stat().st_mtime)
+    if runs:
+        yield Problem("init", None, "this stage needs a trained model", f"init={runs[0].parent}")
+    else:
+        reason = (
+            f"this stage needs a trained model, and there is no run below {job.output_dir} yet: train one with stage=pretrain"
+        )
+        yield Problem("init", None, reason)
+
+
+def decay_reaches_the_end(job: Job) -> Iterator[Problem]:
+    """A run that goes on with larger max_steps may: its folder is there already, and `run/resume.py` compares the two."""
+    schedule, steps = job.optim.schedule, job.trainer.max_steps
+    if not isinstance(job.stage, TrainingSpec) or not isinstance(schedule, DecaySpec) or schedule.horizon is None:
+        return
+    if schedule.horizon < steps and not _goes_on(job):
+        reason = f"the learning rate would stay at its floor for the last {steps - schedule.horizon} of trainer.max_steps={steps}"
+        yield Problem("optim.schedule.horizon", schedule.horizon, reason, f"optim.schedule.horizon={steps}")
+
+
+def _goes_on(job: Job) -> bool:
+    return job.name is not None and Path(job.output_dir, job.name, "config.yaml").is_file()
+
+
+def warmup_ends_before_the_run(job: Job) -> Iterator[Problem]:
+    schedule, steps = job.optim.schedule, job.trainer.max_steps
+    if isinstance(job.stage, TrainingSpec) and schedule.pinned_horizon() is None and schedule.warmup_steps >= steps:
+        reason = f"warm-up takes the whole run (trainer.max_steps={steps}), so the peak rate is never reached"
+        yield Problem("optim.schedule.warmup_steps", schedule.warmup_steps, reason, f"optim.schedule.warmup_steps={steps // 10}")
+
+
+def warmup_and_decay_leave_room(job: Job) -> Iterator[Problem]:
+    schedule = job.optim.schedule
+    if not isinstance(schedule, Wsd):
+        return
+    horizon = schedule.horizon or job.trainer.max_steps
+    room = horizon - schedule.warmup_steps
+    if room > 0 and round(schedule.decay_share * horizon) > room:
+        reason = f"the decay would start within the warm-up of {schedule.warmup_steps} of {horizon} steps"
+        fitting = math.floor(100 * room / horizon) / 100
+        yield Problem("optim.schedule.decay_share", schedule.decay_share, reason, f"optim.schedule.decay_share={fitting}")
+
+
+def inverse_sqrt_warms_up(job: Job) -> Iterator[Problem]:
+    schedule = job.optim.schedule
+    if isinstance(schedule, InverseSqrt) and schedule.warmup_steps == 0:
+        reason = "the rate is sqrt(warmup_steps / step): without a warm-up it has fallen to a tenth after 100 steps"
+        yield Problem("optim.schedule.warmup_steps", 0, reason, "optim.schedule.warmup_steps=100")
+
+
+def best_is_looked_for(job: Job) -> Iterator[Problem]:
+    if isinstance(job.stage, TrainingSpec) and job.trainer.keep_best and job.trainer.eval_every is None:
+        reason = "the best checkpoint is found by evaluations during training, and trainer.eval_every=null makes none"
+        yield Problem("trainer.keep_best", True, reason, "trainer.keep_best=false")
+
+
+def held_out_text_is_there(job: Job) -> Iterator[Problem]:
+    if job.data.held_out == 0 and isinstance(job.stage, (TrainingSpec, Evaluate)):
+        yield Problem("data.held_out", 0.0, "there would be no text to evaluate on", "data.held_out=0.05")
+
+
+def sample_is_made(job: Job) -> Iterator[Problem]:
+    if isinstance(job.stage, Pretrain) and job.stage.sample_prompt is not None and not job.trainer.sample:
+        yield Problem(
+            "stage.sample_prompt", job.stage.sample_prompt, "trainer.sample=false makes no sample", "trainer.sample=true"
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    world_is_the_product_of_degrees,
+    every_process_gets_a_row,
+    nccl_needs_gpus,
+    one_number_of_threads,
+    rows_fit_the_model,
+    ids_fit_the_model,
+    trained_model_is_given,
+    decay_reaches_the_end,
+    warmup_ends_before_the_run,
+    warmup_and_decay_leave_room,
+    inverse_sqrt_warms_up,
+    best_is_looked_for,
+    held_out_text_is_there,
+    sample_is_made,
+)

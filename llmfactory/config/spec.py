@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
-from llmfactory.core.spec import Spec
+from llmfactory.core.errors import Problem
+from llmfactory.core.spec import Spec, at_least
 from llmfactory.data.spec import Corpus
 from llmfactory.launch.spec import LaunchSpec
 from llmfactory.model.spec import ModelSpec
@@ -54,3 +57,10 @@ class Job(Spec):
     """Shrink the model to laptop size, keeping its ratios and pattern."""
     plugins: list[str] = field(default_factory=list)
     """Packages of your own that hold parts, stages or options, besides those that are installed as plugins."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 0, "seed")
+        if self.name is not None and (not self.name or self.name.startswith(".") or Path(self.name).name != self.name):
+            yield Problem("name", self.name, "is the name of one folder below output_dir", "name=null")
+        if not self.output_dir:
+            yield Problem("output_dir", self.output_dir, "must name a folder", "output_dir=outputs")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.config.arguments import override
-from llmfactory.config.fields import Type, WrongType, convert, distance, nearest
+from llmfactory.config.fields import Type, WrongType, convert, distance, field_types, nearest
 from llmfactory.config.names import FOREIGN
-from llmfactory.config.register import group_of, options
+from llmfactory.config.register import classes, group_of, options
 from llmfactory.config.tree import COMMAND_LINE, Branch, Tree, Unknown, override_key
 from llmfactory.core.errors import Problem
 
@@ -33,6 +33,9 @@ def unknown_key(item: Unknown, tree: Tree, groups: Sequence[str], folders: Seque
         problem = _foreign(item, foreign, keys, where)
         if problem is not None:
             return problem
+    other = _of_another_option(item, groups, folders, where)
+    if other is not None:
+        return other
     key = nearest_key(item.path, list(keys))
     if key is not None:
         reason = f"no such key{where}: did you mean {key}?"
@@ -92,6 +95,22 @@ def _group_meant(item: Unknown, groups: Sequence[str], folders: Sequence[Path]) 
         found = nearest(path.rpartition("/")[2], list(leaves))
         near = leaves[found] if found is not None else None
     return f"{near}={item.value}" if near is not None else None
+
+
+def _of_another_option(item: Unknown, groups: Sequence[str], folders: Sequence[Path], where: str) -> Problem | None:
+    """The key of an option of the same group that is not chosen: `stage.prompt` while stage=pretrain."""
+    leaf = item.path.rpartition(".")[2]
+    place = item.path.rpartition(".")[0]
+    if not place:
+        return None
+    group = group_of(item.inside)
+    having = [name for name, cls in classes(group).items() if leaf in field_types(cls)]
+    choice = next((name for name in having if name in options(group, folders)), None)
+    if choice is None:
+        return None
+    key = override_key(group, place)
+    reason = f"no such key{where}: {item.inside.__name__} has none of that name, {key}={choice} has"
+    return Problem(item.path, item.value, reason, f"{key}={choice} {override(item.path, item.value)}")
 
 
 def _type_key(item: Unknown, tree: Tree, folders: Sequence[Path], where: str) -> Problem:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmfactory.config.arguments import override
 from llmfactory.config.fields import Type, WrongType, convert, default, field_types
 from llmfactory.config.register import group_of, options
 from llmfactory.core.errors import Problem
@@ -187,10 +188,10 @@ class Tree:
             entries[".".join(rest)] = convert(kind.item, value)
             holder.values[name], holder.origins[name] = entries, origin
         except WrongType as error:
-            self.problems.append(Problem(path, value, error.reason, error.better and f"{path}={error.better}"))
+            self.problems.append(Problem(path, value, error.reason, self._repair(path, kind.item, error)))
 
     def _assign_leaf(self, holder: Branch, name: str, kind: Type, path: str, value: Any, origin: str, literal: bool) -> None:
-        if value == MISSING:
+        if isinstance(value, str) and value == MISSING:
             return
         if isinstance(value, str) and "${" in value and not literal:
             holder.values[name], holder.origins[name] = Reference(value), origin
@@ -199,8 +200,7 @@ class Tree:
             new = convert(kind, value)
         except WrongType as error:
             where = "" if origin == COMMAND_LINE else f" ({origin} says so)"
-            repair = error.better and f"{path}={error.better}"
-            self.problems.append(Problem(path, value, error.reason + where, repair))
+            self.problems.append(Problem(path, value, error.reason + where, self._repair(path, kind, error)))
             if origin == COMMAND_LINE:
                 return
             new = WRONG
@@ -208,6 +208,16 @@ class Tree:
         if kind.base is dict and isinstance(new, dict) and isinstance(old, dict):
             new = {**old, **new}
         holder.values[name], holder.origins[name] = new, origin
+
+    def _repair(self, path: str, kind: Type, error: WrongType) -> str:
+        """What was meant, or the value that the key has had so far, or any of the right type."""
+        if error.better is not None:
+            return f"{path}={error.better}"
+        old = self.find(path)
+        try:
+            return override(path, convert(kind, old))
+        except WrongType:
+            return f"{path}={kind.example()}"
 
     def _no_type_yet(self, path: str, value: Any, at: str, kind: Type) -> None:
         reason = f"nothing is chosen for {at} yet, so it has no fields"
