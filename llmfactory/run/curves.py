@@ -56,7 +56,9 @@ def parallel_coordinates(columns: Mapping[str, Sequence[object]], objective: str
         for row in range(len(columns[objective])):
             y = [heights[name][0][row] for name in names]
             if all(math.isfinite(value) for value in y):
-                axes.plot(range(len(names)), y, color="#1f5fa8", alpha=1.0 - 0.75 * y[-1], linewidth=1.8, marker="o", markersize=3.5)
+                axes.plot(
+                    range(len(names)), y, color="#1f5fa8", alpha=1.0 - 0.75 * y[-1], linewidth=1.8, marker="o", markersize=3.5
+                )
         for place, name in enumerate(names):
             axes.axvline(place, color="#999999", linewidth=1)
             for text, height in heights[name][1]:

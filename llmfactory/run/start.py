@@ -17,6 +17,7 @@ from llmfactory.run.figures import figures
 from llmfactory.run.folder import LOG, claim, locked, read_result, settle_name, write_config, write_result
 from llmfactory.run.log import log_only, logged_to
 from llmfactory.run.worker import work
+from llmfactory.stage.generate import printable
 from llmfactory.stage.spec import TrainingSpec
 
 FINISHED = ("finished", "early")
@@ -98,4 +99,4 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     if result.get("sample"):
         console.print("\n[bold]sample[/]", end="\n")
-        print(result["sample"]["prompt"] + result["sample"]["text"], flush=True)
+        print(printable(result["sample"]["prompt"] + result["sample"]["text"]), flush=True)

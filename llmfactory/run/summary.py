@@ -79,7 +79,9 @@ def _write_page(
 
     done = [row for row in rows if math.isfinite(_number(row.get(objective)))]
     axes = {key: [_value(row[key]) for row in done] for key in (*varied, objective)}
-    shown = [{key: f"{cell:.5g}" if isinstance(cell, float) else cell for key, cell in row.items() if cell is not None} for row in rows]
+    shown = [
+        {key: f"{cell:.5g}" if isinstance(cell, float) else cell for key, cell in row.items() if cell is not None} for row in rows
+    ]
     page = render(
         "summary.html.jinja",
         name=folder.name,

@@ -24,6 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -112,8 +113,9 @@ def check_folders(folder: Path, members: Sequence[list[str]], composed: Sequence
 def through_hydra(overrides: list[str], task: RunMember, config_dirs: Sequence[Path]) -> None:
     """Let Hydra's sweeper and launcher run the task for each member."""
     place = f"hydra.sweep.dir={quoted(task.folder)}"
+    Plugins.instance()  # finds and registers the sweepers and launchers that are installed
     GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2("llmfactory", search_path(config_dirs))
+    hydra = Hydra.create_main_hydra2("llmfactory", search_path(config_dirs, overrides))
     try:
         hydra.multirun("config", task, [*QUIET, *overrides, place], with_log_configuration=False)
     except HydraException as error:

@@ -131,20 +131,21 @@ def figures_of(job: Job, fitted: Fitted, data: Prepared, world: World) -> dict[s
 def sample(job: Job, model: Decoder, data: Prepared, precision: MeshPrecision) -> dict[str, str]:
     """A continuation of the stage's prompt, or of the first words of a held-out document."""
     assert isinstance(job.stage, TrainingSpec)
-    prompt = first_words(data) if job.stage.sample_prompt is None else job.stage.sample_prompt
-    tokenizer = data.tokenizer
+    tokenizer, room = data.tokenizer, job.model.max_positions
+    text = first_words(data) if job.stage.sample_prompt is None else job.stage.sample_prompt
+    prompt = [tokenizer.end_id, *tokenizer.encode(text)][: max(1, room // 2)]  # leave half of the row to the sample
     with precision.forward_context():
         tokens = generate(
             model,
-            [[tokenizer.end_id, *tokenizer.encode(prompt)]],
-            max_tokens=SAMPLE.max_tokens,
+            [prompt],
+            max_tokens=min(SAMPLE.max_tokens, room + 1 - len(prompt)),
             temperature=SAMPLE.temperature,
             top_k=SAMPLE.top_k,
             top_p=SAMPLE.top_p,
             end_id=tokenizer.end_id,
             seed=job.seed,
         )[0]
-    return {"prompt": prompt, "text": tokenizer.decode(tokens)}
+    return {"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(tokens)}
 
 
 def first_words(data: Prepared) -> str:

@@ -51,6 +51,11 @@ class GenerateJob(StageJob):
         return {"checkpoint": str(checkpoint), "prompt": spec.prompt, "texts": texts}
 
 
+def printable(text: str) -> str:
+    """For a terminal: a model may write escape sequences, which must not be obeyed."""
+    return "".join(c if c in "\n\t" or c.isprintable() else UNFINISHED for c in text)
+
+
 class Writer:
     """Prints text as its tokens arrive; a character whose bytes are not all there waits for the rest.
 
@@ -65,7 +70,7 @@ class Writer:
 
     def write(self, text: str) -> None:
         if self.shown:
-            print(text, end="", flush=True)
+            print(printable(text), end="", flush=True)
 
     def token(self, row: int, token: int) -> None:
         if row != 0:

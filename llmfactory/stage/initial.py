@@ -43,8 +43,8 @@ def checkpoint_of(job: Job, need: str) -> Path:
 def load_model(job: Job, checkpoint: Path, precision: MeshPrecision, world: World) -> Decoder:
     """The job's model with the weights of a checkpoint, on this process's device, in evaluation mode."""
     model = job.model.build()
+    precision.convert_module(model)  # first: weights kept in float64 must not pass through float32
     load_weights(checkpoint, model)
-    precision.convert_module(model)
     model.to(world.device).eval()
     return model
 
