@@ -22,11 +22,14 @@ class Order:
         self.size, self.seed = size, seed
         self.bits = max(1, -(-(size - 1).bit_length() // 2))  # of each half: the domain is 4^bits, less than 4 times the size
 
+        words = np.array([seed & (2**64 - 1), size], np.uint64)
+        self._key: Words = _mix(_mix(words[:1]) ^ words[1:])
+
     def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row number of each global sample number. Sample i is in epoch i // size."""
         samples: NDArray[np.int64] = np.asarray(indices, np.int64)
         epoch, place = samples // self.size, samples % self.size
-        key = _mix(epoch.astype(np.uint64) ^ _mix(np.array([self.seed & (2**64 - 1)], np.uint64)))
+        key = _mix(epoch.astype(np.uint64) ^ self._key)
         value: Words = self._feistel(place.astype(np.uint64), key)
         while (outside := np.flatnonzero(value >= self.size)).size:
             value[outside] = self._feistel(value[outside], key[outside])

@@ -6,6 +6,7 @@ on no order and no seed: adding a group moves few others.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,29 +74,35 @@ def _choose_groups(spool: Spool, sizes: list[int], target: float) -> tuple[set[i
 
 
 def _cut_largest(spool: Spool, parts: Parts, size: int) -> None:
-    """Hold out the end of the largest document: about `size` bytes, from a paragraph, a line or at least a character on."""
-    largest = max(parts.train, key=spool.size)
-    data = spool.text(largest).encode()
-    if len(data) < 2:
+    """Hold out the end of the largest document that has no copy: about `size` bytes, from a paragraph or at least a line on."""
+    members = Counter(spool.groups)
+    largest = max((i for i in parts.train if members[spool.groups[i]] == 1), key=spool.size, default=None)
+    if largest is None:
         return
-    place = min(max(len(data) - size, 1), len(data) - 1)
-    for border in (b"\n\n", b"\n"):
-        near = data.rfind(border, max(0, place - size // 2), place + size // 2)
-        if near > 0 and near + len(border) < len(data):
-            place = near + len(border)
-            break
-    else:
-        while place < len(data) and data[place] & 0xC0 == 0x80:  # inside a character
-            place += 1
-        if place == len(data):
-            return
-    name = spool.name(largest)
-    first = len(spool)
+    data = spool.text(largest).encode()
+    place = _border(data, len(data) - size, size // 2)
+    if not 0 < place < len(data):
+        return
+    name, first = spool.name(largest), len(spool)
     for part, text in (("start", data[:place]), ("end", data[place:])):
         spool.add(Document(f"{name} ({part})", text.decode(), f"{name} ({part})"))
     parts.train[parts.train.index(largest)] = first
     parts.held_out.append(first + 1)
     parts.ends.add(first + 1)
+
+
+def _border(data: bytes, place: int, reach: int) -> int:
+    """Where a paragraph begins nearest to the place, or a line, or, if none within reach, a character."""
+    place = min(max(place, 1), len(data) - 1)
+    for end in (b"\n\n", b"\n"):
+        before = data.rfind(end, max(0, place - reach), place) + len(end)
+        after = data.find(end, place, place + reach) + len(end)
+        near = [at for at in (before, after) if len(end) <= at < len(data)]
+        if near:
+            return min(near, key=lambda at: abs(at - place))
+    while 0 < place < len(data) and data[place] & 0xC0 == 0x80:  # inside a character
+        place -= 1
+    return place
 
 
 def _drop_overlap(source: Source, spool: Spool, parts: Parts, drops: Drops) -> None:

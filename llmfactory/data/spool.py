@@ -24,12 +24,18 @@ class Spool:
         self.groups = array("Q")
         self.evaluated = array("b")
         self.names = array("q", [0])
+        self._reading = False
+        """Whether the files stand somewhere else than at their ends."""
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def add(self, document: Document) -> None:
         text, name = document.text.encode(), document.name.encode(errors="replace")
+        if self._reading:
+            self._texts.seek(self.starts[-1])
+            self._names.seek(self.names[-1])
+            self._reading = False
         self._texts.write(text)
         self._names.write(name)
         self.starts.append(self.starts[-1] + len(text))
@@ -42,10 +48,12 @@ class Spool:
         return self.starts[index + 1] - self.starts[index]
 
     def text(self, index: int) -> str:
+        self._reading = True
         self._texts.seek(self.starts[index])
         return self._texts.read(self.size(index)).decode()
 
     def name(self, index: int) -> str:
+        self._reading = True
         self._names.seek(self.names[index])
         return self._names.read(self.names[index + 1] - self.names[index]).decode()
 

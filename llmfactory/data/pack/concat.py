@@ -33,10 +33,11 @@ class ConcatRows(Rows):
         numbers = self.check(indices)
         # One slice a row into its file's small type, then one conversion of all: faster than slices or one fancy index into int64.
         stream_BT1 = np.empty((B, T + 1), self.tokens.dtype)
-        short = None  # only the stream's last row can be
+        short: list[tuple[int, int]] = []  # the stream's last row, wherever the batch has it (twice where epochs meet)
         for row, start in enumerate(number * T for number in numbers):
             if start + T > self.targets:
-                size, short = self.targets - start, (row, self.targets - start)
+                size = self.targets - start
+                short.append((row, size))
                 stream_BT1[row, : size + 1] = self.tokens[start:]
                 stream_BT1[row, size + 1 :] = self.file.end_id
             else:
@@ -48,8 +49,7 @@ class ConcatRows(Rows):
         else:
             positions_BT, segments_BT = np.empty((B, T), np.int64), np.ones((B, T), np.int64)
             positions_BT[:] = np.arange(T)
-        if short is not None:
-            row, size = short
+        for row, size in short:
             labels_BT[row, size:] = IGNORE
             positions_BT[row, size:] = 0
             segments_BT[row, size:] = 0

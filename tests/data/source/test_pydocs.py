@@ -1,0 +1,153 @@
+"""Documentation of the running Python: what it holds, that it is the same in every process, how pages look."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmfactory.core.errors import UserError
+from llmfactory.data.source import builtin_docs, docstrings
+from llmfactory.data.source.document import Drops
+from llmfactory.data.source.pycode import PythonCode, StandardLibrary, group
+from llmfactory.data.source.pydocs import PythonDocs
+
+HASH = """
+import hashlib
+from llmfactory.data.source.document import Drops
+from llmfactory.data.source.pydocs import PythonDocs
+total = hashlib.sha256(PythonDocs().fingerprint().encode())
+for document in PythonDocs().documents(Drops()):
+    total.update(repr(document).encode())
+print(total.hexdigest())
+"""
+
+
+def test_it_is_the_same_in_every_process(root: Path) -> None:
+    found = {
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", HASH],
+            cwd=root,
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+def test_what_it_holds() -> None:
+    documents = {d.name: d for d in PythonDocs().documents(Drops())}
+    assert {name.split()[0] for name in documents} == {"topic", "docs", "source"}
+    assert all(d.evaluated == (not d.name.startswith("source")) for d in documents.values())
+    assert 'The "assert" statement' in documents["topic assert"].text
+    assert "Serialize ``obj`` to a JSON formatted ``str``" in documents["docs of json"].text
+    assert documents["docs of json"].group == documents["docs of json.decoder"].group == documents["source of json.decoder"].group
+    assert "class builtins.dict" in documents["docs of builtins.dict"].text
+    left_out = ("test", "idlelib", "lib2to3", "pydoc_data", "encodings", "site-packages", "_sysconfigdata")
+    assert not [name for name in documents for part in left_out if name.startswith(f"source of {part}")]
+    assert sum(len(d.text) for d in documents.values()) > 5_000_000
+
+
+def test_a_page_reads_like_help() -> None:
+    source = '''
+"""About the module.
+
+More.
+"""
+import os
+
+def plain(a, b: int = 1, *rest, key=None) -> str:
+    """What it does.
+
+        Indented.
+    Last.
+    """
+
+def undocumented(): pass
+
+if os:
+    async def later():
+        """Under an if."""
+else:
+    def later():
+        """The second of the name."""
+
+class Kind(dict):
+    """What it is."""
+
+    @property
+    def value(self):
+        """A property."""
+
+    class Inner:
+        def method(self):
+            """Deep."""
+'''
+    assert dict(docstrings.pages(source, "pkg.mod")) == {
+        "pkg.mod": "pkg.mod\n=======\n\nAbout the module.\n\nMore.\n\n"
+        "pkg.mod.plain(a, b: int=1, *rest, key=None) -> str\n    What it does.\n\n        Indented.\n    Last.\n\n"
+        "async pkg.mod.later()\n    Under an if.\n",
+        "pkg.mod.Kind": "class pkg.mod.Kind(dict)\n    What it is.\n\n    value\n        A property.\n",
+        "pkg.mod.Kind.Inner": "class pkg.mod.Kind.Inner\n    method(self)\n        Deep.\n",
+    }
+
+
+def test_a_page_of_a_builtin_module() -> None:
+    pages = dict(builtin_docs.pages("itertools"))
+    assert pages["itertools"].startswith("itertools\n=========\n\nFunctional tools")
+    assert "class itertools.chain" in pages["itertools.chain"]
+    assert "itertools" in builtin_docs.modules()
+
+
+def test_values_that_a_program_sets_are_no_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = list(builtin_docs.pages("sys"))
+
+    def hook(*_: object) -> None:
+        """Set by a test."""
+
+    monkeypatch.setattr(sys, "displayhook", hook)
+    monkeypatch.setattr(sys, "of_a_test", hook, raising=False)
+    assert "Set by a test" not in repr(list(builtin_docs.pages("sys")))
+    monkeypatch.undo()
+    assert list(builtin_docs.pages("sys")) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [("json.decoder", "json"), ("_pyio", "io"), ("_io", "io"), ("_py_abc", "abc"), ("pydoc", "pydoc"), ("__future__", "future")],
+)
+def test_parts_of_one_module_share_a_group(module: str, expected: str) -> None:
+    assert group(module) == expected
+
+
+def test_code_alone() -> None:
+    documents = list(PythonCode().documents(Drops()))
+    assert len({d.name for d in documents}) == len(documents)
+    assert {"json", "json.decoder", "argparse"} <= {d.name for d in documents}
+    assert all(d.evaluated for d in documents)
+
+
+def test_a_python_without_sources_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match=r"comes without the source files .*data=text"):
+        PythonDocs().fingerprint()
+
+
+def test_a_python_without_topics_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(UserError, match="comes without pydoc_data"):
+        list(PythonDocs().documents(Drops()))
+
+
+def test_a_module_that_does_not_parse_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    monkeypatch.setattr(StandardLibrary, "files", [tmp_path / "broken.py"])
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    drops = Drops()
+    assert list(PythonDocs().documents(drops))[-1].name == "source of broken"
+    assert "broken" in drops.plain()["no page: source does not parse"]["samples"][0]

@@ -1,0 +1,159 @@
+"""Text files: names, folders, globs, separators, encodings, and every way in which a file can be bad."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.data.source.document import Document, Drops
+from llmfactory.data.source.files import MANY
+from llmfactory.data.source.spec import Text
+from llmfactory.data.source.text import TextFiles
+
+
+def read(drops: Drops | None = None, **fields: object) -> list[Document]:
+    return list(TextFiles(Text(**fields)).documents(Drops() if drops is None else drops))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("z.txt", "a/one.txt", "a/b/two.txt", "a/b/skip.bin"):
+        (tmp_path / name).write_text(f"text of {name}\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["z.txt"], ["z.txt"]),
+        (["."], ["a/b/two.txt", "a/one.txt", "z.txt"]),
+        (["**/*.txt"], ["a/b/two.txt", "a/one.txt", "z.txt"]),
+        (["*.txt", "a/*.txt"], ["a/one.txt", "z.txt"]),
+        (["z.txt", "z.txt", "*.txt"], ["z.txt"]),
+        (["a/b/skip.bin"], ["a/b/skip.bin"]),
+    ],
+)
+def test_names_folders_and_globs(folder: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], expected: list[str]) -> None:
+    monkeypatch.chdir(folder)
+    assert [document.name for document in read(files=names)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("none.txt", "no such file: none.txt"), ("x/*.txt", "nothing matches"), ("empty", "no .txt or .md or .rst")],
+)
+def test_what_is_not_there_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=said):
+        read(files=[name])
+
+
+def test_a_separator_cuts_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\nmore\n---\r\n\n---\n--- not a separator\n")
+    drops = Drops()
+    assert [d.text for d in read(drops, files=[str(path)], split_on="---")] == ["one\nmore\n", "--- not a separator\n"]
+    assert drops.plain()["empty document"]["samples"] == [f"{path}, line 4"]
+
+
+def test_text_is_kept_as_it_is_but_for_the_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfa\r\nb\tc \n\n\xc3\xa9")
+    assert [d.text for d in read(files=[str(path)])] == ["a\r\nb\tc \n\n\u00e9"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-32", "cp1251"])
+def test_other_encodings(tmp_path: Path, encoding: str) -> None:
+    path, text = tmp_path / "a.txt", "первый\nвторой\n" if encoding == "cp1251" else "caf\u00e9\nna\u00efve\n"
+    path.write_bytes(text.encode(encoding))
+    assert [d.text for d in read(files=[str(path)], encoding=encoding)] == [text]
+
+
+def test_an_undecodable_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\nbad \xff here\nfine\n")
+    with pytest.raises(UserError, match=rf"{path}, line 2: invalid utf-8: .* at byte 4.*data.source.bad_share"):
+        read(files=[str(path)])
+
+
+def test_undecodable_lines_within_the_share_are_dropped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\nbad \xff here\nfine\nfine\n")
+    drops = Drops()
+    assert [d.text for d in read(drops, files=[str(path)], bad_share=0.25)] == ["fine\nfine\nfine\n"]
+    assert drops.plain()["invalid utf-8"]["documents"] == 1
+    assert "line 2" in drops.plain()["invalid utf-8"]["samples"][0]
+    with pytest.raises(UserError, match=r"1 of 4 lines cannot be read, more than data.source.bad_share=0.2 .*line 2"):
+        read(files=[str(path)], bad_share=0.2)
+
+
+def test_a_binary_file_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"abc\n\x00\x01\x02")
+    with pytest.raises(UserError, match=rf"{path}, line 2: .*binary"):
+        read(files=[str(path)], bad_share=1.0)
+
+
+def test_undecodable_wide_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("x".encode("utf-16") + b"\x00")
+    with pytest.raises(UserError, match=f"{path}: not utf-16"):
+        read(files=[str(path)], encoding="utf-16")
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+
+    def refused(self: Path, *_: object, **__: object) -> None:  # chmod does not stop the root user
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=f"cannot read {path}: Permission denied"):
+        read(files=[str(path)])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the root user may read everything")
+def test_a_forbidden_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    path.chmod(0)
+    with pytest.raises(UserError, match=f"cannot read {path}"):
+        read(files=[str(path)])
+
+
+def test_copies_share_a_group_and_many_files_are_groups(tmp_path: Path) -> None:
+    few = [tmp_path / f"{i}.txt" for i in range(3)]
+    for i, path in enumerate(few):
+        path.write_text(f"text {i % 2}")
+    groups = [d.group for d in read(files=[str(path) for path in few])]
+    assert groups[0] == groups[2] != groups[1]
+    for i in range(MANY):
+        (tmp_path / f"{i}.txt").write_text("one\n-\ntwo")
+    groups = [d.group for d in read(files=[str(tmp_path)], split_on="-")]
+    assert len(groups) == 2 * MANY
+    assert len(set(groups)) == MANY
+
+
+def test_the_fingerprint_follows_content_and_options_not_dates(tmp_path: Path) -> None:
+    path, spec = tmp_path / "a.txt", Text(files=[str(tmp_path / "a.txt")])
+    path.write_text("one")
+    first = TextFiles(spec).fingerprint()
+    os.utime(path, (1, 1))
+    assert TextFiles(spec).fingerprint() == first
+    assert TextFiles(Text(files=[str(path)], split_on="o")).fingerprint() != first
+    assert TextFiles(Text(files=[str(path)], encoding="latin-1")).fingerprint() != first
+    assert TextFiles(Text(files=[str(path)], bad_share=0.5)).fingerprint() != first
+    path.write_text("two")
+    assert TextFiles(spec).fingerprint() != first
+
+
+def test_wrong_settings() -> None:
+    with pytest.raises(ConfigError) as found:
+        Text(files=[], encoding="utf-9", bad_share=2.0)
+    assert {problem.path for problem in found.value.problems} == {"files", "encoding", "bad_share"}
