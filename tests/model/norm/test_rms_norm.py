@@ -41,3 +41,16 @@ def test_float32_weights_under_autocast():
         got = part(x)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, part(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_gains_are_not_rounded_first(dtype):
+    """Half-precision input, float32 parameters: one rounding at the end, so nearly every number is the exact one rounded."""
+    torch.manual_seed(0)
+    part = RmsNorm().build(64)
+    for parameter in part.parameters():
+        parameter.data.uniform_(0.5, 1.5)
+    x = torch.randn(64, 64).to(dtype)
+    got = part(x)
+    assert got.dtype == dtype
+    assert (got == reference(x.double(), part.weight.double(), 1e-5).to(dtype)).double().mean() > 0.98
