@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.data.pack.rows import Rows
 
-AHEAD = 64
-"""Steps whose order is worked out together."""
+AHEAD = 4096
+"""Samples whose order is worked out together."""
 
 
 def share(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
@@ -61,12 +61,12 @@ class StepLoader:
         return found
 
     def __iter__(self) -> Iterator[Batch]:
-        step = self.start_step
+        step, steps = self.start_step, max(1, AHEAD * self.world // self.batch_size)
         while True:
             # The order of many steps at once costs little more than that of one.
-            for rows in self._rows_of(step, AHEAD):
+            for rows in self._rows_of(step, steps):
                 yield self.rows.read(rows)
-            step += AHEAD
+            step += steps
 
     def _rows_of(self, step: int, steps: int) -> NDArray[np.int64]:
         """[steps, rows of this rank]"""
