@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from llmfactory.core.errors import UserError
-from llmfactory.data.source import builtin_docs, docstrings
 from llmfactory.data.source.document import Drops
 from llmfactory.data.source.pycode import PythonCode, StandardLibrary, group
 from llmfactory.data.source.pydocs import PythonDocs
@@ -51,70 +50,6 @@ def test_what_it_holds() -> None:
     left_out = ("test", "idlelib", "lib2to3", "pydoc_data", "encodings", "site-packages", "_sysconfigdata")
     assert not [name for name in documents for part in left_out if name.startswith(f"source of {part}")]
     assert sum(len(d.text) for d in documents.values()) > 5_000_000
-
-
-def test_a_page_reads_like_help() -> None:
-    source = '''
-"""About the module.
-
-More.
-"""
-import os
-
-def plain(a, b: int = 1, *rest, key=None) -> str:
-    """What it does.
-
-        Indented.
-    Last.
-    """
-
-def undocumented(): pass
-
-if os:
-    async def later():
-        """Under an if."""
-else:
-    def later():
-        """The second of the name."""
-
-class Kind(dict):
-    """What it is."""
-
-    @property
-    def value(self):
-        """A property."""
-
-    class Inner:
-        def method(self):
-            """Deep."""
-'''
-    assert dict(docstrings.pages(source, "pkg.mod")) == {
-        "pkg.mod": "pkg.mod\n=======\n\nAbout the module.\n\nMore.\n\n"
-        "pkg.mod.plain(a, b: int=1, *rest, key=None) -> str\n    What it does.\n\n        Indented.\n    Last.\n\n"
-        "async pkg.mod.later()\n    Under an if.\n",
-        "pkg.mod.Kind": "class pkg.mod.Kind(dict)\n    What it is.\n\n    value\n        A property.\n",
-        "pkg.mod.Kind.Inner": "class pkg.mod.Kind.Inner\n    method(self)\n        Deep.\n",
-    }
-
-
-def test_a_page_of_a_builtin_module() -> None:
-    pages = dict(builtin_docs.pages("itertools"))
-    assert pages["itertools"].startswith("itertools\n=========\n\nFunctional tools")
-    assert "class itertools.chain" in pages["itertools.chain"]
-    assert "itertools" in builtin_docs.modules()
-
-
-def test_values_that_a_program_sets_are_no_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = list(builtin_docs.pages("sys"))
-
-    def hook(*_: object) -> None:
-        """Set by a test."""
-
-    monkeypatch.setattr(sys, "displayhook", hook)
-    monkeypatch.setattr(sys, "of_a_test", hook, raising=False)
-    assert "Set by a test" not in repr(list(builtin_docs.pages("sys")))
-    monkeypatch.undo()
-    assert list(builtin_docs.pages("sys")) == before
 
 
 @pytest.mark.parametrize(
