@@ -16,7 +16,7 @@ def missing(tree: Tree) -> Iterator[Problem]:
         if value is MISSING:
             parent, _, name = key.rpartition(".")
             holder = tree.find(parent)
-            cls: type[Any] = holder.cls if isinstance(holder, Branch) else Spec
+            cls: Any = holder.cls if isinstance(holder, Branch) else Spec
             docs = field_docs(cls).get(name, "")
             if kind.is_spec:
                 yield Problem(key, MISSING, "nothing is chosen for this part")

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from llmfactory.config import rules
 from llmfactory.config.arguments import Argument, parse
@@ -47,7 +49,7 @@ class Composed:
     overrides: list[str]
     """As given."""
     origins: dict[str, str]
-    """Where each value came from, by dotted key."""
+    """Where each value came from, by dotted key; of a part's type, by its key with a dot behind."""
 
 
 def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), config_name: str = "config") -> Composed:
@@ -93,6 +95,10 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
     job = build(tree.root)
     assert isinstance(job, Job)
     origins = {key: origin for key, _, _, origin in tree.leaves()}
+    origins |= {f"{path}.": branch.origin for path, branch in tree.branches() if path}
+    for key, who in pieces.chosen_by.items():
+        if f"{place_of(key)}." in origins:
+            origins[f"{place_of(key)}."] += f", chosen by {who}"
     if job.toy:
         job, before = toy(job), to_plain(job)
         _mark_toy(origins, before, to_plain(job))
@@ -106,7 +112,12 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
 def search_path(config_dirs: Sequence[Path] = (), overrides: Sequence[str] = ()) -> ConfigSearchPathImpl:
     """Where Hydra itself finds all this, for its sweeps; `overrides` may name plugins."""
     arguments, _ = parse(overrides)
-    return make_search_path(packages(config_dirs, plugins_of(arguments)), config_dirs)
+    path = make_search_path(packages(config_dirs, plugins_of(arguments)), config_dirs)
+    for plugin in Plugins.instance().discover(SearchPathPlugin):  # the first use imports all: sweepers, launchers, shells
+        instance = plugin()
+        assert isinstance(instance, SearchPathPlugin)
+        instance.manipulate_search_path(path)
+    return path
 
 
 def grow(pieces: Pieces, folders: Sequence[Path]) -> Tree:

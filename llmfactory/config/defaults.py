@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llmfactory.config.register import conf_folder
 from llmfactory.config.source import SCHEMA, make_repository
+from llmfactory.config.tree import COMMAND_LINE
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import Spec
 
@@ -44,6 +45,8 @@ class Pieces:
     pieces: list[Piece]
     choices: dict[str, str | None]
     """Option of each group, by override key."""
+    chosen_by: dict[str, str]
+    """Who overrode the option of a group, by override key."""
 
 
 def collect(config_name: str, choices: dict[str, str | None], names: Sequence[str], config_dirs: Sequence[Path]) -> Pieces:
@@ -58,7 +61,9 @@ def collect(config_name: str, choices: dict[str, str | None], names: Sequence[st
         raise ConfigError([broken_yaml(error)]) from error
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError([_in_our_words(str(error), choices)]) from error
-    return Pieces(pieces, dict(reversed(found.overrides.known_choices.items())))
+    by = {key: data.containing_config_path for key, data in found.overrides.override_metadata.items()}
+    chosen_by = {key: f"conf/{file}.yaml" if file else COMMAND_LINE for key, file in by.items()}
+    return Pieces(pieces, dict(reversed(found.overrides.known_choices.items())), chosen_by)
 
 
 def _piece(repository: IConfigRepository, default: Any) -> Piece:
@@ -68,7 +73,8 @@ def _piece(repository: IConfigRepository, default: Any) -> Piece:
     if path.startswith(SCHEMA):
         cls = OmegaConf.get_type(loaded.config)
         assert cls is not None
-        return Piece(package, f"{default.parent}.yaml", cls, {})
+        parent = repository.load_config(default.parent)
+        return Piece(package, _shown(parent.path if parent else "", default.parent), cls, {})
     body = OmegaConf.to_container(loaded.config, resolve=False)
     if not isinstance(body, dict):
         raise ValueError(f"In '{path}': a config must be a mapping")

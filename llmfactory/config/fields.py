@@ -7,7 +7,6 @@ A field is a bool, int, float, str, Enum, a spec, a list or a dict (with text ke
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import types
 import typing
@@ -93,13 +92,13 @@ def parse_type(annotation: Any) -> Type:
 
 def field_types(cls: type[Any]) -> dict[str, Type]:
     """Declared type of each field."""
-    return _field_types(cls)
+    if cls not in _TYPES:
+        hints = typing.get_type_hints(cls)
+        _TYPES[cls] = {field.name: parse_type(hints[field.name]) for field in dataclasses.fields(cls)}
+    return _TYPES[cls]
 
 
-@functools.cache
-def _field_types(cls: type[Any]) -> dict[str, Type]:
-    hints = typing.get_type_hints(cls)
-    return {field.name: parse_type(hints[field.name]) for field in dataclasses.fields(cls)}
+_TYPES: dict[type[Any], dict[str, Type]] = {}
 
 
 def default(field: dataclasses.Field[Any]) -> Any:

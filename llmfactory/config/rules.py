@@ -149,7 +149,8 @@ def best_is_looked_for(job: Job) -> Iterator[Problem]:
 
 
 def held_out_text_is_there(job: Job) -> Iterator[Problem]:
-    if job.data.held_out == 0 and isinstance(job.stage, (TrainingSpec, Evaluate)):
+    looks = isinstance(job.stage, Evaluate) or (isinstance(job.stage, TrainingSpec) and job.trainer.eval_every is not None)
+    if looks and job.data.held_out == 0:
         yield Problem("data.held_out", 0.0, "there would be no text to evaluate on", "data.held_out=0.05")
 
 

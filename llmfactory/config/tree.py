@@ -72,13 +72,10 @@ class Tree:
             self._keep(fresh, old)
             return
         parent, _, name = path.rpartition(".")
-        holder = self.find(parent)
-        kind = holder.types.get(name) if isinstance(holder, Branch) else None
+        holder: Any = self.find(parent)
+        kind = self.type_at(path)
         entries = holder.values if isinstance(holder, Branch) else holder
-        if kind is None and isinstance(holder, dict):
-            above = self.find(parent.rpartition(".")[0])
-            kind = above.types[parent.rpartition(".")[2]].item if isinstance(above, Branch) else None
-        if kind is None or entries is None:
+        if kind is None or not isinstance(entries, dict):
             inside = holder.cls if isinstance(holder, Branch) else Spec
             self.unknown.append(Unknown(path, stem(cls), origin, inside))
             return

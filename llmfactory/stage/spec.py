@@ -86,3 +86,8 @@ class Evaluate(StageSpec):
 @dataclass(kw_only=True, slots=True)
 class Describe(StageSpec):
     """Print the composed job: its tree, where each value came from, and the model's parameters part by part."""
+
+    def build(self) -> StageJob:
+        from llmfactory.stage.describe import DescribeJob
+
+        return DescribeJob()

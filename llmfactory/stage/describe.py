@@ -1,0 +1,117 @@
+"""What a command line would run, without running it: the config with the origin of every value, the model part by part, how
+its parameters may be cut, how much one optimizer step takes, the learning rate along the way.
+
+The model is built on torch's meta device: shapes without memory, so that any size can be asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmfactory.config.explain import explain
+from llmfactory.config.spec import Job
+from llmfactory.core.sharding import Normal, Parameter
+from llmfactory.model.count import by_part, parameters, train_flops_per_token
+from llmfactory.model.declarations import declarations
+from llmfactory.model.decoder_only import Decoder
+from llmfactory.stage.job import StageJob
+
+
+class DescribeJob(StageJob):
+    """Prints the description; without origins, which only the composing process knows."""
+
+    def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
+        print(describe(job, {}))
+        return {"parameters": parameters(meta(job))}
+
+
+def describe(job: Job, origins: Mapping[str, str]) -> str:
+    """The whole description as text."""
+    model = meta(job)
+    sections = {
+        "config": list(table(explain(job, origins))),
+        "model": list(_model(job, model)),
+        "parameters": list(_parts(model)),
+        "layout (how tensor parallelism may cut each parameter)": list(_layout(model)),
+        "optimizer step": list(_step(job)),
+        "learning rate": list(_rates(job)),
+    }
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items())
+
+
+def meta(job: Job) -> Decoder:
+    """The model without memory."""
+    with torch.device("meta"):
+        return job.model.build()  # type: ignore[attr-defined,no-any-return]
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Columns aligned; numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            f"{cell:>{w}}" if cell[:1].isdigit() and i else f"{cell:<{w}}"
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def _model(job: Job, model: Decoder) -> Iterator[str]:
+    names = [type(module).__name__ for _, module in model.chain()]
+    runs: list[tuple[str, int]] = []
+    for name in names:
+        if runs and runs[-1][0] == name:
+            runs[-1] = (name, runs[-1][1] + 1)
+        else:
+            runs.append((name, 1))
+    yield " -> ".join(name if count == 1 else f"{count} x {name}" for name, count in runs)
+
+
+def _parts(model: Decoder) -> Iterator[str]:
+    total = parameters(model)
+    rows: list[tuple[str, ...]] = [
+        (row.part, row.kind, str(row.copies), f"{row.parameters:,}", f"{row.parameters / total:.1%}") for row in by_part(model)
+    ]
+    yield from table([("part", "class", "copies", "parameters", "share"), *rows, ("all", "", "", f"{total:,}", "")])
+
+
+def _layout(model: Decoder) -> Iterator[str]:
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    rows: dict[tuple[str, ...], int] = {}
+    for name, declared in declarations(model).items():
+        key = (re.sub(r"\b\d+\b", "*", name), _shape(shapes[name]), declared.layout.value, _start(declared), _decay(declared))
+        rows[key] = rows.get(key, 0) + 1
+    yield from table([("parameter", "shape", "cut", "starts as", "decays"), *rows])
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _start(declared: Parameter) -> str:
+    start = declared.start
+    return f"normal, std {start.std:.4g}" if isinstance(start, Normal) else f"constant {start.value:g}"
+
+
+def _decay(declared: Parameter) -> str:
+    return "yes" if declared.decay else "no"
+
+
+def _step(job: Job) -> Iterator[str]:
+    rows, length = job.trainer.batch_size, job.data.seq_len
+    tokens = rows * length
+    flops = train_flops_per_token(job.model, length) * tokens  # type: ignore[arg-type]
+    yield f"{tokens:,} tokens: {rows} rows of {length}, over {job.launch.world()} process(es)"
+    yield f"{job.trainer.max_steps:,} steps, {tokens * job.trainer.max_steps:,} tokens in all"
+    yield f"{flops:.3g} floating-point operations a step, {flops * job.trainer.max_steps:.3g} in all"
+
+
+def _rates(job: Job) -> Iterator[str]:
+    schedule, steps = job.optim.schedule.build(job.trainer.max_steps), job.trainer.max_steps
+    points = sorted({0, steps // 4, steps // 2, 3 * steps // 4, steps - 1})
+    yield from table([(f"step {step + 1}", f"{job.optim.lr * schedule(step):.4g}") for step in points])
