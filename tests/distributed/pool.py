@@ -25,7 +25,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "lightning.pytorch", "llmfactory.run.fit"])
 
 
-def run(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
+class Died(AssertionError):
+    """A process ended without a result."""
+
+
+def run(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
     """`function(*arguments)` in every process; its results in order of rank. The process group is there when it starts."""
     deadline = time.monotonic() + timeout
     path = function.__code__.co_filename
@@ -65,9 +69,10 @@ def run(world: int, function: Callable[..., Any], *arguments: Any, timeout: floa
 
 def _receive(receiver: Connection, rank: int) -> tuple[bool, Any]:
     try:
-        return pickle.loads(receiver.recv_bytes())
+        good, result = pickle.loads(receiver.recv_bytes())
     except EOFError:
-        return False, f"rank {rank} died without a word"
+        raise Died(f"rank {rank} died without a word") from None
+    return good, result
 
 
 def _work(path: str, name: str, rank: int, world: int, folder: str, arguments: bytes, sender: Connection) -> None:
