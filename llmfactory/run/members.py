@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 
 from llmfactory.config.compose import Composed, compose_job
 from llmfactory.core.errors import ConfigError, Problem
@@ -23,7 +23,7 @@ def combinations(overrides: list[Override]) -> list[Member]:
         raise ConfigError(
             Problem(
                 override.get_key_element(),
-                override.get_value_element_as_str(),
+                typed(override),
                 "an interval needs a sweeper that samples",
                 f"{override.get_key_element()}={low},{high}",
             )
@@ -48,9 +48,14 @@ def values(override: Override) -> list[str]:
     value = override.value()
     if isinstance(value, (RangeSweep, IntervalSweep)):
         return [str(end) for end in ends(value)]
-    if isinstance(value, ChoiceSweep):
+    if isinstance(value, (ChoiceSweep, Glob)):
         return list(override.sweep_string_iterator())
     return [override.get_value_element_as_str()]
+
+
+def typed(override: Override) -> str:
+    """The value as it stands on the command line."""
+    return (override.input_line or "").partition("=")[2]
 
 
 def ends(sweep: Any) -> tuple[Any, Any]:

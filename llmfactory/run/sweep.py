@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,10 +29,11 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from llmfactory.config.arguments import parse
 from llmfactory.config.compose import Composed, compose_job, search_path
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.run.folder import CONFIG, claim, settle_name, write_overrides, write_result
-from llmfactory.run.members import Findings, combinations, compose_all, corners
+from llmfactory.run.members import Findings, combinations, compose_all, corners, typed
 from llmfactory.run.start import start
 from llmfactory.run.summary import write_summary
 
@@ -43,10 +45,13 @@ QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
 
 def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
     """Run all members and write the summary. 0: all went well; 1: at least one failed. Raises ConfigError before any starts."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError([Problem("command line", " ".join(overrides), str(error))]) from error
+    arguments, problems = parse(overrides)
+    if problems:
+        raise ConfigError(problems)
+    # What the grammar cannot read is a text, or a mistake that composing will explain.
+    overrides = [one.text if one.unread is None else f"{one.group_key}={quoted(one.raw)}" for one in arguments]
+    options = ConfigLoaderImpl(search_path(config_dirs, overrides))  # for model=glob(*_tiny)
+    parsed = OverridesParser.create(config_loader=options).parse_overrides(overrides)
     hydra = [override for override in parsed if is_hydras(override)]
     task = [override for override in parsed if not is_hydras(override) and override.get_key_element() != "name"]
     basic = all(override.value() == "basic" for override in hydra if override.get_key_element() == "hydra/sweeper")
@@ -84,7 +89,7 @@ def make_folder(first: Composed, parsed: Sequence[Override]) -> Path:
     """The sweep's folder, under the name given or under a new one."""
     names = [override for override in parsed if override.get_key_element() == "name"]
     if any(override.is_sweep_override() for override in names):
-        raise ConfigError([Problem("name", names[0].get_value_element_as_str(), "is the sweep's name, so it cannot be swept")])
+        raise ConfigError([Problem("name", typed(names[0]), "is the sweep's name, so it cannot be swept")])
     config = {"output_dir": first.plain["output_dir"], "name": names[-1].value() if names else None}
     folder = settle_name(config, {"model": "sweep", "data": first.choices["data"]})
     if (folder / CONFIG).exists():

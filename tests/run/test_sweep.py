@@ -1,0 +1,167 @@
+"""Sweeps: all members checked first, each in its folder, the same as the run alone, failures recorded, a summary at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from toy_job import write_text
+
+from llmfactory.config.compose import compose_job, search_path
+from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.run.folder import read_overrides, read_result, write_overrides, write_result
+from llmfactory.run.members import combinations, corners
+from llmfactory.run.start import start
+from llmfactory.run.summary import write_summary
+from llmfactory.run.sweep import sweep
+
+
+@pytest.fixture()
+def common(tmp_path):
+    """Overrides of a job that takes a second."""
+    return [
+        *("toy=true", "data=text", f"data.source.files=[{write_text(tmp_path)}]", "data.source.split_on=---"),
+        *("data/tokenizer=bytes", "data.seq_len=32", "data.held_out=0.2", f"data.cache={tmp_path}/cache", "data.workers=1"),
+        *("trainer.max_steps=2", "trainer.batch_size=4", "trainer.eval_every=2", "trainer.sample=false", "trainer.device=cpu"),
+        f"output_dir={tmp_path}/outputs",
+    ]
+
+
+def table(folder):
+    with open(folder / "summary.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder):
+    with open(folder / "metrics.csv") as file:
+        return [(row["step"], row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_members_run_are_the_runs_alone_and_are_summed_up(common, tmp_path, capsys):
+    assert sweep([*common, "name=s", "optim.lr=1e-3,3e-2", "model=llama_tiny,gpt2_tiny"]) == 0
+    folder = tmp_path / "outputs" / "s"
+    rows = table(folder)
+    assert [row["status"] for row in rows] == ["finished"] * 4
+    assert {(row["optim.lr"], row["model"]) for row in rows} == {
+        ("0.001", "llama_tiny"),
+        ("0.001", "gpt2_tiny"),
+        ("0.03", "llama_tiny"),
+        ("0.03", "gpt2_tiny"),
+    }
+    found = [float(row["held_out_loss"]) for row in rows]
+    assert found == sorted(found)
+    assert "<svg" in (folder / "summary.html").read_text()
+    out = capsys.readouterr().out
+    best = read_overrides(folder / rows[0]["member"])
+    assert f"optim.lr={rows[0]['optim.lr']}" in best
+    assert "best: llmfactory " in out
+    assert f"model={rows[0]['model']}" in out.split("best: llmfactory ")[1]
+    # The last member is the run alone, to the last digit, whatever ran before it in this process.
+    alone = start(compose_job([*common, "name=alone", "optim.lr=3e-2", "model=gpt2_tiny"]))
+    assert losses(folder / "3") == losses(tmp_path / "outputs" / "alone")
+    assert read_result(folder / "3")["held_out_loss"] == alone["held_out_loss"]
+    # The same sweep again finds everything finished.
+    capsys.readouterr()
+    assert sweep([*common, "name=s", "optim.lr=1e-3,3e-2", "model=llama_tiny,gpt2_tiny"]) == 0
+    assert capsys.readouterr().out.count("is finished already") == 4
+    # With other values under the same name, the members that differ are named before any starts.
+    with pytest.raises(ConfigError, match=r"optim\.lr = 0\.02: .*0\.03.*members? 2"):
+        sweep([*common, "name=s", "optim.lr=1e-3,2e-2", "model=llama_tiny,gpt2_tiny"])
+    with pytest.raises(UserError, match="holds a single run"):
+        sweep([*common, "name=alone", "optim.lr=1e-3,3e-2"])
+
+
+def test_all_members_are_checked_before_the_first_starts(common, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        sweep([*common, "name=s", "optim.lr=1e-3,-1", "model=llama_tiny,gpt2_tinny", "trainer.keep_last=0"])
+    text = str(caught.value)
+    assert "optim.lr" in text
+    assert "(members 2, 3)" in text
+    assert "gpt2_tinny" in text
+    assert "(members 1, 3)" in text
+    assert "trainer.keep_last" in text
+    assert "(all members)" in text
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_failing_member_is_recorded_and_the_others_run(common, tmp_path, capsys):
+    files = f"data.source.files=[{tmp_path}/nowhere.txt],[{write_text(tmp_path)}]"
+    rest = [override for override in common if not override.startswith("data.source.files")]
+    assert sweep([*rest, "name=s", files]) == 1
+    folder = tmp_path / "outputs" / "s"
+    assert read_result(folder / "0")["status"] == "failed"
+    assert "nowhere.txt" in read_result(folder / "0")["error"]
+    assert read_result(folder / "1")["status"] == "finished"
+    rows = table(folder)
+    assert [row["member"] for row in rows] == ["1", "0"]
+    assert "nowhere.txt" in rows[1]["error"]
+    captured = capsys.readouterr()
+    assert "member 0 failed" in captured.err
+    assert "nowhere.txt" in (folder / "summary.html").read_text()
+
+
+def test_what_cannot_be_swept(common):
+    with pytest.raises(ConfigError, match="cannot be swept"):
+        sweep([*common, "name=a,b"])
+    with pytest.raises(ConfigError, match="needs a sweeper that samples"):
+        sweep([*common, "optim.lr=interval(1e-4,1e-2)"])
+    with pytest.raises(ConfigError, match=r"optim\.lr = .*\[1"):
+        sweep([*common, "optim.lr=[1"])
+
+
+def parsed(*overrides):
+    options = ConfigLoaderImpl(search_path())
+    return OverridesParser.create(config_loader=options).parse_overrides(list(overrides))
+
+
+def test_members_of_a_grid():
+    found = combinations(parsed("seed=range(0,3)", "model=glob(*_tiny)", "optim.lr=0.1"))
+    assert ["seed=2", "model=llama_tiny", "optim.lr=0.1"] in found
+    assert ["seed=0", "model=gpt2_tiny", "optim.lr=0.1"] in found
+    assert len(found) % 3 == 0
+
+
+def test_a_sampled_sweep_is_checked_at_its_corners():
+    found = corners(
+        parsed("optim.lr=tag(log,interval(1e-4,1e-1))", "model=choice(llama_tiny,gpt2_tiny)", "seed=range(0,10,4)", "toy=true")
+    )
+    assert found == [
+        ["optim.lr=0.0001", "model=llama_tiny", "seed=0", "toy=True"],
+        ["optim.lr=0.1", "model=llama_tiny", "seed=0", "toy=True"],
+        ["optim.lr=0.0001", "model=gpt2_tiny", "seed=0", "toy=True"],
+        ["optim.lr=0.0001", "model=llama_tiny", "seed=8", "toy=True"],
+    ]
+
+
+def test_a_summary_of_what_is_there(tmp_path):
+    for number, (lr, loss) in enumerate([("0.1", 3.0), ("0.2", None), ("0.3", 2.0), ("0.4", float("nan"))]):
+        (tmp_path / str(number)).mkdir()
+        write_overrides(tmp_path / str(number), [f"optim.lr={lr}"])
+        result = {"status": "finished", "held_out_loss": loss}
+        write_result(tmp_path / str(number), result if loss is not None else {"status": "failed", "error": "<b>no</b>"})
+    (tmp_path / "4").mkdir()
+    summary = write_summary(tmp_path, ["optim.lr"], "held_out_loss")
+    assert summary.best == ["optim.lr=0.3"]
+    assert summary.failed == {1: "<b>no</b>"}
+    rows = table(tmp_path)
+    assert [row["member"] for row in rows][:2] == ["2", "0"]
+    assert len(rows) == 4
+    page = (tmp_path / "summary.html").read_text()
+    assert "&lt;b&gt;no" in page
+    assert "<b>no" not in page
+    assert json.loads((tmp_path / "1" / "result.json").read_text())["error"] == "<b>no</b>"
+
+
+@pytest.mark.dist
+def test_two_processes_a_member_and_no_child_runs_the_sweep_again(common, tmp_path, capfd):
+    assert sweep([*common, "name=s", "launch=local", "parallel=ddp", "optim.lr=1e-3,3e-2"]) == 0
+    folder = tmp_path / "outputs" / "s"
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1"]
+    out = capfd.readouterr().out
+    assert out.count("member 0: ") == 1
+    assert out.count("member 1: ") == 1
+    alone = start(compose_job([*common, "name=alone", "optim.lr=3e-2"]))
+    assert read_result(folder / "1")["held_out_loss"] == pytest.approx(alone["held_out_loss"], rel=1e-5)
