@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 Points = tuple[Sequence[float], Sequence[float]]
 COLOURS = ("#1f5fa8", "#c2571a", "#3a7d44", "#7a4fa0")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own font
     "font.family": "sans-serif",
     "font.size": 10,

@@ -9,7 +9,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from llmfactory.run.log import log_only, screen, screen_through
 
@@ -134,7 +134,7 @@ class Bar(Display):
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         log_only(self.clock.line(step, metrics))
-        shown = {}
+        shown: dict[str, Any] = {}
         if "loss" in metrics:
             shown["loss"] = f"{metrics['loss']:.4f}"
         if "tokens_per_second" in metrics:
@@ -158,7 +158,7 @@ class Clock:
     def line(self, step: int, metrics: dict[str, float]) -> str:
         parts = [f"step {step}/{self.total}", *(f"{name} {number(value)}" for name, value in metrics.items())]
         done = step - self.first
-        if 0 < done and step < self.total:
+        if done > 0 and step < self.total:
             parts.append(f"left {duration((time.perf_counter() - self.began) / done * (self.total - step))}")
         return "  ".join(parts)
 

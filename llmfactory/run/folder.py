@@ -48,18 +48,22 @@ def settle_name(config: dict[str, Any], choices: Mapping[str, str]) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if config["name"] is None:
-            while True:
-                config["name"] = make_name(choices)
-                try:
-                    Path(parent, config["name"]).mkdir()  # exclusive: whoever makes the folder owns the name
-                    break
-                except FileExistsError:
-                    continue
+            config["name"] = _free_name(parent, choices)
         folder = Path(parent, config["name"])
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the run folder below {parent} cannot be made: {error.strerror or error}") from error
     return folder
+
+
+def _free_name(parent: Path, choices: Mapping[str, str]) -> str:
+    while True:
+        name = make_name(choices)
+        try:
+            (parent / name).mkdir()  # exclusive: whoever makes the folder owns the name
+        except FileExistsError:
+            continue
+        return name
 
 
 def claim(folder: Path, config: dict[str, Any]) -> list[str]:

@@ -75,7 +75,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
         text = "interrupted"
     log_only(text)
     before = read_result(folder) or {}
-    kept = {key: before[key] for key in ("stage", "environment", "data") if key in before}
+    kept: dict[str, Any] = {key: before[key] for key in ("stage", "environment", "data") if key in before}
     try:
         write_result(folder, {**kept, "name": folder.name, "status": "failed", "error": text})
     except UserError as full:  # the disk; the error that counts is on its way

@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
@@ -36,6 +35,7 @@ from llmfactory.run.folder import CONFIG, claim, settle_name, write_overrides, w
 from llmfactory.run.members import Findings, combinations, compose_all, corners, typed
 from llmfactory.run.start import start
 from llmfactory.run.summary import write_summary
+from llmfactory.stage.spec import Describe
 
 OBJECTIVE = "held_out_loss"
 """The figure of a result that members are compared by; lower is better. A sampled sweeper gets it as the task's value."""
@@ -57,6 +57,8 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
     basic = all(override.value() == "basic" for override in hydra if override.get_key_element() == "hydra/sweeper")
     members = combinations(task) if basic else corners(task)
     composed = compose_all(members, config_dirs)
+    if any(isinstance(one.job.stage, Describe) for one in composed):
+        raise ConfigError([Problem("stage", "describe", "prints one config, so there is nothing to sweep", "stage=pretrain")])
     folder = make_folder(composed[0], parsed)
     if basic:
         check_folders(folder, members, composed)

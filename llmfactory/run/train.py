@@ -16,7 +16,9 @@ from llmfactory.data.prepared import Prepared
 from llmfactory.inference.generate import generate
 from llmfactory.model.count import parameters, train_flops_per_token
 from llmfactory.model.decoder_only import Decoder
+from llmfactory.model.spec import DecoderOnly
 from llmfactory.parallel.mesh import World, open_world
+from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.determinism import device_type
 from llmfactory.run.display import Display, make_display
@@ -39,6 +41,7 @@ EVALUATION_ROWS = 16
 
 def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Results as plain data. A run that was stopped by a signal has no figures yet."""
+    assert isinstance(job.parallel, Mesh)
     with open_world(job.parallel, device_type(job.trainer.device)) as world:
         here: dict[str, Any] = {"environment": environment(world.device, world.size)}
         display = make_display(job.trainer.progress, world.rank)
@@ -113,6 +116,8 @@ def prepare_in_turn(job: Job, world: World, display: Display) -> Prepared:
 
 def figures_of(job: Job, fitted: Fitted, data: Prepared, world: World) -> dict[str, Any]:
     """What the end table and the report show."""
+    assert isinstance(job.model, DecoderOnly)
+    assert isinstance(fitted.model, Decoder)
     precision = job.precision.build(world.device.type)
     found: dict[str, Any] = {"parameters": parameters(fitted.model), "tokens_per_second": fitted.tokens_per_second}
     rows = job.data.pack.build(data.held_out, job.data.seq_len)

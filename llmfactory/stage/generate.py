@@ -9,6 +9,7 @@ from llmfactory.config.spec import Job
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
 from llmfactory.inference.generate import generate
 from llmfactory.parallel.mesh import open_world
+from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.initial import checkpoint_of, device_type, load_model, load_tokenizer
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.spec import Generate
@@ -25,6 +26,7 @@ class GenerateJob(StageJob):
 
     def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
         spec, checkpoint = self.spec, checkpoint_of(job, "generating")
+        assert isinstance(job.parallel, Mesh)
         with open_world(job.parallel, device_type(job)) as world:
             precision = job.precision.build(world.device.type)
             model = load_model(job, checkpoint, precision, world)

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from llmfactory.checkpoint.io import find, load_weights
 from llmfactory.config.spec import Job
@@ -21,6 +20,7 @@ from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.spec import Bytes, HfFile, TokenizerSpec
 from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, load
 from llmfactory.model.decoder_only import Decoder
+from llmfactory.model.spec import DecoderOnly
 from llmfactory.parallel.mesh import World
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.spec import Device
@@ -42,6 +42,7 @@ def checkpoint_of(job: Job, need: str) -> Path:
 
 def load_model(job: Job, checkpoint: Path, precision: MeshPrecision, world: World) -> Decoder:
     """The job's model with the weights of a checkpoint, on this process's device, in evaluation mode."""
+    assert isinstance(job.model, DecoderOnly)
     model = job.model.build()
     precision.convert_module(model)  # first: weights kept in float64 must not pass through float32
     load_weights(checkpoint, model)

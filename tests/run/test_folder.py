@@ -26,7 +26,7 @@ from llmfactory.run.folder import (
 from llmfactory.run.plain_file import write_whole
 
 
-@pytest.fixture()
+@pytest.fixture
 def plain(tmp_path):
     return lambda **changes: to_plain(toy_job(tmp_path, output_dir=str(tmp_path / "outputs"), **changes))
 

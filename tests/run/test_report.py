@@ -64,7 +64,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "<script>alert(1)</script>".replace("/", "-")
     folder.mkdir()

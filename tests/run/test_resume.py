@@ -18,7 +18,7 @@ from llmfactory.run.spec import Device
 from llmfactory.tracking.spec import Csv
 
 
-@pytest.fixture()
+@pytest.fixture
 def plain(tmp_path):
     return lambda **changes: to_plain(toy_job(tmp_path, **{"name": "r", **changes}))
 

@@ -19,7 +19,7 @@ from llmfactory.run.summary import write_summary
 from llmfactory.run.sweep import sweep
 
 
-@pytest.fixture()
+@pytest.fixture
 def common(tmp_path):
     """Overrides of a job that takes a second."""
     return [
@@ -106,6 +106,8 @@ def test_a_failing_member_is_recorded_and_the_others_run(common, tmp_path, capsy
 def test_what_cannot_be_swept(common):
     with pytest.raises(ConfigError, match="cannot be swept"):
         sweep([*common, "name=a,b"])
+    with pytest.raises(ConfigError, match="nothing to sweep"):
+        sweep([*common, "stage=describe", "seed=1,2"])
     with pytest.raises(ConfigError, match="needs a sweeper that samples"):
         sweep([*common, "optim.lr=interval(1e-4,1e-2)"])
     with pytest.raises(ConfigError, match=r"optim\.lr = .*\[1"):

@@ -21,7 +21,7 @@ from llmfactory.parallel.mesh import World
 from llmfactory.precision.spec import Fp64
 
 
-@pytest.fixture()
+@pytest.fixture
 def job(tmp_path) -> Job:
     """The toy job in float64, whose `init` is a run folder with a checkpoint of its model."""
     job = toy_job(tmp_path, precision=Fp64(), model__init_std=0.3)

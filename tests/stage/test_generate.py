@@ -8,7 +8,7 @@ import pytest
 
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
-from llmfactory.stage.generate import Writer
+from llmfactory.stage.generate import Writer, printable
 from llmfactory.stage.spec import Generate
 
 
@@ -21,6 +21,7 @@ def test_prints_prompt_and_continuations(job, capsys):
     result = run(job, samples=3)
     out = capsys.readouterr().out
     first, second, third = result["texts"]
+    first, second, third = map(printable, result["texts"])
     assert out == (f"The{first}\n\n--- sample 2 of 3\nThe{second}\n\n--- sample 3 of 3\nThe{third}\n")
     assert len({first, second, third}) == 3
 
@@ -52,3 +53,7 @@ def test_a_character_is_written_when_its_bytes_are_all_there(capsys):
     assert shown == ["a", "", "ü", "", "", "€", "b", ""]
     writer.finish()
     assert capsys.readouterr().out == "\ufffd\n"
+
+
+def test_a_terminal_obeys_nothing_that_a_model_writes():
+    assert printable("a\x1b[2Jb\n\tü\r") == "a\ufffd[2Jb\n\tü\ufffd"
