@@ -18,10 +18,11 @@ import pytest
 import torch
 from llmfactory.config.compose import compose_job
 from llmfactory.model.count import parameters
+from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.objective.objective import Outputs
 from llmfactory.optim.groups import groups
-from llmfactory.parallel.clip import clip_gradients
+from llmfactory.parallel.clip import clip_factor, global_norm, scale_
 
 from llmfactory.config.spec import Job
 from llmfactory.core.context import CausalMask, Context
@@ -53,7 +54,8 @@ def first_losses(job: Job) -> list[float]:
     model = job.model.build()
     initialize(model, job.seed)
     model.eval()  # dropout draws differ between machines
-    optimizer = job.optim.build(groups(model, job.optim.weight_decay))
+    decays = {name: declared.decay for name, declared in declarations(model).items()}
+    optimizer = job.optim.build(groups(model.named_parameters(), decays, job.optim.weight_decay))
     schedule = job.optim.schedule.build(job.trainer.max_steps)
     objective = job.stage.objective.build()  # type: ignore[attr-defined]
     length, losses = min(job.data.seq_len, 32), []
@@ -65,7 +67,8 @@ def first_losses(job: Job) -> list[float]:
         loss = total / count
         optimizer.zero_grad()
         loss.backward()
-        clip_gradients(list(model.parameters()), job.optim.clip_norm)
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        scale_(gradients, clip_factor(global_norm(gradients), job.optim.clip_norm))
         for group in optimizer.param_groups:
             group["lr"] = job.optim.lr * schedule(step)
         optimizer.step()

@@ -1,0 +1,249 @@
+"""No key is accepted and does nothing.
+
+Every field of every spec stands in one of three tables. `CHANGES` holds overrides that must change the job's fingerprint:
+weights, loss, optimizer steps, learning rates, rows of data, number formats. `EFFECTS` names, for fields that act outside
+of these numbers (files, processes, text), the test that shows it. A field that stands nowhere fails, and so does an entry
+for a field that is gone.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmfactory.config.compose import compose_job
+from llmfactory.config.register import classes, groups
+from llmfactory.config.spec import Job
+from llmfactory.core.context import CausalMask, Context
+from llmfactory.core.spec import Spec, stem
+from llmfactory.data.prepare import prepare
+from llmfactory.model.declarations import declarations
+from llmfactory.model.initialize import initialize
+from llmfactory.objective.objective import Outputs
+from llmfactory.optim.groups import groups as parameter_groups
+from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+
+TESTS = Path(__file__).resolve().parent
+SMALL = ["model.vocab_size=300", "model.dim=16", "model.n_layers=2", "model.attention.n_heads=2", "model.ffn.hidden=24"]
+SMALL += ["model.max_positions=64", "data.seq_len=16", "trainer.max_steps=700", "optim.schedule.warmup_steps=2"]
+LLAMA, GPT = ["model=llama_tiny", *SMALL], ["model=gpt2_tiny", *SMALL]
+COSINE = ["optim/schedule=cosine"]
+TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
+LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
+
+# field -> (overrides of both sides, override of one side)
+CHANGES: dict[str, tuple[list[str], str]] = {
+    "job.seed": (LLAMA, "seed=1"),
+    "job.toy": (["model=llama_tiny"], "toy=true"),
+    "model/decoder_only.vocab_size": (LLAMA, "model.vocab_size=301"),
+    "model/decoder_only.dim": (LLAMA, "model.dim=24"),
+    "model/decoder_only.max_positions": (GPT, "model.max_positions=65"),
+    "model/decoder_only.init_std": (LLAMA, "model.init_std=0.03"),
+    "model/decoder_only.n_layers": (LLAMA, "model.n_layers=3"),
+    "model/decoder_only.norm": (LLAMA, "model/norm=layer_norm"),
+    "model/decoder_only.position": (LLAMA, "model/position=none"),
+    "model/decoder_only.attention": (LLAMA, "model/attention=gqa_biased"),
+    "model/decoder_only.ffn": (LLAMA, "model/ffn=geglu"),
+    "model/decoder_only.head": (LLAMA, "model/head=lm"),
+    "model/decoder_only.dropout": (LLAMA, "model.dropout=0.2"),
+    "model/decoder_only.depth_scaled_init": (LLAMA, "model.depth_scaled_init=false"),
+    "model/norm/rms_norm.eps": (LLAMA, "model.norm.eps=0.01"),
+    "model/norm/layer_norm.eps": (GPT, "model.norm.eps=0.01"),
+    "model/norm/layer_norm.bias": (GPT, "model.norm.bias=false"),
+    "model/position/rope.theta": (LLAMA, "model.position.theta=100.0"),
+    "model/attention/gqa.n_heads": (LLAMA, "model.attention.n_heads=4"),
+    "model/attention/gqa.n_kv_heads": (LLAMA, "model.attention.n_kv_heads=1"),
+    "model/attention/gqa.bias": (LLAMA, "model.attention.bias=true"),
+    "model/attention/gqa.dropout": (LLAMA, "model.attention.dropout=0.3"),
+    "model/ffn/glu.hidden": (LLAMA, "model.ffn.hidden=32"),
+    "model/ffn/glu.activation": (LLAMA, "model.ffn.activation=relu"),
+    "model/ffn/glu.bias": (LLAMA, "model.ffn.bias=true"),
+    "model/ffn/mlp.hidden": (GPT, "model.ffn.hidden=32"),
+    "model/ffn/mlp.activation": (GPT, "model.ffn.activation=relu2"),
+    "model/ffn/mlp.bias": (GPT, "model.ffn.bias=false"),
+    "model/head/lm.tied": (LLAMA, "model.head.tied=false"),
+    "model/head/lm.bias": (LLAMA, "model.head.bias=true"),
+    "stage/objective/causal.label_smoothing": (LLAMA, "stage.objective.label_smoothing=0.1"),
+    "optim/adamw.lr": (LLAMA, "optim.lr=2e-3"),
+    "optim/adamw.schedule": (LLAMA, "optim/schedule=constant"),
+    "optim/adamw.weight_decay": (LLAMA, "optim.weight_decay=0.5"),
+    "optim/adamw.clip_norm": (LLAMA, "optim.clip_norm=0.01"),
+    "optim/adamw.betas": (LLAMA, "optim.betas=[0.5,0.95]"),
+    "optim/adamw.eps": (LLAMA, "optim.eps=0.01"),
+    "optim/sgd.lr": ([*LLAMA, "optim=sgd"], "optim.lr=0.2"),
+    "optim/sgd.schedule": ([*LLAMA, "optim=sgd"], "optim/schedule=constant"),
+    "optim/sgd.weight_decay": ([*LLAMA, "optim=sgd"], "optim.weight_decay=0.5"),
+    "optim/sgd.clip_norm": ([*LLAMA, "optim=sgd"], "optim.clip_norm=0.01"),
+    "optim/sgd.momentum": ([*LLAMA, "optim=sgd"], "optim.momentum=0.1"),
+    "optim/sgd.nesterov": ([*LLAMA, "optim=sgd"], "optim.nesterov=true"),
+    **{
+        f"optim/schedule/{name}.warmup_steps": ([*LLAMA, f"optim/schedule={name}"], "optim.schedule.warmup_steps=40")
+        for name in ("constant", "linear", "cosine", "wsd", "inverse_sqrt")
+    },
+    **{
+        f"optim/schedule/{name}.{field}": (
+            [*LLAMA, f"optim/schedule={name}", "trainer.max_steps=300"],
+            f"optim.schedule.{field}={value}",
+        )
+        for name in ("linear", "cosine", "wsd")
+        for field, value in (("horizon", 400), ("floor", 0.3))
+    },
+    "optim/schedule/wsd.decay_share": ([*LLAMA, "optim/schedule=wsd"], "optim.schedule.decay_share=0.5"),
+    "trainer.max_steps": ([*LLAMA, *COSINE], "trainer.max_steps=300"),
+    "data.seq_len": ([*LLAMA, *TEXT], "data.seq_len=20"),
+    "data.held_out": ([*LLAMA, *TEXT], "data.held_out=0.3"),
+    "data.source": ([*LLAMA, "data=text", "data.source.files=[corpus.jsonl]"], "data/source=jsonl"),
+    "data.tokenizer": ([*LLAMA, *TEXT], "data/tokenizer=bytes"),
+    "data.pack": ([*LLAMA, *TEXT], "data/pack=document"),
+    "data/pack/concat.isolate": ([*LLAMA, *TEXT], "data.pack.isolate=false"),
+    "data/source/text.files": ([*LLAMA, *TEXT], "data.source.files=[other.txt]"),
+    "data/source/text.encoding": ([*LLAMA, *TEXT], "data.source.encoding=latin-1"),
+    "data/source/text.split_on": ([*LLAMA, *TEXT], "data.source.split_on=null"),
+    "data/source/jsonl.files": ([*LLAMA, *LINES], "data.source.files=[other.jsonl]"),
+    "data/source/jsonl.field": ([*LLAMA, *LINES], "data.source.field=title"),
+    "data/tokenizer/byte_bpe.vocab_size": ([*LLAMA, *TEXT], "data.tokenizer.vocab_size=280"),
+    "data/tokenizer/byte_bpe.train_bytes": ([*LLAMA, *TEXT], "data.tokenizer.train_bytes=500"),
+    "data/tokenizer/byte_bpe.split": ([*LLAMA, *TEXT], "data.tokenizer.split=gpt2"),
+    "precision/fp16_mixed.init_scale": ([*LLAMA, "precision=fp16_mixed"], "precision.init_scale=1024"),
+    "precision/fp16_mixed.growth_interval": ([*LLAMA, "precision=fp16_mixed"], "precision.growth_interval=2"),
+    "job.model": (LLAMA, "model=gpt2_tiny"),
+    "job.data": ([*LLAMA, *TEXT], "data.seq_len=20"),
+    "job.optim": (LLAMA, "optim=sgd"),
+    "job.precision": (LLAMA, "precision=bf16_mixed"),
+    "job.trainer": ([*LLAMA, *COSINE], "trainer.max_steps=300"),
+}
+
+EFFECTS: dict[str, str] = {}
+
+
+def fields() -> list[str]:
+    """Every field of every concrete spec class, as `<group>/<stem>.<field>`."""
+    found = []
+    for group in ["", *groups()]:
+        for cls in classes(group).values() if group != "experiment" else ():
+            if not cls.__name__.endswith("Spec"):
+                where = {"": "job", "data": "data", "trainer": "trainer"}.get(group, f"{group}/{stem(cls)}")
+                found += [f"{where}.{field.name}" for field in dataclasses.fields(cls)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with small files of all kinds, as the working directory."""
+    import json
+    import os
+
+    folder = tmp_path_factory.mktemp("corpus")
+    words = "def return the a value of read write file é naïve 12 345    indented\n".split(" ")
+    numbers = random.Random(0)
+
+    def text(length: int) -> str:
+        return " ".join(numbers.choice(words) for _ in range(length))
+
+    (folder / "corpus.txt").write_text("\n---\n".join(text(150) for _ in range(12)) + "\n", encoding="utf-8")
+    (folder / "other.txt").write_text(text(2000), encoding="utf-8")
+    for name in ("corpus.jsonl", "other.jsonl"):
+        lines = [json.dumps({"text": text(80), "title": text(60)}) for _ in range(20)]
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+def numbers_of_training(job: Job) -> list[Any]:
+    """Parameter names and shapes, losses and weights of three optimizer steps with dropout on, the learning rates."""
+    model = job.model.build()
+    initialize(model, job.seed)
+    decays = {name: declared.decay for name, declared in declarations(model).items()}
+    optimizer = job.optim.build(parameter_groups(model.named_parameters(), decays, job.optim.weight_decay))
+    schedule = job.optim.schedule.build(job.trainer.max_steps)
+    objective, length = job.stage.objective.build(), 12  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 256, (3, 2, length + 1))
+    losses = []
+    for step in range(3):
+        context = Context(torch.arange(length).expand(2, length), CausalMask(length))
+        batch = {"tokens": tokens[step, :, :-1], "labels": tokens[step, :, 1:]}
+        (total, count) = objective(Outputs(model(batch["tokens"], context), model.head), batch)["loss"]
+        (total / count).backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        scale_(gradients, clip_factor(global_norm(gradients), job.optim.clip_norm))
+        for group in optimizer.param_groups:
+            group["lr"] = job.optim.lr * schedule(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total.item())
+    weights = [(name, tuple(weight.shape), weight.double().abs().sum().item()) for name, weight in model.named_parameters()]
+    return [losses, weights, [schedule(step) for step in range(0, 700, 7)]]
+
+
+def numbers_of_data(job: Job) -> list[Any]:
+    import numpy as np
+
+    data = prepare(job.data, job.model.vocab_size)
+    found: list[Any] = [data.tokenizer.vocab_size]
+    for tokens in (data.train, data.held_out):
+        rows = job.data.pack.build(tokens, job.data.seq_len)
+        batch = rows.read(np.arange(len(rows)))
+        found.append({name: field.tolist() for name, field in sorted(batch.items())})
+    return found
+
+
+def numbers_of_precision(job: Job) -> list[Any]:
+    formats = job.precision.build("cpu")
+    scale = formats.loss_scale
+    found: list[Any] = [str(formats.weights), str(formats.products)]
+    if scale is not None:
+        for _ in range(3):
+            scale.update(torch.tensor(False))
+            found.append(float(scale.value))
+    return found
+
+
+@functools.cache
+def fingerprint(overrides: tuple[str, ...], part: str) -> str:
+    job = compose_job(list(overrides)).job
+    return repr({"data": numbers_of_data, "precision": numbers_of_precision}.get(part, numbers_of_training)(job))
+
+
+def test_every_field_has_its_proof() -> None:
+    proven = set(CHANGES) | set(EFFECTS)
+    assert sorted(set(fields()) - proven) == [], "fields without a proof that they do something"
+    assert sorted(proven - set(fields())) == [], "proofs of fields that are gone"
+    assert not set(CHANGES) & set(EFFECTS)
+
+
+@pytest.mark.usefixtures("corpus")
+@pytest.mark.parametrize("field", list(CHANGES))
+def test_the_field_changes_the_job(field: str) -> None:
+    base, change = CHANGES[field]
+    part = field.split("/")[0].split(".")[0]
+    part = {"job.data": "data", "job.precision": "precision"}.get(field, part)
+    assert fingerprint(tuple(base), part) == fingerprint(tuple(base), part), "the fingerprint itself must repeat"
+    assert fingerprint(tuple(base), part) != fingerprint((*base, change), part)
+
+
+@pytest.mark.parametrize("field", list(EFFECTS))
+def test_the_field_s_own_test_exists_and_names_it(field: str) -> None:
+    place, name = EFFECTS[field].split("::")
+    source = (TESTS / place).read_text(encoding="utf-8")
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.name == name]
+    assert found, f"{EFFECTS[field]} does not exist"
+
+
+def test_specs_themselves_do_not_hide_fields() -> None:
+    """A catalogue page has no class that `fields` would miss."""
+    for group in groups():
+        for cls in classes(group).values() if group != "experiment" else ():
+            assert issubclass(cls, Spec)
+            assert dataclasses.is_dataclass(cls)
+            assert not inspect.isabstract(cls)

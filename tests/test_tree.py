@@ -1,0 +1,122 @@
+"""Folder = config group = subpackage; file stem = option name = test name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE, CONF, TESTS = ROOT / "llmfactory", ROOT / "conf", ROOT / "tests"
+PLACES = {"stage/objective": "objective", "trainer": "run"}
+"""Config groups whose subpackage has another name."""
+NO_PACKAGE = {"experiment"}
+"""Groups that only combine others."""
+GROUPS = sorted({str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."} - NO_PACKAGE)
+ABSTRACT = {"part", "tracker", "job", "objective", "rows", "document", "tokenizer", "plugin"}
+"""Files that hold an interface or what a group's members share; proven through the members."""
+DIRECTLY = {
+    "single": "launch/single runs the worker in place",
+    "none": "peft/none leaves the model alone",
+    "mesh": "parallel/mesh is one file",
+}
+
+
+def package(group: str) -> Path:
+    return PACKAGE / PLACES.get(group, group)
+
+
+def schema(option: Path) -> str:
+    """The schema that an option's YAML extends."""
+    first = next(iter(yaml.safe_load(option.read_text(encoding="utf-8"))["defaults"]))
+    return str(first)
+
+
+def concrete(group: str) -> list[str]:
+    """Stems of the spec classes that a group's options may extend: those that the YAML files name."""
+    return sorted(
+        {schema(path).removeprefix(f"/schema/{group}/").removesuffix("@_here_") for path in (CONF / group).glob("*.yaml")}
+    )
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_is_a_subpackage_with_a_catalogue_page(group: str) -> None:
+    assert (package(group) / "spec.py").is_file()
+
+
+@pytest.mark.parametrize("page", sorted(PACKAGE.rglob("spec.py")), ids=lambda page: str(page.parent.relative_to(PACKAGE)))
+def test_every_catalogue_page_is_a_group(page: Path) -> None:
+    place = str(page.parent.relative_to(PACKAGE))
+    if place in ("core", "config"):  # the base of specs; the root of every config
+        return
+    back = {value: key for key, value in PLACES.items()}
+    assert back.get(place, place) in GROUPS
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_options_extend_a_schema_of_their_own_group(group: str) -> None:
+    for path in (CONF / group).glob("*.yaml"):
+        assert re.fullmatch(rf"/schema/{group}/\w+@_here_", schema(path)), path
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_spec_class_has_an_option(group: str) -> None:
+    """A class that no YAML extends could not be chosen."""
+    page = ast.parse((package(group) / "spec.py").read_text(encoding="utf-8"))
+    classes = {node.name: [ast.unparse(base) for base in node.bases] for node in page.body if isinstance(node, ast.ClassDef)}
+    specs = {
+        name for name, bases in classes.items() if any(base.endswith("Spec") for base in bases) and not name.endswith("Spec")
+    }
+    stems = {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().rstrip("_") for name in specs}
+    assert stems == set(concrete(group))
+
+
+@pytest.mark.parametrize(
+    "group", [group for group in GROUPS if group not in ("model", "data", "trainer", "stage", "parallel", "peft")]
+)
+def test_a_schema_s_class_is_in_the_file_of_its_name_and_tested_there(group: str) -> None:
+    for stem in concrete(group):
+        if stem in DIRECTLY and not (package(group) / f"{stem}.py").exists():
+            continue
+        assert (package(group) / f"{stem}.py").is_file(), f"{group}: no {stem}.py"
+        tests = TESTS / PLACES.get(group, group)
+        shared = [path for path in tests.glob("test_*.py") if re.search(rf"\b{stem}\b", path.read_text(encoding="utf-8"))]
+        assert (tests / f"test_{stem}.py").is_file() or shared, f"{group}: no test of {stem}"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in ("__init__.py", "spec.py", "__main__.py")],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_every_module_is_tested_in_its_mirror(module: Path) -> None:
+    """By a test file of its name, or by a file in the mirrored folder that imports it."""
+    place = module.parent.relative_to(PACKAGE)
+    dotted = ".".join(module.relative_to(ROOT).with_suffix("").parts)
+    tests = (
+        list((TESTS / place).glob("test_*.py"))
+        + list((TESTS / "distributed").glob("*.py"))
+        + list((TESTS / "parity").glob("*.py"))
+    )
+    named = TESTS / place / f"test_{module.stem}.py"
+    assert named.is_file() or module.stem in ABSTRACT or any(dotted in path.read_text(encoding="utf-8") for path in tests), dotted
+
+
+def test_nothing_is_called_utils() -> None:
+    assert not [
+        path
+        for path in ROOT.rglob("*.py")
+        if path.stem in {"utils", "util", "helpers", "misc", "common"} and ".venv" not in path.parts
+    ]
+
+
+def test_modules_stay_short() -> None:
+    long = {
+        str(path.relative_to(ROOT)): length
+        for path in PACKAGE.rglob("*.py")
+        if (length := len(path.read_text("utf-8").splitlines())) > 400
+    }
+    assert not long
