@@ -33,7 +33,6 @@ from llmfactory.config.compose import Composed, compose_job, search_path
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.run.folder import CONFIG, claim, settle_name, write_overrides, write_result
 from llmfactory.run.members import Findings, combinations, compose_all, corners, typed
-from llmfactory.run.start import start
 from llmfactory.run.summary import write_summary
 from llmfactory.stage.spec import Describe
 
@@ -144,6 +143,8 @@ class RunMember:
     config_dirs: tuple[str, ...]
 
     def __call__(self, config: DictConfig) -> float:
+        from llmfactory.run.start import start  # loads torch, which a wrong config need not wait for
+
         cfg = HydraConfig.get()
         overrides = [str(override) for override in OmegaConf.to_container(cfg.overrides.task) or ()]
         number = int(cfg.job.num)

@@ -37,7 +37,7 @@ class WandbTracker(Tracker):
                 tags=spec.tags,
                 dir=folder,
                 id=id_file.read_text(),
-                name=folder.name,
+                name=f"{folder.parent.name}-{folder.name}" if folder.name.isdigit() else folder.name,  # a sweep's member
                 # offline nothing can be asked: pieces with the same id are joined when they are synced
                 resume="allow" if spec.mode is WandbMode.online else None,
                 config=config,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -167,3 +170,11 @@ def test_two_processes_a_member_and_no_child_runs_the_sweep_again(common, tmp_pa
     assert out.count("member 1: ") == 1
     alone = start(compose_job([*common, "name=alone", "optim.lr=3e-2"]))
     assert read_result(folder / "1")["held_out_loss"] == pytest.approx(alone["held_out_loss"], rel=1e-5)
+
+
+def test_a_wrong_sweep_is_refused_without_loading_torch():
+    code = (
+        "import sys\nfrom llmfactory.core.errors import ConfigError\nfrom llmfactory.run.sweep import sweep\n"
+        "try:\n    sweep(['optim.lr=1e-3,-1'])\nexcept ConfigError:\n    sys.exit('torch' in sys.modules)\nsys.exit(3)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
