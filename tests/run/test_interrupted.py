@@ -29,7 +29,7 @@ STEPS = 400
 """More than a second's worth, so that a signal finds the run at work."""
 
 
-@pytest.fixture()
+@pytest.fixture
 def common(tmp_path):
     return [
         *("toy=true", "data=text", f"data.source.files=[{write_text(tmp_path)}]", "data.source.split_on=---"),

@@ -23,7 +23,7 @@ from llmfactory.stage.spec import Evaluate, Generate
 from llmfactory.tracking.spec import Csv, None_
 
 
-@pytest.fixture()
+@pytest.fixture
 def go(tmp_path):
     """Start the toy job with some changes."""
 

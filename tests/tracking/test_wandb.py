@@ -10,7 +10,7 @@ import wandb
 from llmfactory.tracking.spec import Wandb, WandbMode
 
 
-@pytest.fixture()
+@pytest.fixture
 def offline(tmp_path, monkeypatch):
     """Its own home; connections elsewhere than to this machine fail the test."""
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
