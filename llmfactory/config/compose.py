@@ -100,8 +100,12 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
         if f"{place_of(key)}." in origins:
             origins[f"{place_of(key)}."] += f", chosen by {who}"
     if job.toy:
-        job, before = toy(job), to_plain(job)
-        _mark_toy(origins, before, to_plain(job))
+        small = toy(job)
+        if job.init is not None and small.model != job.model:
+            reason = "the weights of init are those of the whole model"
+            raise ConfigError([Problem("toy", True, reason, "toy=false")])
+        _mark_toy(origins, to_plain(job), to_plain(small))
+        job = small
     problems = rules.check(job)
     if problems:
         raise ConfigError(problems)

@@ -74,7 +74,7 @@ FOREIGN: dict[str, str] = {
     "no_cuda": "the place is a choice: trainer.device=cpu",
     "use_cpu": "the place is a choice: trainer.device=cpu",
     "accelerator": "trainer.device",
-    "disable_tqdm": "the bar is on or off by trainer.progress=false",
+    "disable_tqdm": "a progress bar is shown or not: trainer.progress=false",
     # data
     "max_seq_length": "data.seq_len",
     "max_seq_len": "data.seq_len",

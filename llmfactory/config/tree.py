@@ -68,8 +68,8 @@ class Tree:
         """Put a fresh branch of a class at a path; values without a default there stay."""
         fresh = Branch.of(cls, origin)
         if not path:
-            old, self.root = self.root, fresh
-            self._keep(fresh, old)
+            before, self.root = self.root, fresh
+            self._keep(fresh, before)
             return
         parent, _, name = path.rpartition(".")
         holder: Any = self.find(parent)
