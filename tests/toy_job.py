@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from llmfactory.config.spec import Job
 from llmfactory.data.pack.spec import Concat, PackSpec
@@ -29,6 +33,7 @@ from llmfactory.parallel.spec import Mesh
 from llmfactory.peft.spec import None_ as NoPeft
 from llmfactory.precision.spec import Fp32
 from llmfactory.run.display import Display
+from llmfactory.run.fit import Fitted, fit
 from llmfactory.run.spec import Device, Trainer
 from llmfactory.stage.spec import Pretrain
 from llmfactory.tracking.spec import None_ as NoTracking
@@ -122,6 +127,19 @@ class Memory(Tracker):
         return {step: {k: repr(v) for k, v in row.items() if k != "tokens_per_second"} for step, row in self.rows.items()}
 
 
+class Sender(Memory):
+    """Sends this process a signal when a step is logged."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
+        super().__init__()
+        self.step, self.number = step, number
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        super().log(step, metrics)
+        if step == self.step and "loss" in metrics:
+            os.kill(os.getpid(), self.number)
+
+
 class Notes(Display):
     """Keeps the notes."""
 
@@ -142,3 +160,12 @@ class Notes(Display):
 
     def stop(self) -> None:
         pass
+
+
+def train(job: Job, folder: Path, tracker: Memory | None = None, display: Notes | None = None) -> tuple[Fitted, Memory]:
+    tracker = tracker or Memory()
+    return fit(job, prepared(job), folder, tracker, display or Notes()), tracker
+
+
+def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in fitted.model.state_dict().items()}

@@ -42,7 +42,7 @@ from llmfactory.run.allocator import keep_freed_memory
 from llmfactory.run.determinism import device_type, settings
 from llmfactory.run.display import Display
 from llmfactory.run.environment import changed_bits, environment
-from llmfactory.run.evaluating import Evaluating, held_out_loss
+from llmfactory.run.evaluating import Evaluating
 from llmfactory.run.progress import Progress
 from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
@@ -63,10 +63,10 @@ class Fitted:
     """A plain module with the whole weights, in evaluation mode, on every process."""
     step: int
     """Optimizer steps done, those before a resume included."""
-    held_out_loss: float | None
-    """On all held-out rows, after the last step; None if there are none, or if the run was terminated."""
+    best_loss: float | None
+    """Lowest held-out loss during training (on `trainer.eval_rows` rows); None: there was no evaluation."""
     best_step: int | None
-    """Step of the lowest held-out loss during training; None: there was no evaluation."""
+    """Its step."""
     stopped: str
     """Why it ended: "finished", "early" or "terminated"."""
     train_seconds: float
@@ -160,15 +160,10 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
         _train(stage, loader, strategy, formats, callbacks, spec.max_steps, progress.step)
     progress.watch.stop()
     display.stop()
-
-    loss = None
-    if progress.stopped != "terminated":
-        seen_all = progress.held_out_step == progress.step and (spec.eval_rows is None or spec.eval_rows >= len(held_out))
-        loss = progress.held_out_loss if seen_all else held_out_loss(stage, batches(None), formats, world)
     return Fitted(
         model=_whole_model(job, stage, formats, world),
         step=progress.step,
-        held_out_loss=loss,
+        best_loss=progress.best_loss,
         best_step=progress.best_step,
         stopped=progress.stopped or "finished",
         train_seconds=progress.watch.seconds,
@@ -180,11 +175,12 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
 
 def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
     """The stage with its first weights: those of `init`, or random ones. Not `fresh`: a checkpoint will fill them."""
-    assert isinstance(job.stage, Pretrain) and isinstance(job.model, DecoderOnly)
+    assert isinstance(job.stage, Pretrain)
+    assert isinstance(job.model, DecoderOnly)
     model = job.model.build()
     decays = {name: declared.decay for name, declared in declarations(model).items()}
     if fresh and job.init is not None:
-        io.load_weights(io.find(Path(job.init)), model)
+        io.load_weights(io.find(Path(job.init).expanduser()), model)
     elif fresh:
         initialize(model, job.seed)
     objective = job.stage.objective.build()

@@ -52,16 +52,14 @@ class Progress:
     stale: int = 0
     """Evaluations since then."""
     watch: Stopwatch = field(default_factory=Stopwatch)
-    held_out_loss: float | None = None
-    """The last held-out loss; not kept in checkpoints."""
-    held_out_step: int | None = None
-    """Its step; not kept in checkpoints."""
+    evaluated_step: int | None = None
+    """Step of the last evaluation; not kept in checkpoints."""
     stopped: str | None = None
     """Why training ended before its last step: "early" or "terminated"; not kept in checkpoints."""
 
     def evaluated(self, loss: float) -> bool:
         """Take note of a held-out loss at the current step; whether it is the lowest so far."""
-        self.held_out_loss, self.held_out_step = loss, self.step
+        self.evaluated_step = self.step
         if self.best_loss is None or loss < self.best_loss:
             self.best_loss, self.best_step, self.stale = loss, self.step, 0
             return True

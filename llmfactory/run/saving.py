@@ -63,7 +63,7 @@ class Saving(pl.Callback):
     ) -> None:
         step, every = self.progress.step, self.spec.save_every
         last = trainer.should_stop or step >= self.spec.max_steps
-        best = self.spec.keep_best and step == self.progress.best_step == self.progress.held_out_step
+        best = self.spec.keep_best and step == self.progress.best_step == self.progress.evaluated_step
         if last or (every is not None and (best or step % every == 0)):
             assert isinstance(stage, PretrainStage)
             self.progress.watch.stop()

@@ -32,7 +32,7 @@ def train(
 ) -> tuple[dict[str, torch.Tensor], dict[int, Any], str, float | None]:
     tracker = tracker or Memory()
     fitted = fit(job, prepared(job), folder, tracker, Notes())
-    return {k: v.clone() for k, v in fitted.model.state_dict().items()}, tracker.curve(), fitted.stopped, fitted.held_out_loss
+    return {k: v.clone() for k, v in fitted.model.state_dict().items()}, tracker.curve(), fitted.stopped, fitted.best_loss
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -7,20 +7,24 @@ import torch
 from torch import nn
 
 from llmfactory.core.errors import ConfigError
-from llmfactory.precision.spec import Bf16Mixed, Fp16Mixed, Fp32, Fp64, PrecisionSpec
+from llmfactory.precision.bf16_mixed import bf16_mixed
+from llmfactory.precision.fp16_mixed import fp16_mixed
+from llmfactory.precision.fp32 import fp32
+from llmfactory.precision.fp64 import fp64
+from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.precision.spec import Bf16Mixed, Fp16Mixed, Fp32, Fp64
 
 
 @pytest.mark.parametrize(
-    ("spec", "weights", "products"),
+    ("formats", "weights", "products"),
     [
-        (Fp32(), torch.float32, torch.float32),
-        (Fp64(), torch.float64, torch.float64),
-        (Bf16Mixed(), torch.float32, torch.bfloat16),
-        (Fp16Mixed(init_scale=1024.0), torch.float32, torch.float16),
+        (fp32(), torch.float32, torch.float32),
+        (fp64(), torch.float64, torch.float64),
+        (bf16_mixed("cpu"), torch.float32, torch.bfloat16),
+        (fp16_mixed(Fp16Mixed(init_scale=1024.0), "cpu"), torch.float32, torch.float16),
     ],
 )
-def test_formats(spec: PrecisionSpec, weights: torch.dtype, products: torch.dtype) -> None:
-    formats = spec.build("cpu")
+def test_formats(formats: MeshPrecision, weights: torch.dtype, products: torch.dtype) -> None:
     layer = formats.convert_module(nn.Linear(2, 2))
     assert layer.weight.dtype == weights
     with formats.forward_context():

@@ -3,54 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from toy_job import Memory, Notes, prepared, toy_job
+from toy_job import Memory, Notes, Sender, prepared, toy_job, train, weights
 
 from llmfactory.checkpoint import io
-from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.data.loader import StepLoader
-from llmfactory.data.pack.spec import Concat, Document
 from llmfactory.objective.causal import CausalObjective
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.precision.spec import Bf16Mixed, Fp16Mixed, Fp32
-from llmfactory.run.fit import Fitted, fit
-from llmfactory.run.spec import Device
-
-
-def train(job: Job, folder: Path, tracker: Memory | None = None, display: Notes | None = None) -> tuple[Fitted, Memory]:
-    tracker = tracker or Memory()
-    return fit(job, prepared(job), folder, tracker, display or Notes()), tracker
-
-
-def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in fitted.model.state_dict().items()}
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
-
-
-class Sender(Memory):
-    """Sends this process a signal when a step is logged."""
-
-    def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
-        super().__init__()
-        self.step, self.number = step, number
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        super().log(step, metrics)
-        if step == self.step and "loss" in metrics:
-            os.kill(os.getpid(), self.number)
 
 
 # ---- what a run leaves
@@ -63,6 +34,7 @@ def test_a_run(tmp_path: Path) -> None:
     assert (fitted.step, fitted.stopped, fitted.best_step, fitted.skipped_steps) == (8, "finished", 8, 0)
     assert fitted.checkpoint == tmp_path / "run" / "checkpoints" / "step_00000008"
     assert not fitted.model.training
+    assert fitted.best_loss == tracker.rows[8]["held_out_loss"]
     assert list(tracker.rows) == list(range(1, 9))
     assert tracker.rows[1].keys() == {"loss", "grad_norm", "lr", "tokens_per_second"}
     assert [step for step, row in tracker.rows.items() if "held_out_loss" in row] == [4, 8]
@@ -73,50 +45,6 @@ def test_a_run(tmp_path: Path) -> None:
     assert {"state.json", "config.yaml", "tokenizer"} <= names
     state = io.read_state(fitted.checkpoint)
     assert (state["step"], state["samples"], state["best_step"]) == (8, 64, 8)
-
-
-@pytest.mark.parametrize("pack", [Concat(), Concat(isolate=False), Document()], ids=["isolated", "plain", "document"])
-def test_the_held_out_loss_is_that_of_the_model(tmp_path: Path, pack: Any) -> None:
-    """Over every held-out target once, by plain cross-entropy on the model that is handed back."""
-    from llmfactory.stage.pretrain import context_of
-
-    job = toy_job(tmp_path, pack=pack, trainer__max_steps=2, trainer__batch_size=3)
-    fitted, _ = train(job, tmp_path / "run")
-    rows = pack.build(prepared(job).held_out, job.data.seq_len)
-    total, count = 0.0, 0
-    for number in range(len(rows)):
-        batch = rows.read(torch.tensor([number]).numpy())
-        with torch.no_grad():
-            logits = fitted.model.head(fitted.model(batch["tokens"], context_of(batch, rows.isolated)))
-        total += torch.nn.functional.cross_entropy(logits[0].double(), batch["labels"][0], reduction="sum").item()
-        count += int((batch["labels"] != -100).sum())
-    assert fitted.held_out_loss == pytest.approx(total / count, rel=1e-5)
-    assert count == rows.targets
-
-
-def test_no_held_out_rows(tmp_path: Path) -> None:
-    fitted, tracker = train(toy_job(tmp_path, data__held_out=0.0), tmp_path / "run")
-    assert (fitted.held_out_loss, fitted.best_step) == (None, None)
-    assert not any("held_out_loss" in row for row in tracker.rows.values())
-
-
-def test_sparse_logging(tmp_path: Path) -> None:
-    _, dense = train(toy_job(tmp_path), tmp_path / "dense")
-    _, sparse = train(
-        toy_job(tmp_path, trainer__log_every=3, trainer__max_steps=7, trainer__eval_every=None), tmp_path / "sparse"
-    )
-    assert list(sparse.rows) == [1, 3, 6, 7]
-    assert all(sparse.rows[step]["loss"] == dense.rows[step]["loss"] for step in sparse.rows)
-
-
-def test_the_process_is_left_as_it_was(tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    before = torch.get_rng_state(), signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), torch.get_num_threads()
-    train(toy_job(tmp_path, trainer__max_steps=1, trainer__threads=2, data__held_out=0.0), tmp_path / "run")
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1:3] == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
-    assert before[3] == torch.get_num_threads()
-    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_two_runs_in_one_process_are_equal(tmp_path: Path) -> None:
@@ -144,7 +72,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, precision: Any, stop:
     folder = tmp_path / "broken"
     tracker: Memory = Sender(stop)
     first, _ = train(job, folder, tracker)
-    assert (first.step, first.stopped, first.held_out_loss) == (stop, "terminated", None)
+    assert (first.step, first.stopped) == (stop, "terminated")
     assert io.step_of(first.checkpoint) == stop
     tracker.step = -1
     display = Notes()
@@ -153,7 +81,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, precision: Any, stop:
     assert display.started == (8, stop)
     assert display.notes == [f"going on from {first.checkpoint} (step {stop})"]
     assert tracker.curve() == reference.curve()
-    assert (second.held_out_loss, second.best_step, second.step) == (unbroken.held_out_loss, unbroken.best_step, 8)
+    assert (second.best_loss, second.best_step, second.step) == (unbroken.best_loss, unbroken.best_step, 8)
     assert second.skipped_steps == unbroken.skipped_steps
     assert_equal(weights(second), weights(unbroken))
 
@@ -175,7 +103,7 @@ def test_nothing_left_to_do(tmp_path: Path) -> None:
     second, _ = train(job, tmp_path / "run", tracker, display)
     assert "trainer.max_steps=8 is reached already: nothing to train" in display.notes
     assert tracker.curve() == rows
-    assert (second.step, second.stopped, second.held_out_loss) == (8, "finished", first.held_out_loss)
+    assert (second.step, second.stopped, second.best_loss) == (8, "finished", first.best_loss)
     assert second.checkpoint == first.checkpoint
     assert second.tokens_per_second == pytest.approx(first.tokens_per_second)
     assert_equal(weights(first), weights(second))
@@ -205,55 +133,6 @@ def test_init_takes_the_weights_and_nothing_else(tmp_path: Path) -> None:
             torch.testing.assert_close(weights(fitted)[name], tensor, rtol=0, atol=1e-8)
         assert tracker.rows[1]["lr"] == 5e-10, "step 1 of a new schedule"
         assert io.read_state(fitted.checkpoint)["samples"] == 8
-
-
-# ---- stopping
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_end(tmp_path: Path, number: signal.Signals) -> None:
-    fitted, tracker = train(toy_job(tmp_path, trainer__save_every=None), tmp_path / "run", Sender(3, number))
-    assert (fitted.stopped, fitted.step) == ("terminated", 3)
-    assert list(tracker.rows) == [1, 2, 3]
-    assert [io.step_of(path) for path in io.checkpoints(tmp_path / "run" / "checkpoints")] == [3]
-
-
-def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
-    class Impatient(Memory):
-        def log(self, step: int, metrics: dict[str, float]) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train(toy_job(tmp_path), tmp_path / "run", Impatient())
-    assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_early_stopping(tmp_path: Path) -> None:
-    """At this learning rate the held-out loss rises after a while."""
-    job = toy_job(tmp_path, trainer__max_steps=60, trainer__eval_every=2, trainer__patience=2, optim__lr=0.3)
-    fitted, tracker = train(job, tmp_path / "run")
-    curve = {step: row["held_out_loss"] for step, row in tracker.rows.items() if "held_out_loss" in row}
-    best = min(curve, key=curve.__getitem__)
-    assert (fitted.stopped, fitted.best_step, fitted.step) == ("early", best, best + 4)
-    kept = [io.step_of(path) for path in io.checkpoints(tmp_path / "run" / "checkpoints")]
-    assert best in kept
-    assert kept[-1] == fitted.step
-
-
-@pytest.mark.parametrize(
-    ("changes", "left"),
-    [
-        ({"trainer__save_every": 2, "trainer__keep_last": 2}, [6, 8]),
-        ({"trainer__save_every": 3, "trainer__keep_last": 1, "trainer__eval_every": None}, [8]),
-        ({"trainer__save_every": None}, [8]),
-        ({"trainer__save_every": 100, "trainer__keep_last": 1, "trainer__keep_best": False}, [8]),
-    ],
-)
-def test_what_is_kept(tmp_path: Path, changes: dict[str, Any], left: list[int]) -> None:
-    train(toy_job(tmp_path, **changes), tmp_path / "run")
-    assert [io.step_of(path) for path in io.checkpoints(tmp_path / "run" / "checkpoints")] == left
 
 
 # ---- broken numbers
@@ -337,26 +216,6 @@ def test_gradients_that_stay_broken_end_the_run(tmp_path: Path, monkeypatch: pyt
     job = toy_job(tmp_path, precision=Fp16Mixed(), trainer__max_steps=100, trainer__eval_every=None, trainer__save_every=None)
     with pytest.raises(UserError, match="the gradient norm nan"):
         train(job, tmp_path / "run")
-
-
-# ---- limits of the machine
-
-
-def test_no_room_for_a_checkpoint_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = toy_job(tmp_path)
-    prepared(job)
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    tracker = Memory()
-    with pytest.raises(UserError, match=r"a checkpoint of this run needs \d+ bytes .* only 1000 bytes"):
-        train(job, tmp_path / "run", tracker)
-    assert not tracker.rows
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"trainer\.device=cuda, but torch sees no GPU"):
-        train(toy_job(tmp_path, trainer__device=Device.cuda), tmp_path / "run")
 
 
 @pytest.mark.slow
