@@ -63,7 +63,8 @@ def parallel_coordinates(columns: Mapping[str, Sequence[object]], objective: str
         for place, name in enumerate(names):
             axes.axvline(place, color="#999999", linewidth=1)
             for text, height in heights[name][1]:
-                axes.annotate(text, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center")
+                box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+                axes.annotate(text, (place, height), xytext=(6, 0), textcoords="offset points", fontsize=8, va="center", bbox=box)
         axes.set_xticks(range(len(names)), names)
         axes.set_yticks([])
         axes.set_xlim(-0.2, len(names) - 0.5)

@@ -31,7 +31,8 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     row("parameters", "parameters", ",")
     if result.get("step") is not None:
         best = result.get("best_step")
-        rows.append(("optimizer steps", f"{result['step']:,}", f"lowest held-out loss at step {best:,}" if best else ""))
+        lowest = f"lowest held-out loss on the way: {result['best_loss']:.4f} at step {best:,}" if best else ""
+        rows.append(("optimizer steps", f"{result['step']:,}", lowest))
     row("skipped steps", "skipped_steps", ",", "gradients were not finite") if result.get("skipped_steps") else None
     if rows and result.get("seconds") is not None:
         training = f"training took {duration(result['train_seconds'])}" if result.get("train_seconds") is not None else ""

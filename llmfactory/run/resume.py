@@ -118,5 +118,5 @@ def _schedule_problems(old: Job, new: Job, found: dict[str, tuple[Any, Any]]) ->
             f"the learning-rate schedule ends at trainer.max_steps, which was {before}: its remaining steps would differ "
             "from those planned (resume=changed takes the new ones)"
         )
-        has_horizon = key in dict(flatten(to_plain(new)))
-        yield Problem("trainer.max_steps", after, reason, f"{key}={before}" if has_horizon else "resume=changed")
+        can_pin = key in dict(flatten(to_plain(new))) and before > new.optim.schedule.warmup_steps
+        yield Problem("trainer.max_steps", after, reason, f"{key}={before}" if can_pin else "resume=changed")

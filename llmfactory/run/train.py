@@ -64,6 +64,7 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
             "max_steps": job.trainer.max_steps,
             "patience": job.trainer.patience,
             "step": fitted.step,
+            "best_loss": fitted.best_loss,
             "best_step": fitted.best_step,
             "skipped_steps": fitted.skipped_steps,
             "checkpoint": str(fitted.checkpoint),

@@ -27,6 +27,7 @@ RESULT = {
     "peak_flops": 2.1e11,
     "parameters": 4213760,
     "step": 600,
+    "best_loss": 3.05,
     "best_step": 500,
     "skipped_steps": 0,
     "seconds": 171.3,
@@ -139,7 +140,7 @@ def test_figures_leave_out_what_a_job_has_not():
     rows = {what: (figure, remark) for what, figure, remark in figures({**RESULT, "skipped_steps": 3, "xz_bits_per_byte": None})}
     assert rows["bits per byte"] == ("2.113", "beside gzip -9 2.360")
     assert rows["skipped steps"][0] == "3"
-    assert rows["optimizer steps"] == ("600", "lowest held-out loss at step 500")
+    assert rows["optimizer steps"] == ("600", "lowest held-out loss on the way: 3.0500 at step 500")
     assert rows["time"] == ("2:51", "training took 2:20")
     assert "skipped steps" not in {what for what, _, _ in figures(RESULT)}
 

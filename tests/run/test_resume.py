@@ -92,6 +92,8 @@ def test_a_schedule_that_ends_at_max_steps_must_be_pinned(plain):
     found = problems(old, plain(optim__schedule__horizon=None, trainer__max_steps=40))
     assert found["trainer.max_steps"].repair == "optim.schedule.horizon=20"
     assert "resume=changed" in found["trainer.max_steps"].reason
+    early = problems(plain(optim__schedule__horizon=None, trainer__max_steps=2), plain(optim__schedule__horizon=None))
+    assert early["trainer.max_steps"].repair == "resume=changed"  # a horizon within the warm-up is none
     assert compare(old, plain(optim__schedule__horizon=20, trainer__max_steps=40)) == []
     assert compare(plain(optim__schedule__horizon=20, trainer__max_steps=40), old) == []
     assert "optim.schedule.horizon" in problems(old, plain(optim__schedule__horizon=30, trainer__max_steps=40))
