@@ -10,8 +10,8 @@ import time
 
 import torch
 
-SECONDS = 0.4
-"""Time to spend, about."""
+SECONDS = 0.8
+"""Time to spend, about; other programs slow some of the repetitions, hardly all."""
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
