@@ -52,7 +52,7 @@ class Pieces:
 def collect(config_name: str, choices: dict[str, str | None], names: Sequence[str], config_dirs: Sequence[Path]) -> Pieces:
     """Files of the primary config with these choices of groups. Raises ConfigError."""
     repository = make_repository(names, config_dirs)
-    lines = [f"{key}={'null' if option is None else option}" for key, option in choices.items()]
+    lines = [f"~{key}" if option is None else f"{key}={option}" for key, option in choices.items()]
     try:
         parsed = OverridesParser.create().parse_overrides(lines)
         found = create_defaults_list(repository, config_name, parsed, prepend_hydra=False, skip_missing=False)

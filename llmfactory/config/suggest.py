@@ -13,6 +13,7 @@ from llmfactory.config.names import FOREIGN
 from llmfactory.config.register import classes, group_of, options
 from llmfactory.config.tree import COMMAND_LINE, Branch, Tree, Unknown, override_key
 from llmfactory.core.errors import Problem
+from llmfactory.core.spec import Spec
 
 KEYWORDS = ("type", "_target_", "_recursive_", "_partial_", "_convert_")
 """Keys that name a class in other configs (and in our own saved ones)."""
@@ -30,10 +31,10 @@ def unknown_key(item: Unknown, tree: Tree, groups: Sequence[str], folders: Seque
         return Problem(item.path, item.value, f"is no key; a part is chosen through its group{where}", group)
     foreign = FOREIGN.get(item.path, FOREIGN.get(leaf))
     if foreign is not None:
-        problem = _foreign(item, foreign, keys, where)
+        problem = _foreign(item, foreign, keys, tree, folders, where)
         if problem is not None:
             return problem
-    other = _of_another_option(item, groups, folders, where)
+    other = _of_another_option(item, folders, where)
     if other is not None:
         return other
     key = nearest_key(item.path, list(keys))
@@ -71,15 +72,24 @@ def _with_value(key: str, kind: Type, value: Any) -> str:
     return override(key, value)
 
 
-def _foreign(item: Unknown, meaning: str, keys: Mapping[str, Type], where: str) -> Problem | None:
+def _foreign(
+    item: Unknown, meaning: str, keys: Mapping[str, Type], tree: Tree, folders: Sequence[Path], where: str
+) -> Problem | None:
     """A name from another program."""
     if " " in meaning:
         sentence, _, repair = meaning.rpartition(": ")
         return Problem(item.path, item.value, f"is called otherwise here{where}: {sentence}", repair)
     if "=" in meaning:
         return Problem(item.path, item.value, f"is called otherwise here{where}: {meaning}", meaning)
-    if meaning not in keys:
-        return None  # a key of an option that is not chosen
+    if meaning not in keys:  # a key of an option that is not chosen
+        place, _, leaf = meaning.rpartition(".")
+        branch = tree.find(place)
+        choice = _choice_having(leaf, place, branch.cls, folders) if isinstance(branch, Branch) else None
+        if choice is None:
+            return None
+        return Problem(
+            item.path, item.value, f"is called {meaning} here, with {choice}{where}", f"{choice} {override(meaning, item.value)}"
+        )
     return Problem(item.path, item.value, f"is called {meaning} here{where}", _with_value(meaning, keys[meaning], item.value))
 
 
@@ -97,20 +107,22 @@ def _group_meant(item: Unknown, groups: Sequence[str], folders: Sequence[Path]) 
     return f"{near}={item.value}" if near is not None else None
 
 
-def _of_another_option(item: Unknown, groups: Sequence[str], folders: Sequence[Path], where: str) -> Problem | None:
+def _of_another_option(item: Unknown, folders: Sequence[Path], where: str) -> Problem | None:
     """The key of an option of the same group that is not chosen: `stage.prompt` while stage=pretrain."""
-    leaf = item.path.rpartition(".")[2]
-    place = item.path.rpartition(".")[0]
-    if not place:
-        return None
-    group = group_of(item.inside)
-    having = [name for name, cls in classes(group).items() if leaf in field_types(cls)]
-    choice = next((name for name in having if name in options(group, folders)), None)
+    place, _, leaf = item.path.rpartition(".")
+    choice = _choice_having(leaf, place, item.inside, folders) if place else None
     if choice is None:
         return None
-    key = override_key(group, place)
-    reason = f"no such key{where}: {item.inside.__name__} has none of that name, {key}={choice} has"
-    return Problem(item.path, item.value, reason, f"{key}={choice} {override(item.path, item.value)}")
+    reason = f"no such key{where}: {item.inside.__name__} has none of that name, {choice} has"
+    return Problem(item.path, item.value, reason, f"{choice} {override(item.path, item.value)}")
+
+
+def _choice_having(field: str, place: str, cls: type[Spec], folders: Sequence[Path]) -> str | None:
+    """The override that chooses an option with such a field instead of one of class `cls`; None: no option has it."""
+    group = group_of(cls)
+    listed = options(group, folders)
+    choice = next((name for name, other in classes(group).items() if field in field_types(other) and name in listed), None)
+    return None if choice is None else f"{override_key(group, place)}={choice}"
 
 
 def _type_key(item: Unknown, tree: Tree, folders: Sequence[Path], where: str) -> Problem:

@@ -16,7 +16,9 @@ def run(tmp_path: Path) -> Path:
     """A run folder as far as composing looks at it."""
     folder = tmp_path / "outputs" / "before"
     (folder / "checkpoints" / "step_00000010").mkdir(parents=True)
-    plain = compose_job(["model=gpt2_tiny", "model.n_layers=3", "model.attention.n_heads=4", "data=pycode", "data.seq_len=100"]).plain
+    plain = compose_job(
+        ["model=gpt2_tiny", "model.n_layers=3", "model.attention.n_heads=4", "data=pycode", "data.seq_len=100"]
+    ).plain
     (folder / "config.yaml").write_text(yaml.safe_dump(plain))
     return folder
 
@@ -24,7 +26,9 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("where", [".", "checkpoints/step_00000010"])
 def test_model_and_data_come_along(run: Path, where: str) -> None:
     composed = compose_job([f"init={run / where}", "stage=evaluate"])
-    before = compose_job(["model=gpt2_tiny", "model.n_layers=3", "model.attention.n_heads=4", "data=pycode", "data.seq_len=100"]).job
+    before = compose_job(
+        ["model=gpt2_tiny", "model.n_layers=3", "model.attention.n_heads=4", "data=pycode", "data.seq_len=100"]
+    ).job
     assert (composed.job.model, composed.job.data) == (before.model, before.data)
     assert composed.origins["model.n_layers"].startswith("init (")
     assert composed.choices["model"] == "before"

@@ -1,0 +1,86 @@
+"""Every rule: a command line that fires it, and the repair that it suggests, executed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from llmfactory.config.compose import compose_job
+from llmfactory.config.rules import RULES
+from llmfactory.core.errors import ConfigError
+
+FIRES = {
+    "world_is_the_product_of_degrees": [
+        ["launch=local"],
+        ["parallel.dp_replicate=3"],
+        ["launch=local", "launch.processes=4", "parallel.dp_replicate=2"],
+    ],
+    "every_process_gets_a_row": [["launch=local", "launch.processes=4", "parallel=ddp", "trainer.batch_size=3"]],
+    "nccl_needs_gpus": [["parallel.backend=nccl", "trainer.device=cpu"]],
+    "one_number_of_threads": [["launch=local", "parallel=ddp", "launch.threads=2", "trainer.threads=1"]],
+    "rows_fit_the_model": [["data.seq_len=2000"], ["model.max_positions=100"]],
+    "ids_fit_the_model": [
+        ["data.tokenizer.vocab_size=5000"],
+        ["model.vocab_size=256"],
+        ["data/tokenizer=bytes", "model.vocab_size=100"],
+    ],
+    "trained_model_is_given": [["stage=evaluate"], ["stage=generate", "stage.prompt=x"]],
+    "decay_reaches_the_end": [["trainer.max_steps=700"], ["optim/schedule=linear", "optim.schedule.horizon=100"]],
+    "warmup_ends_before_the_run": [["optim/schedule=cosine", "optim.schedule.warmup_steps=5", "trainer.max_steps=5"]],
+    "warmup_and_decay_leave_room": [["optim/schedule=wsd", "optim.schedule.warmup_steps=450"]],
+    "inverse_sqrt_warms_up": [["optim/schedule=inverse_sqrt"]],
+    "best_is_looked_for": [["trainer.eval_every=null"]],
+    "held_out_text_is_there": [["data.held_out=0"]],
+    "sample_is_made": [["stage.sample_prompt=x", "trainer.sample=false"]],
+}
+CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]
+
+
+def test_every_rule_has_a_case() -> None:
+    assert set(FIRES) == {rule.__name__ for rule in RULES}
+
+
+@pytest.mark.parametrize(("rule", "line"), CASES, ids=[" ".join(line) for _, line in CASES])
+def test_it_fires_and_its_repair_works(rule: str, line: list[str], tmp_path: Path) -> None:
+    (tmp_path / "some_run" / "checkpoints").mkdir(parents=True)
+    line = [*line, f"output_dir={tmp_path}"]
+    with pytest.raises(ConfigError) as raised:
+        compose_job(line)
+    (problem,) = raised.value.problems
+    assert problem.reason.endswith(f"(rule {rule})")
+    assert problem.repair is not None
+    compose_job([*line, *shlex.split(problem.repair)])
+
+
+def test_no_trained_model_anywhere(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="stage=pretrain"):
+        compose_job(["stage=evaluate", f"output_dir={tmp_path}"])
+
+
+def test_a_run_that_goes_on_may_outlast_its_schedule(tmp_path: Path) -> None:
+    """Whether it may is then up to the comparison with what the folder holds."""
+    line = ["trainer.max_steps=700", "name=mine", f"output_dir={tmp_path}"]
+    with pytest.raises(ConfigError):
+        compose_job(line)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("{}")
+    compose_job(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["launch=local", "parallel=ddp"],
+        ["launch=local", "parallel.dp_replicate=2"],
+        ["trainer.max_steps=10"],
+        ["optim/schedule=constant", "trainer.max_steps=100000"],
+        ["optim/schedule=constant", "optim.schedule.warmup_steps=9", "trainer.max_steps=5"],
+        ["data.held_out=0", "trainer.eval_every=null", "trainer.keep_best=false"],
+        ["stage=describe", "data.held_out=0", "trainer.max_steps=10000"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_right_passes(line: list[str]) -> None:
+    compose_job(line)
