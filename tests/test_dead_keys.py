@@ -142,7 +142,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory):
     import os
 
     folder = tmp_path_factory.mktemp("corpus")
-    words = "def return the a value of read write file é naïve 12 345    indented\n".split(" ")
+    words = ["def", "return", "the", "a", "value", "of", "read", "write", "file", "é", "naïve", "12", "345", "", "", "", "indented\n"]
     numbers = random.Random(0)
 
     def text(length: int) -> str:

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+
 from llmfactory.config.compose import compose_job
+from llmfactory.config.spec import Job
+from llmfactory.core.context import CausalMask, Context
 from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.objective.objective import Outputs
 from llmfactory.optim.groups import groups
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
-
-from llmfactory.config.spec import Job
-from llmfactory.core.context import CausalMask, Context
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -32,13 +33,13 @@ class CausalMask(Mask):
 
     is_causal = True
 
-    def __init__(self, length: int, device: object = None) -> None:
+    def __init__(self, length: int, device: torch.device | None = None) -> None:
         self.length, self.device = length, device
 
     def dense(self) -> Tensor:
         import torch
 
-        return torch.ones(1, 1, self.length, self.length, dtype=torch.bool, device=self.device).tril()  # type: ignore[call-overload]
+        return torch.ones(1, 1, self.length, self.length, dtype=torch.bool, device=self.device).tril()
 
 
 class DocumentMask(Mask):
