@@ -1,0 +1,184 @@
+"""Every file of conf/: it composes, it is built, it follows the grammar, it says what it is and how to use it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from llmfactory.config.compose import compose_job
+from llmfactory.config.fields import field_types
+from llmfactory.config.register import class_of, classes, conf_folder, groups, options
+from llmfactory.core.errors import ConfigError
+from llmfactory.core.spec import Spec
+from llmfactory.model.count import parameters
+
+CONF = conf_folder()
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+ALL = [(group, option) for group in groups() for option in options(group)]
+NEEDS = {
+    "data=text": ["data.source.files=[a.txt]"],
+    "data=jsonl": ["data.source.files=[a.jsonl]"],
+    "data/source=text": ["data.source.files=[a.txt]"],
+    "data/source=jsonl": ["data.source.files=[a.jsonl]"],
+    "data/tokenizer=hf_file": ["data.tokenizer.file=tokenizer.json"],
+    "stage=generate": ["stage.prompt=Hello", "init=."],
+    "stage=evaluate": ["init=."],
+    "optim/schedule=inverse_sqrt": ["optim.schedule.warmup_steps=100"],
+    "launch=local": ["parallel=ddp"],
+    "model/attention=gqa_kv8": ["model.attention.n_heads=8"],
+    "experiment=gpt2_shakespeare_style": ["data.source.files=[a.txt]"],
+}
+"""What an option cannot do without; everything else composes by itself."""
+SKELETONS = {"decoder_only": "llama_tiny"}
+"""One preset of each skeleton."""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def text_of(name: str) -> str:
+    return (CONF / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("choice", [f"{group}={option}" for group, option in ALL])
+def test_every_option_composes_and_is_built(choice: str) -> None:
+    job = compose_job([choice, *NEEDS.get(choice, [])]).job
+    with torch.device("meta"):
+        model = job.model.build()
+    assert parameters(model) > 0
+    assert all(weight.is_meta for weight in model.parameters())
+    schedule = job.optim.schedule.build(job.trainer.max_steps)
+    assert 0 < schedule(job.trainer.max_steps - 1) <= 1
+
+
+def test_needs_are_needed() -> None:
+    for choice in NEEDS:
+        with pytest.raises(ConfigError):
+            compose_job([choice])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_says_what_it_is_and_its_command_composes(name: str) -> None:
+    lines = text_of(name).splitlines()
+    comment = lines[1] if lines[0] == "# @package _global_" else lines[0]
+    match = re.fullmatch(r"# (\S.*[.:])    llmfactory(?: (.*))?", comment)
+    assert match, f"{name}: the first line is `# What it is.    llmfactory group=option`, not {comment!r}"
+    command = shlex.split(match[2] or "")
+    group, _, option = name.rpartition("/")
+    if group and name not in {"trainer/default"}:
+        assert f"{group}={option}" in command
+    # `init=outputs/my_run` is somebody's run: any folder stands for it here.
+    Path("outputs/my_run").mkdir(parents=True)
+    compose_job(command)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_grammar_of_defaults_lists(name: str) -> None:
+    """Hydra ignores a keyword that it does not know (`overide`), so the shape of each item is checked here."""
+    if name.startswith("experiment/"):
+        assert text_of(name).startswith("# @package _global_\n")
+    content = yaml.safe_load(text_of(name))
+    items: list[Any] = content["defaults"]
+    assert check_defaults(name, items) == []
+
+
+def check_defaults(name: str, items: list[Any]) -> list[str]:
+    """What is wrong with a defaults list."""
+    experiment, group = name.startswith("experiment/"), name.rpartition("/")[0]
+    wrong = [] if items.count("_self_") == 1 else ["_self_ stands in it once"]
+    for item in items:
+        if isinstance(item, str):
+            schema = re.fullmatch(r"/schema/((?:[a-z0-9_]+/)*)([a-z0-9_]+)@_here_", item)
+            if item != "_self_" and not (schema and class_of(schema[1].rstrip("/"), schema[2])):
+                wrong.append(f"{item} is neither _self_ nor a schema")
+            continue
+        ((key, option),) = item.items()
+        keyword, _, part = key.rpartition(" ")
+        if keyword not in (("override",) if experiment else ("",)):
+            wrong.append(f"{key}: the keyword is {'override' if experiment else 'none'}")
+        path = part.lstrip("/") if part.startswith("/") or group == "" else f"{group}/{part}"
+        path = path.partition("@")[0]
+        if option is None:
+            if (name, path) != ("config", "experiment"):
+                wrong.append(f"{key} has no option")
+        elif option not in options(path):
+            wrong.append(f"{path} has no option {option}")
+    if items[-1] != "_self_" and name != "config":
+        wrong.append("_self_ is the last")
+    if name == "config" and [item if isinstance(item, str) else next(iter(item)) for item in items][-2:] != [
+        "_self_",
+        "experiment",
+    ]:
+        wrong.append("an experiment comes after everything")
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "items"),
+    [
+        ("experiment/x", [{"overide /model": "gpt2"}, "_self_"]),
+        ("experiment/x", [{"/model": "gpt2"}, "_self_"]),
+        ("model/x", ["/schema/model/decoder_onli@_here_", "_self_"]),
+        ("model/x", ["/schema/model/decoder_only", "_self_"]),
+        ("model/x", [{"norm": "rms_nrm"}, "_self_"]),
+        ("model/x", [{"optional norm": "rms_norm"}, "_self_"]),
+        ("model/x", ["_self_", {"norm": "rms_norm"}]),
+        ("model/x", [{"norm": "rms_norm"}]),
+    ],
+)
+def test_the_grammar_check_finds_what_hydra_lets_pass(name: str, items: list[Any]) -> None:
+    assert check_defaults(name, items)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.rpartition("/")[0] in {"model", "data", "optim", "stage"}])
+def test_a_presets_body_sets_only_what_every_part_of_a_group_has(name: str) -> None:
+    """A body that sets a key of one type breaks the choice of another."""
+    body = {key: value for key, value in yaml.safe_load(text_of(name)).items() if key != "defaults"}
+    group = name.rpartition("/")[0]
+    schema = re.search(rf"/schema/{group}/(\w+)@_here_", text_of(name))
+    cls = class_of(group, schema[1]) if schema else None
+    assert cls is not None
+    for key, value in body.items():
+        kind = field_types(cls)[key]
+        if kind.is_spec:
+            assert set(value) <= set(field_types(kind.base)), f"{name}: {key} sets what only some of {kind.base.__name__} have"
+
+
+@pytest.mark.parametrize("skeleton", SKELETONS)
+def test_every_sibling_of_every_part_composes_or_is_refused_by_a_check(skeleton: str) -> None:
+    preset = SKELETONS[skeleton]
+    cls = class_of("model", skeleton)
+    assert cls is not None
+    for name, kind in field_types(cls).items():
+        for option in options(f"model/{name}") if kind.is_spec else []:
+            try:
+                compose_job([f"model={preset}", f"model/{name}={option}"])
+            except ConfigError as error:
+                assert all(problem.repair and problem.path.startswith("model.") for problem in error.problems)
+                for problem in error.problems:
+                    compose_job([f"model={preset}", f"model/{name}={option}", *shlex.split(problem.repair or "")])
+
+
+def test_every_skeleton_is_here() -> None:
+    concrete = {name for name, cls in classes("model").items() if "build" in vars(cls)}
+    assert concrete == set(SKELETONS)
+
+
+def test_every_class_has_an_option() -> None:
+    """A class that no file chooses cannot be reached."""
+    used = {match for name in FILES for match in re.findall(r"/schema/([\w/]+)@_here_", text_of(name))}
+    unused = []
+    for group in [*groups(), ""]:
+        for name, cls in classes(group).items() if group != "experiment" else ():
+            is_base = any(other is not cls and issubclass(other, cls) for other in classes(group).values())
+            if f"{group}/{name}".lstrip("/") not in used and not is_base and issubclass(cls, Spec):
+                unused.append(f"{group}/{name}")
+    assert unused == []
