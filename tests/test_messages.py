@@ -15,7 +15,6 @@ WRONG = [
     ["model.attention.n_heads=5"],
     ["model.attention.n_kv_heads=4"],
     ["model.attention.dropout=1"],
-    ["model.dim=0"],
     ["model.n_layers=0"],
     ["model.init_std=0"],
     ["model.ffn.hidden=0"],

@@ -55,8 +55,8 @@ def _wrong(argument: Argument, known: Sequence[str], folders: Sequence[Path]) ->
     if any((folder / group / f"{option}.yaml").is_file() for folder in folders):
         return None
     near = nearest(option, choices)
-    meant = f" Did you mean {near}?" if near else ""
-    return Problem(shown, option, f"is no option of {group}; there are {listed}.{meant}", f"{shown}={near or choices[0]}")
+    meant = f"did you mean {near}? " if near else ""
+    return Problem(shown, option, f"is no option of {group}: {meant}there are {listed}", f"{shown}={near or choices[0]}")
 
 
 def _unknown_group(argument: Argument, known: Sequence[str], folders: Sequence[Path]) -> Problem:

@@ -18,7 +18,7 @@ from llmfactory.launch.spec import Local
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Backend, Mesh
 from llmfactory.run.spec import Device
-from llmfactory.stage.spec import Evaluate, Generate, Pretrain, TrainingSpec
+from llmfactory.stage.spec import Evaluate, Generate, TrainingSpec
 
 Rule = Callable[[Job], Iterator[Problem]]
 
@@ -155,7 +155,7 @@ def held_out_text_is_there(job: Job) -> Iterator[Problem]:
 
 
 def sample_is_made(job: Job) -> Iterator[Problem]:
-    if isinstance(job.stage, Pretrain) and job.stage.sample_prompt is not None and not job.trainer.sample:
+    if isinstance(job.stage, TrainingSpec) and job.stage.sample_prompt is not None and not job.trainer.sample:
         yield Problem(
             "stage.sample_prompt", job.stage.sample_prompt, "trainer.sample=false makes no sample", "trainer.sample=true"
         )

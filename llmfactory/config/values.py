@@ -84,7 +84,7 @@ def resolve(tree: Tree) -> None:
         try:
             holder.values[name] = convert(kind, OmegaConf.select(known, key, throw_on_missing=True))
         except WrongType as error:
-            tree.problems.append(Problem(key, reference.text, error.reason, error.better and f"{key}={error.better}"))
+            tree.problems.append(Problem(key, reference.text, error.reason, f"{key}={error.better or kind.example()}"))
         except OmegaConfBaseException as error:
             reason = f"cannot be filled in: {str(error).splitlines()[0]}"
             tree.problems.append(Problem(key, reference.text, reason, f"{key}={kind.example()}"))
