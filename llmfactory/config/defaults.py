@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llmfactory.config.register import conf_folder
+from llmfactory.config.register import conf_folder, option_folders
 from llmfactory.config.source import SCHEMA, make_repository
 from llmfactory.config.tree import COMMAND_LINE
 from llmfactory.core.errors import ConfigError, Problem
@@ -51,6 +52,21 @@ class Pieces:
 
 def collect(config_name: str, choices: dict[str, str | None], names: Sequence[str], config_dirs: Sequence[Path]) -> Pieces:
     """Files of the primary config with these choices of groups. Raises ConfigError."""
+    files = [file for folder in option_folders(config_dirs, names) for file in sorted(folder.rglob("*.yaml"))]
+    state = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _collect(config_name, tuple(choices.items()), tuple(names), tuple(config_dirs), state, os.getcwd())
+
+
+@functools.lru_cache(maxsize=64)
+def _collect(
+    config_name: str,
+    chosen: tuple[tuple[str, str | None], ...],
+    names: tuple[str, ...],
+    config_dirs: tuple[Path, ...],
+    *state: Any,
+) -> Pieces:
+    """Members of a sweep differ in values most of the time; `state` tells when a file has changed."""
+    choices = dict(chosen)
     repository = make_repository(names, config_dirs)
     lines = [f"~{key}" if option is None else f"{key}={option}" for key, option in choices.items()]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ def run(*arguments: str, cwd: Path, code: str | None = None, **env: str) -> subp
     return subprocess.run(
         [sys.executable, *start, *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": root, **env},
+        env={**os.environ, "PYTHONPATH": root} | env,
         capture_output=True,
         text=True,
         timeout=120,
@@ -161,3 +162,14 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stderr == ""
+
+
+def test_the_layout_of_a_wheel(tmp_path: Path) -> None:
+    """There conf/ lies within the package, in a source tree beside it."""
+    package = Path(llmfactory.__file__).parent
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    shutil.copytree(package, site / "llmfactory", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package.parent / "conf", site / "llmfactory" / "conf")
+    elsewhere.mkdir()
+    done = run("--cfg", "job", "model=gpt2", cwd=elsewhere, PYTHONPATH=str(site))
+    assert yaml.safe_load(done.stdout) == compose_job(["model=gpt2"]).plain, done.stderr
