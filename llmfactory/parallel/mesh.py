@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from llmfactory.core.errors import UserError
 from llmfactory.parallel.spec import Backend, Mesh
+from llmfactory.run.spec import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,13 @@ class World:
         error = self.broadcast(error)
         if error is not None:
             raise error
+
+
+def device_type(device: Device) -> str:
+    """`cpu` or `cuda`."""
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("trainer.device=cuda, but torch sees no GPU; use trainer.device=auto")
+    return "cuda" if device is not Device.cpu and torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

@@ -12,15 +12,7 @@ from contextlib import contextmanager
 import torch
 import torch.utils.deterministic as memory
 
-from llmfactory.core.errors import UserError
-from llmfactory.run.spec import Device, Trainer
-
-
-def device_type(device: Device) -> str:
-    """`cpu` or `cuda`."""
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UserError("trainer.device=cuda, but torch sees no GPU; use trainer.device=auto")
-    return "cuda" if device is not Device.cpu and torch.cuda.is_available() else "cpu"
+from llmfactory.run.spec import Trainer
 
 
 @contextmanager

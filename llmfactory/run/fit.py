@@ -32,14 +32,14 @@ from llmfactory.data.prepared import Prepared
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.spec import DecoderOnly
-from llmfactory.parallel.mesh import World, open_world
+from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.replicate import reshard
 from llmfactory.parallel.spec import Mesh
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.precision.loss_scale import SMALLEST
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.allocator import keep_freed_memory
-from llmfactory.run.determinism import device_type, settings
+from llmfactory.run.determinism import settings
 from llmfactory.run.display import Display
 from llmfactory.run.environment import changed_bits, environment
 from llmfactory.run.evaluating import Evaluating
@@ -183,6 +183,7 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
         io.load_weights(io.find(Path(job.init).expanduser()), model)
     elif fresh:
         initialize(model, job.seed)
+    job.peft.apply(model)
     objective = job.stage.objective.build()
     return PretrainStage(model, objective, job.optim, decays=decays, max_steps=job.trainer.max_steps, isolated=isolated)
 

@@ -17,10 +17,9 @@ from llmfactory.inference.generate import generate
 from llmfactory.model.count import parameters, train_flops_per_token
 from llmfactory.model.decoder_only import Decoder
 from llmfactory.model.spec import DecoderOnly
-from llmfactory.parallel.mesh import World, open_world
+from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.plugin import MeshPrecision
-from llmfactory.run.determinism import device_type
 from llmfactory.run.display import Display, make_display
 from llmfactory.run.environment import environment
 from llmfactory.run.fit import Fitted, fit

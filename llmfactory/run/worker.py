@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from llmfactory.config.plain import from_plain
-from llmfactory.run.determinism import device_type, settings
+from llmfactory.parallel.mesh import device_type
+from llmfactory.run.determinism import settings
 from llmfactory.run.folder import LOG, in_use, run_folder, write_result
 from llmfactory.run.log import logged_to
 from llmfactory.stage.spec import TrainingSpec

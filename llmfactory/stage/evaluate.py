@@ -24,9 +24,9 @@ from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.kernel.linear_cross_entropy import linear_cross_entropy
 from llmfactory.model.count import parameters
-from llmfactory.parallel.mesh import World, open_world
+from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.spec import Mesh
-from llmfactory.stage.initial import checkpoint_of, corpus_for, device_type, load_model
+from llmfactory.stage.initial import checkpoint_of, corpus_for, load_model
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.pretrain import LanguageModel, context_of
 from llmfactory.stage.spec import Evaluate
@@ -91,7 +91,7 @@ class EvaluateJob(StageJob):
     def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
         checkpoint = checkpoint_of(job, "evaluating")
         assert isinstance(job.parallel, Mesh)
-        with open_world(job.parallel, device_type(job)) as world:
+        with open_world(job.parallel, device_type(job.trainer.device)) as world:
             data = prepare(corpus_for(job.data, checkpoint), job.model.vocab_size)
             precision = job.precision.build(world.device.type)
             model = load_model(job, checkpoint, precision, world)

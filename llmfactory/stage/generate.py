@@ -8,9 +8,9 @@ from typing import Any
 from llmfactory.config.spec import Job
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
 from llmfactory.inference.generate import generate
-from llmfactory.parallel.mesh import open_world
+from llmfactory.parallel.mesh import device_type, open_world
 from llmfactory.parallel.spec import Mesh
-from llmfactory.stage.initial import checkpoint_of, device_type, load_model, load_tokenizer
+from llmfactory.stage.initial import checkpoint_of, load_model, load_tokenizer
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.spec import Generate
 
@@ -27,7 +27,7 @@ class GenerateJob(StageJob):
     def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
         spec, checkpoint = self.spec, checkpoint_of(job, "generating")
         assert isinstance(job.parallel, Mesh)
-        with open_world(job.parallel, device_type(job)) as world:
+        with open_world(job.parallel, device_type(job.trainer.device)) as world:
             precision = job.precision.build(world.device.type)
             model = load_model(job, checkpoint, precision, world)
             tokenizer = load_tokenizer(checkpoint)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from llmfactory.checkpoint.io import find, load_weights
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
@@ -23,14 +21,6 @@ from llmfactory.model.decoder_only import Decoder
 from llmfactory.model.spec import DecoderOnly
 from llmfactory.parallel.mesh import World
 from llmfactory.precision.plugin import MeshPrecision
-from llmfactory.run.spec import Device
-
-
-def device_type(job: Job) -> str:
-    """`cuda` or `cpu`."""
-    if job.trainer.device is Device.auto:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return job.trainer.device.name
 
 
 def checkpoint_of(job: Job, need: str) -> Path:

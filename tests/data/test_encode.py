@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +44,30 @@ def test_no_document_gives_one_end(tmp_path: Path) -> None:
     assert encode_module.encode(ByteTokenizer(), spool, [], *files, workers=1, progress=print) == 1
     spool.close()
     assert TokenFile(*files, np.dtype("<u2"), 256).tokens.tolist() == [256]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_as_many_texts_at_once_as_there_are_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Each task waits until as many tasks run as there are workers, so fewer would never get on."""
+    monkeypatch.setattr(encode_module, "CHUNK", 1)
+    together = threading.Barrier(workers)
+    running, most, lock = 0, 0, threading.Lock()
+
+    class Waiting(ByteTokenizer):
+        def encode_batch(self, texts: list[str]) -> list[list[int]]:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            together.wait(timeout=30)
+            with lock:
+                running -= 1
+            return super().encode_batch(texts)
+
+    spool = Spool(tmp_path / "spool")
+    for number in range(6):
+        spool.add(Document("", f"text {number}", ""))
+    files = tmp_path / "t.bin", tmp_path / "t.offsets"
+    encode_module.encode(Waiting(), spool, list(range(6)), *files, workers=workers, progress=lambda done: None)
+    spool.close()
+    assert most == workers

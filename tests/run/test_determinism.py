@@ -10,7 +10,8 @@ import torch
 from toy_job import toy_job, train
 
 from llmfactory.core.errors import UserError
-from llmfactory.run.determinism import device_type, settings
+from llmfactory.parallel.mesh import device_type
+from llmfactory.run.determinism import settings
 from llmfactory.run.spec import Device, Trainer
 
 

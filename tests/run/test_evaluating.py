@@ -43,3 +43,14 @@ def test_does_not_touch_the_training(tmp_path: Path) -> None:
     _, often = train(toy_job(tmp_path, model__dropout=0.2, trainer__eval_every=1), tmp_path / "often")
     _, never = train(toy_job(tmp_path, model__dropout=0.2, trainer__eval_every=None), tmp_path / "never")
     assert [row["loss"] for row in often.rows.values()] == [row["loss"] for row in never.rows.values()]
+
+
+def test_looks_when_and_at_what_it_is_told(tmp_path: Path) -> None:
+    """Every `eval_every` steps, at `eval_rows` rows: fewer rows give another mean."""
+    losses = {}
+    for rows in (1, None):
+        job = toy_job(tmp_path, trainer__max_steps=6, trainer__eval_every=2, trainer__eval_rows=rows)
+        _, tracker = train(job, tmp_path / f"run {rows}")
+        losses[rows] = {step: row["held_out_loss"] for step, row in tracker.rows.items() if "held_out_loss" in row}
+        assert sorted(losses[rows]) == [2, 4, 6]
+    assert losses[1] != losses[None]

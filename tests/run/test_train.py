@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from toy_job import prepared, toy_job
 
 from llmfactory.model.initialize import initialize
 from llmfactory.model.position.spec import Learned
-from llmfactory.run.train import first_words, sample
+from llmfactory.parallel.mesh import World
+from llmfactory.run.fit import Fitted
+from llmfactory.run.train import figures_of, first_words, sample
 
 
 def parts(tmp_path, **changes):
@@ -38,3 +41,11 @@ def test_a_long_prompt_leaves_room_in_a_model_of_few_positions(tmp_path):
     found = sample(job, model, data, precision)
     assert found["prompt"] == ("word " * 100)[:31]
     assert len(found["text"].encode()) >= 1
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_sample_is_written_unless_it_is_not_wanted(tmp_path, wanted):
+    job, model, data, _ = parts(tmp_path, trainer__sample=wanted)
+    fitted = Fitted(model, 1, None, None, "finished", 1.0, 1.0, 0, None)
+    figures = figures_of(job, fitted, data, World(torch.device("cpu")))
+    assert ("sample" in figures) == wanted

@@ -8,6 +8,7 @@ import pytest
 
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
+from llmfactory.stage import generate as generate_module
 from llmfactory.stage.generate import Writer, printable
 from llmfactory.stage.spec import Generate
 
@@ -32,6 +33,25 @@ def test_the_seed_decides(job, capsys):
     assert once == again
     assert once["texts"] != other["texts"]
     assert run(replace(job, seed=1), temperature=0.0)["texts"] == run(job, temperature=0.0)["texts"]
+
+
+def test_the_options_reach_the_sampler(job, monkeypatch):
+    asked = {}
+
+    def fake(model, prompts, **options):
+        asked.update(options, prompts=prompts)
+        return [[65] for _ in prompts]
+
+    monkeypatch.setattr(generate_module, "generate", fake)
+    run(job, max_tokens=7, temperature=0.25, top_k=3, top_p=0.5, samples=2)
+    assert {name: asked[name] for name in ("max_tokens", "temperature", "top_k", "top_p", "seed")} == {
+        "max_tokens": 7,
+        "temperature": 0.25,
+        "top_k": 3,
+        "top_p": 0.5,
+        "seed": job.seed,
+    }
+    assert len(asked["prompts"]) == 2
 
 
 def test_what_is_missing_is_named(job, tmp_path):

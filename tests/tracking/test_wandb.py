@@ -7,6 +7,7 @@ import socket
 import pytest
 import wandb
 
+from llmfactory.core.errors import UserError
 from llmfactory.tracking.spec import Wandb, WandbMode
 
 
@@ -47,3 +48,18 @@ def test_offline_run_goes_on_under_the_same_id(offline):
     files = list((offline / "wandb").glob(f"offline-run-*-{first.run.id}/*.wandb"))
     assert files
     assert any(b"held_out_loss" in file.read_bytes() for file in files)
+
+
+def test_settings_reach_the_library(tmp_path, monkeypatch):
+    asked = {}
+
+    def refuse(**settings):
+        asked.update(settings)
+        raise wandb.errors.UsageError("no login")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    for mode in WandbMode:
+        with pytest.raises(UserError, match=r"no login .tracking.mode=offline needs no login."):
+            Wandb(project="p", entity="team", mode=mode, tags=["a"]).build(tmp_path, {"seed": 1})
+        assert (asked["project"], asked["entity"], asked["mode"], asked["tags"]) == ("p", "team", mode.name, ["a"])
+        assert asked["resume"] == ("allow" if mode is WandbMode.online else None)
