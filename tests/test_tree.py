@@ -25,6 +25,15 @@ DIRECTLY = {
 }
 
 
+THROUGH = {
+    **dict.fromkeys(("arguments", "build", "choices", "defaults", "suggest", "tree", "values"), "config/test_compose.py"),
+    "source": "config/test_register.py",
+    **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
+    "reference": "model/attention/test_gqa.py",
+}
+"""Files that are steps of one thing, and the test file that proves the whole."""
+
+
 def package(group: str) -> Path:
     return PACKAGE / PLACES.get(group, group)
 
@@ -102,7 +111,8 @@ def test_every_module_is_tested_in_its_mirror(module: Path) -> None:
         + list((TESTS / "parity").glob("*.py"))
     )
     named = TESTS / place / f"test_{module.stem}.py"
-    assert named.is_file() or module.stem in ABSTRACT or any(dotted in path.read_text(encoding="utf-8") for path in tests), dotted
+    imported = any(dotted in path.read_text(encoding="utf-8") for path in tests)
+    assert named.is_file() or imported or module.stem in ABSTRACT or (TESTS / THROUGH.get(module.stem, "-")).is_file(), dotted
 
 
 def test_nothing_is_called_utils() -> None:
