@@ -13,7 +13,7 @@ WRONG = [
     # what a single spec finds
     ["model.attention.n_heads=0"],
     ["model.attention.n_heads=5"],
-    ["model.attention.n_kv_heads=4"],
+    ["model.attention.n_kv_heads=3"],
     ["model.attention.dropout=1"],
     ["model.n_layers=0"],
     ["model.init_std=0"],

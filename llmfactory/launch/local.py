@@ -157,8 +157,16 @@ def _entry(worker: Worker, config: dict[str, Any], exchange: str, parent: int) -
         sys.stderr.flush()
     if rank == 0:
         _write(folder / "result.json", result)
-    if os.getppid() != parent:  # nobody will collect the return value: the agent's handshake would wait for ever
-        os._exit(0)
+    threading.Thread(target=_end_without_parent, args=(parent,), daemon=True).start()
+
+
+def _end_without_parent(parent: int) -> None:
+    """Once the work is done: if the parent is gone, nobody will collect the return value, and the agent's handshake would
+    wait for ever. Looked at again and again, because a dying parent of many threads stays the parent for a while.
+    """
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(0)
 
 
 def _terminate_with_parent() -> None:

@@ -61,7 +61,9 @@ class DecoderOnly(ModelSpec):
         yield from at_least(self, 1, "n_layers")
         yield from between(self, 0.0, 0.99, "dropout")
         yield from (problem.below("attention") for problem in self.attention.problems_at_width(self.dim))
-        yield from (problem.below("position") for problem in self.position.problems_at_head(self.attention.head_width(self.dim)))
+        if self.dim % self.attention.n_heads == 0:  # else there is no head width to speak of
+            head_dim = self.attention.head_width(self.dim)
+            yield from (problem.below("position") for problem in self.position.problems_at_head(head_dim))
 
     def build(self) -> Decoder:
         """The module, on the current default device (use `torch.device("meta")` to count without allocating)."""

@@ -30,8 +30,8 @@ from llmfactory.stage.initial import checkpoint_of, corpus_for
 from llmfactory.stage.spec import Generate, TrainingSpec
 from llmfactory.tracking.none import NoTracker
 
-SAMPLE = Generate(prompt="")
-"""The sample is drawn as stage=generate draws by default."""
+SAMPLE = Generate(prompt="", temperature=0.5)
+"""How the sample is drawn: cooler than stage=generate does by default, because a short look should show what was learned."""
 PROMPT_WORDS = 8
 """Words of a held-out document that the sample begins with."""
 EVALUATION_ROWS = 16

@@ -158,7 +158,7 @@ def test_hydras_own_settings_are_for_sweeps() -> None:
 
 
 def test_references() -> None:
-    job = compose_job(["name=run-${model.dim}-${optim.lr}", "model.dim=96", "model.ffn.hidden=${model.dim}"]).job
+    job = compose_job(["name=run-${model.dim}-${optim.lr}", "optim.lr=0.003", "model.dim=96", "model.ffn.hidden=${model.dim}"]).job
     assert job.name == "run-96-0.003"
     assert job.model.ffn.hidden == 96
     assert "cannot be filled in" in problems("name=${no.such}")["name"].reason
@@ -260,7 +260,8 @@ def test_origins() -> None:
         "seed": "command line",
         "model.dropout": "conf/experiment/gpt2_shakespeare_style.yaml",
         "model.dim": "toy",
-        "model.init_std": "default",
+        "model.init_std": "conf/model/gpt2_tiny.yaml",
+        "model.depth_scaled_init": "default",
         "model.attention.bias": "conf/model/attention/gqa_biased.yaml",
         "model.norm.": "conf/model/norm/rms_norm.yaml, chosen by command line",
         "data.tokenizer.": "conf/data/tokenizer/bytes.yaml, chosen by conf/experiment/gpt2_shakespeare_style.yaml",

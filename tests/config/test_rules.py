@@ -27,9 +27,9 @@ FIRES = {
         ["data/tokenizer=bytes", "model.vocab_size=100"],
     ],
     "trained_model_is_given": [["stage=evaluate"], ["stage=generate", "stage.prompt=x"]],
-    "decay_reaches_the_end": [["trainer.max_steps=700"], ["optim/schedule=linear", "optim.schedule.horizon=100"]],
+    "decay_reaches_the_end": [["trainer.max_steps=10000"], ["optim/schedule=linear", "optim.schedule.horizon=100"]],
     "warmup_ends_before_the_run": [["optim/schedule=cosine", "optim.schedule.warmup_steps=5", "trainer.max_steps=5"]],
-    "warmup_and_decay_leave_room": [["optim/schedule=wsd", "optim.schedule.warmup_steps=450"]],
+    "warmup_and_decay_leave_room": [["optim/schedule=wsd", "optim.schedule.warmup_steps=450", "trainer.max_steps=500"]],
     "inverse_sqrt_warms_up": [["optim/schedule=inverse_sqrt"]],
     "best_is_looked_for": [["trainer.eval_every=null"]],
     "held_out_text_is_there": [["data.held_out=0"]],
@@ -61,7 +61,7 @@ def test_no_trained_model_anywhere(tmp_path: Path) -> None:
 
 def test_a_run_that_goes_on_may_outlast_its_schedule(tmp_path: Path) -> None:
     """Whether it may is then up to the comparison with what the folder holds."""
-    line = ["trainer.max_steps=700", "name=mine", f"output_dir={tmp_path}"]
+    line = ["trainer.max_steps=10000", "name=mine", f"output_dir={tmp_path}"]
     with pytest.raises(ConfigError):
         compose_job(line)
     (tmp_path / "mine").mkdir()

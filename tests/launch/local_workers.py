@@ -28,6 +28,8 @@ def fail(config: dict[str, Any]) -> dict[str, Any]:
     if rank() == 0:
         time.sleep(config.get("patience", 60))
         raise RuntimeError("lost the connection")
+    while len(list(Path(config["folder"]).glob("pid_*"))) < 2:  # else the agent may end rank 0 before it began
+        time.sleep(0.01)
     if config["how"] == "config":
         raise ConfigError([Problem("optim.lr", -1.0, "must be positive", "optim.lr=0.1")])
     if config["how"] == "user":

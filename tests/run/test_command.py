@@ -107,7 +107,7 @@ def test_all_problems_on_stderr(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("2 problems in the config:\n\n")
-    assert "optim.lr = 'x': must be a number, not a text\n  try: optim.lr=0.003" in done.stderr
+    assert "optim.lr = 'x': must be a number, not a text\n  try: optim.lr=" in done.stderr
     assert "learning_rate = 3: is called optim.lr here\n  try: optim.lr=3" in done.stderr
 
 
