@@ -158,7 +158,9 @@ def test_hydras_own_settings_are_for_sweeps() -> None:
 
 
 def test_references() -> None:
-    job = compose_job(["name=run-${model.dim}-${optim.lr}", "optim.lr=0.003", "model.dim=96", "model.ffn.hidden=${model.dim}"]).job
+    job = compose_job(
+        ["name=run-${model.dim}-${optim.lr}", "optim.lr=0.003", "model.dim=96", "model.ffn.hidden=${model.dim}"]
+    ).job
     assert job.name == "run-96-0.003"
     assert job.model.ffn.hidden == 96
     assert "cannot be filled in" in problems("name=${no.such}")["name"].reason
