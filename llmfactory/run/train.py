@@ -154,9 +154,10 @@ def sample(job: Job, model: Decoder, data: Prepared, precision: MeshPrecision) -
 
 
 def first_words(data: Prepared) -> str:
-    """Of the first held-out document, white space kept; nothing if there is none."""
-    if not data.counts["held_out"]["documents"]:
+    """Of the held-out document in the middle, white space kept; nothing if there is none."""
+    count = data.counts["held_out"]["documents"]
+    if not count:
         return ""
-    text = data.held_out_text(0)
+    text = data.held_out_text(count // 2)
     words = text.split(None, PROMPT_WORDS)
     return text[: len(text) - len(words[PROMPT_WORDS])].rstrip() if len(words) > PROMPT_WORDS else text
