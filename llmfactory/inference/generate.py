@@ -40,6 +40,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     end_id: int | None = None,
+    vocab_size: int | None = None,
     seed: int = 0,
     on_token: Callable[[int, int], object] | None = None,
 ) -> list[list[int]]:
@@ -50,6 +51,8 @@ def generate(
         temperature: divides the logits; 0 takes the most likely token.
         top_k, top_p: see `sampler.py`; None: no limit.
         end_id: the token at which a row ends; None: rows end at `max_tokens` only.
+        vocab_size: ids of the tokenizer. A model may have rows for more (padding), which stand for nothing and are never
+            chosen; None: all.
         on_token: called with (row, token) as soon as a token is known, rows in order.
 
     Raises:
@@ -69,7 +72,7 @@ def generate(
     model.eval()
     try:
         with torch.inference_mode():
-            return _decode(model, rows, limits, temperature, top_k, top_p, end_id, seed, on_token)
+            return _decode(model, rows, limits, temperature, top_k, top_p, end_id, vocab_size, seed, on_token)
     finally:
         model.train(training)
 
@@ -82,6 +85,7 @@ def _decode(
     top_k: int | None,
     top_p: float | None,
     end_id: int | None,
+    vocab_size: int | None,
     seed: int,
     on_token: Callable[[int, int], object] | None,
 ) -> list[list[int]]:
@@ -97,7 +101,7 @@ def _decode(
     while True:
         positions_BT, mask = _columns(padding, start, end, device)
         hidden_BTD = model(tokens_BT, Context(positions_BT, mask, cache))
-        logits_BV = model.head(hidden_BTD[:, -1])
+        logits_BV = model.head(hidden_BTD[:, -1])[:, :vocab_size]
         if logits_BV.isnan().any():
             raise UserError("the model's logits are not numbers: its weights hold NaN or too large values")
         uniform_B = torch.stack([torch.rand((), generator=generators[row], dtype=torch.float64) for row in alive])

@@ -49,7 +49,14 @@ def _row(member: Path, varied: Sequence[str]) -> dict[str, Any] | None:
         return None
     given = dict(override.split("=", 1) for override in read_overrides(member) if "=" in override)
     values = {key: given.get(key, "") for key in varied}
-    return {"member": int(member.name), **values, **{key: result.get(key) for key in (*FIGURES, "status", "error")}}
+    figures = {key: result.get(key) for key in (*FIGURES, "status")}
+    return {"member": int(member.name), **values, **figures, "error": _brief(result.get("error"))}
+
+
+def _brief(error: str | None) -> str | None:
+    """One line of an error: what was raised, or a report's first problem. The member's result.json has it whole."""
+    lines = (error or "").strip().splitlines()
+    return None if not lines else lines[-1 if lines[0].startswith("Traceback") else 0]
 
 
 def _number(value: Any) -> float:

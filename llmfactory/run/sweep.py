@@ -70,7 +70,7 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
     finally:
         summary = write_summary(folder, varied, OBJECTIVE)
     for number, error in summary.failed.items():
-        print(f"member {number} failed: {error.strip().splitlines()[-1]}", file=sys.stderr)
+        print(f"member {number} failed: {error}", file=sys.stderr)
     if summary.best is not None:
         print(f"best: llmfactory {shlex.join(summary.best)}")
     print(f"summary: {folder / 'summary.html'}", flush=True)

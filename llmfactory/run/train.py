@@ -148,6 +148,7 @@ def sample(job: Job, model: Decoder, data: Prepared, precision: MeshPrecision) -
             top_k=SAMPLE.top_k,
             top_p=SAMPLE.top_p,
             end_id=tokenizer.end_id,
+            vocab_size=tokenizer.vocab_size,
             seed=job.seed,
         )[0]
     return {"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(tokens)}

@@ -43,6 +43,7 @@ class GenerateJob(StageJob):
                     top_k=spec.top_k,
                     top_p=spec.top_p,
                     end_id=tokenizer.end_id,
+                    vocab_size=tokenizer.vocab_size,
                     seed=job.seed,
                     on_token=writer.token,
                 )

@@ -167,3 +167,13 @@ def test_uniform_numbers_stay_with_their_row(model):
     assert len({len(row) for row in cut}) > 1
     logits = torch.zeros(1, 4)
     assert sample(logits, torch.tensor([0.6]), 1.0, None, None).tolist() == [2]
+
+
+def test_ids_beyond_the_tokenizer_are_never_chosen(model):
+    """The rest of the vocabulary keeps its odds: the same as if the other rows were not there."""
+    rows = generate(model, [[1, 2]] * 20, max_tokens=10, vocab_size=7, seed=1)
+    drawn = {token for row in rows for token in row}
+    assert drawn <= set(range(7))
+    assert len(drawn) > 2
+    free = generate(model, [[1, 2]] * 20, max_tokens=10, seed=1)
+    assert max(token for row in free for token in row) >= 7

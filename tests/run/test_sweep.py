@@ -151,6 +151,11 @@ def test_a_summary_of_what_is_there(tmp_path):
     summary = write_summary(tmp_path, ["optim.lr"], "held_out_loss")
     assert summary.best == ["optim.lr=0.3"]
     assert summary.failed == {1: "<b>no</b>"}
+    trace = "Traceback (most recent call last):\n  File x\nValueError: what it was"
+    write_result(tmp_path / "1", {"status": "failed", "error": trace})
+    assert write_summary(tmp_path, ["optim.lr"], "held_out_loss").failed == {1: "ValueError: what it was"}
+    write_result(tmp_path / "1", {"status": "failed", "error": "<b>no</b>"})
+    write_summary(tmp_path, ["optim.lr"], "held_out_loss")
     rows = table(tmp_path)
     assert [row["member"] for row in rows][:2] == ["2", "0"]
     assert len(rows) == 4

@@ -49,3 +49,10 @@ def test_a_sample_is_written_unless_it_is_not_wanted(tmp_path, wanted):
     fitted = Fitted(model, 1, None, None, "finished", 1.0, 1.0, 0, None)
     figures = figures_of(job, fitted, data, World(torch.device("cpu")))
     assert ("sample" in figures) == wanted
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_drawn(tmp_path):
+    """A model with more rows than the tokenizer has ids: untrained, it likes them as much as any."""
+    job, model, data, precision = parts(tmp_path, model__vocab_size=5000)
+    assert data.tokenizer.vocab_size == 257
+    assert sample(job, model, data, precision)["text"]
