@@ -79,7 +79,7 @@ def main() -> None:
 
     job = compose_job([]).job
     prepare(job.data, job.model.vocab_size)
-    variants = {name: [__file__, "--sample", name] for name in ("imports", "first_step", *LIGHT)}
+    variants = {name: [__file__, f"--sample={name}"] for name in ("imports", "first_step", *LIGHT)}
     interleave(variants, "imports", arguments.rounds, "CPU s")
 
 
