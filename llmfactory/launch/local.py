@@ -43,6 +43,9 @@ FOREIGN = (
 )
 """Prefixes of environment variables by which another launcher speaks to its own children."""
 
+UNBEGUN = "stopped by a signal before the job began"
+"""What a worker says of a signal; the agent takes a worker that raises KeyboardInterrupt for one that ended well."""
+
 
 def cores() -> int:
     """CPU cores that this process may use."""
@@ -147,7 +150,7 @@ def _entry(worker: Worker, config: dict[str, Any], exchange: str, parent: int) -
     attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     try:
         if _stop_asked(folder):
-            raise UserError("stopped by a signal before the job began")
+            raise UserError(UNBEGUN)
         result = worker(config)
     except BaseException as error:
         _write(folder / f"error_{attempt}_{rank}.json", _as_data(error, rank))
@@ -205,8 +208,8 @@ class _Shown:
         return self.text
 
 
-def _first_error(exchange: Path, failure: Any) -> Exception:
-    """The error of the rank that failed first in the last attempt, as the kind it was."""
+def _first_error(exchange: Path, failure: Any) -> BaseException:
+    """The error of the rank that failed first in the last attempt, as the kind it was; KeyboardInterrupt for a signal."""
     found = [(int(path.stem.split("_")[1]), json.loads(path.read_text())) for path in exchange.glob("error_*.json")]
     last = max((attempt for attempt, _ in found), default=0)
     errors = sorted((data for attempt, data in found if attempt == last), key=lambda data: float(data["time"]))
@@ -215,7 +218,7 @@ def _first_error(exchange: Path, failure: Any) -> Exception:
         rank, code = next(iter(killed.items()))
         name = signal.Signals(-code).name
         if _stop_asked(exchange):
-            return UserError(f"stopped by {name} before there was anything to save")
+            return KeyboardInterrupt(f"stopped by {name} before there was anything to save")
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return UserError(f"the process of rank {rank} was killed by {name}{hint}")
     if not errors:
@@ -224,6 +227,8 @@ def _first_error(exchange: Path, failure: Any) -> Exception:
     first = errors[0]
     if first["problems"] is not None:
         return ConfigError([Problem(path, _Shown(value), reason, repair) for path, value, reason, repair in first["problems"]])
+    if first["message"] == UNBEGUN:
+        return KeyboardInterrupt(UNBEGUN)
     if first["message"] is not None:
         return UserError(first["message"])
     return RuntimeError(f"rank {first['rank']} failed:\n{first['traceback']}")

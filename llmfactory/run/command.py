@@ -8,13 +8,13 @@ help answers at once and a wrong config is refused before torch is loaded.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from llmfactory.core.errors import ConfigError, Problem, UserError
+from llmfactory.run.log import discard, outliving_reader
 
 if TYPE_CHECKING:
     from llmfactory.config.compose import Composed
@@ -56,11 +56,11 @@ def run_command(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `llmfactory --help | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return OK
 
 
@@ -88,10 +88,11 @@ def _dispatch(arguments: list[str]) -> int:
         show_config(asked.cfg, overrides, asked.config_dir, asked.config_name, asked.package, asked.resolve)
     elif asked.resolve or asked.package:
         raise ConfigError([Problem("command line", " ".join(arguments), "--resolve and --package belong to --cfg")])
-    elif asked.multirun:
-        return _sweep(overrides, asked.config_dir, asked.config_name)
     else:
-        _run(overrides, asked.config_dir, asked.config_name)
+        with outliving_reader():
+            if asked.multirun:
+                return _sweep(overrides, asked.config_dir, asked.config_name)
+            _run(overrides, asked.config_dir, asked.config_name)
     return OK
 
 

@@ -7,22 +7,32 @@ screen only: the bar writes to the stream below and hands whole lines to the log
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from llmfactory.core.errors import UserError
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\r(?!\n)")
 
 
-class TwoStreams(io.TextIOBase):
-    """A text stream that passes everything on and keeps a copy, without control sequences, in a file."""
+class Nowhere(io.TextIOBase):
+    """Takes any text and keeps nothing."""
 
-    def __init__(self, screen: TextIO, file: TextIO) -> None:
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class TwoStreams(io.TextIOBase):
+    """A text stream that passes everything on and keeps a copy, without control sequences, in a file if there is one."""
+
+    def __init__(self, screen: TextIO, file: TextIO | None) -> None:
         self.screen, self.file = screen, file
 
     @property
@@ -30,19 +40,38 @@ class TwoStreams(io.TextIOBase):
         return self.screen.encoding
 
     def write(self, text: str) -> int:
-        self.screen.write(text)
         self.copy(text)
+        try:
+            try:
+                self.screen.write(text)
+            except UnicodeEncodeError:  # a screen that is set to ASCII
+                name = self.screen.encoding
+                self.screen.write(text.encode(name, "replace").decode(name))
+        except (BrokenPipeError, ValueError):
+            self.drop_screen()
         return len(text)
+
+    def drop_screen(self) -> None:
+        """Nobody reads on (`| head`): the job and its log go on, and what is still in a buffer goes nowhere."""
+        try:
+            discard(self.screen)
+        except (OSError, ValueError):  # closed, or no file of the system
+            self.screen = cast(TextIO, Nowhere())
 
     def copy(self, text: str) -> None:
         """To the log only."""
+        if self.file is None:
+            return
         try:
             self.file.write(CONTROL.sub("", text))
         except OSError:  # a full disk must not stop what a message is about; saving a checkpoint reports it
             return
 
     def flush(self) -> None:
-        self.screen.flush()
+        try:
+            self.screen.flush()
+        except (BrokenPipeError, ValueError):
+            self.drop_screen()
 
     def isatty(self) -> bool:
         return self.screen.isatty()
@@ -51,10 +80,31 @@ class TwoStreams(io.TextIOBase):
         return self.screen.fileno()
 
 
+def discard(stream: TextIO) -> None:
+    """Let everything that is written to the stream from now on, its buffer included, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)
+
+
+@contextmanager
+def outliving_reader() -> Iterator[None]:
+    """Inside, a reader of the screen that goes away stops nothing."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = TwoStreams(sys.stdout, None), TwoStreams(sys.stderr, None)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = before
+
+
 @contextmanager
 def logged_to(path: Path | None) -> Iterator[None]:
     """Append everything printed inside to the file. Inside another such block, or without a path, nothing more happens."""
-    if path is None or isinstance(sys.stdout, TwoStreams):
+    if path is None or (isinstance(sys.stdout, TwoStreams) and sys.stdout.file is not None):
         yield
         return
     try:

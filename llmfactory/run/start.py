@@ -72,7 +72,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
     known = isinstance(error, (ConfigError, UserError))
     text = str(error) if known else "".join(traceback.format_exception(error))
     if isinstance(error, KeyboardInterrupt):
-        text = "interrupted"
+        text = str(error) or "interrupted"
     log_only(text)
     before = read_result(folder) or {}
     kept: dict[str, Any] = {key: before[key] for key in ("stage", "environment", "data") if key in before}

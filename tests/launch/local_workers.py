@@ -59,3 +59,10 @@ def until_told(config: dict[str, Any]) -> dict[str, Any]:
             return {"stopped": "terminated"}
         time.sleep(0.05)
     return {"stopped": "never"}
+
+
+def deaf(config: dict[str, Any]) -> dict[str, Any]:
+    """Has no handler yet when SIGTERM comes."""
+    Path(config["folder"], f"ready_{rank()}").write_text(str(os.getpid()))
+    time.sleep(60)
+    return {}

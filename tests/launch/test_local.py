@@ -103,6 +103,18 @@ def test_sigterm_reaches_the_workers_which_finish(tmp_path):
     assert (tmp_path / "saved_1").exists()
 
 
+def test_a_signal_before_there_is_anything_to_save_is_no_failure(tmp_path):
+    def terminate():
+        wait_for(tmp_path / "ready_0")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt, match="before there was anything to save"):
+        run("deaf", {"folder": str(tmp_path)}, processes=1)
+    thread.join()
+
+
 def test_workers_save_and_end_when_the_parent_is_killed(tmp_path):
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"

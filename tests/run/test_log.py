@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import pytest
 
 from llmfactory.core.errors import UserError
-from llmfactory.run.log import log_only, logged_to
+from llmfactory.run.log import log_only, logged_to, outliving_reader
 
 
 def test_everything_printed_is_kept_and_later_attempts_are_appended(tmp_path, capsys):
@@ -42,3 +43,30 @@ def test_an_unwritable_log_is_named(tmp_path):
         pass
     with logged_to(None):
         pass
+
+
+class Left(io.StringIO):
+    """A screen whose reader has gone."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_a_reader_that_goes_away_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Left())
+    with outliving_reader():
+        print("before", flush=True)
+        with logged_to(tmp_path / "log.txt"):
+            print("one", flush=True)
+            print("two", flush=True)
+        print("after", flush=True)
+    assert (tmp_path / "log.txt").read_text() == "one\ntwo\n"
+
+
+def test_a_screen_that_cannot_show_a_character(tmp_path, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    with logged_to(tmp_path / "log.txt"):
+        print("caf\u00e9", flush=True)
+    assert raw.getvalue() == b"caf?\n"
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "caf\u00e9\n"
