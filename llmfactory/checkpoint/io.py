@@ -184,6 +184,10 @@ def read_state(path: Path) -> dict[str, Any]:
     state = read_json(path / STATE)
     if not (isinstance(state, dict) and isinstance(state.get("schema"), int)):
         raise UserError(f"{path / STATE} is damaged: it does not describe a checkpoint")
+    if missing := [name for name in ("step", "files", "tensors") if name not in state]:
+        raise UserError(f"{path / STATE} is damaged: it lacks {', '.join(missing)}")
+    if _NAME.fullmatch(path.name) and state["step"] != step_of(path):
+        raise UserError(f"{path / STATE} is damaged: it says step {state['step']}, its folder {step_of(path)}")
     if state["schema"] > SCHEMA:
         raise UserError(f"{path} was written by a newer version (layout {state['schema']}, this one reads up to {SCHEMA})")
     return state

@@ -11,6 +11,7 @@ import json
 import lzma
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from llmfactory.core.errors import UserError
@@ -53,7 +54,8 @@ def prepared_marks(prepared: Prepared) -> dict[str, float]:
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     marks = compressor_marks(training, held_out)
-    path.write_text(json.dumps(marks) + "\n", encoding="utf-8")
+    with suppress(OSError):  # kept to save time: a cache that cannot be written must not fail a job that is done
+        path.write_text(json.dumps(marks) + "\n", encoding="utf-8")
     return marks
 
 

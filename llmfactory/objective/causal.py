@@ -5,6 +5,7 @@ With weights w the loss is sum(w loss) / sum(w) over the tokens that have a targ
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -24,7 +25,7 @@ class CausalObjective(Objective):
     terms = ("loss",)
 
     def __init__(self, spec: Causal) -> None:
-        self.label_smoothing = spec.label_smoothing
+        self.spec, self.label_smoothing = spec, spec.label_smoothing
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
         total = linear_cross_entropy(
@@ -36,6 +37,10 @@ class CausalObjective(Objective):
             label_smoothing=self.label_smoothing,
         )
         return {"loss": (total, self.denominators(batch)["loss"])}
+
+    def plain(self) -> CausalObjective:
+        """Without label smoothing: the likelihood that every report and comparison means."""
+        return CausalObjective(replace(self.spec, label_smoothing=0.0))
 
     def denominators(self, batch: Batch) -> dict[str, Tensor]:
         kept = batch["labels"] != IGNORE

@@ -54,6 +54,10 @@ class Objective(ABC):
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
         """The loss's terms over the rows of this batch."""
 
+    def plain(self) -> Objective:
+        """The same as a measure, for held-out rows: without what is there to help training only. Itself where nothing is."""
+        return self
+
     @abstractmethod
     def denominators(self, batch: Batch) -> dict[str, Tensor]:
         """The denominators that `__call__` returns for this batch, without a model."""

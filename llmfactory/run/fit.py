@@ -106,7 +106,10 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
         if changed := changed_bits(state["environment"], surroundings):
             display.note(changed)
     tracker.rewind(progress.step)
-    if progress.step >= spec.max_steps:
+    last_step = spec.max_steps
+    if progress.out_of_patience(spec.patience):  # it was to end here, and was killed before it said so
+        progress.stopped, last_step = "early", progress.step
+    elif progress.step >= spec.max_steps:
         display.note(f"trainer.max_steps={spec.max_steps} is reached already: nothing to train")
 
     rows = job.data.pack.build(data.train, job.data.seq_len)
@@ -157,7 +160,7 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
     ]
     display.start(spec.max_steps, progress.step)
     with _quiet_lightning(), signals(strategy):
-        _train(stage, loader, strategy, formats, callbacks, spec.max_steps, progress.step)
+        _train(stage, loader, strategy, formats, callbacks, last_step, progress.step)
     progress.watch.stop()
     display.stop()
     return Fitted(
@@ -179,6 +182,7 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
     assert isinstance(job.model, DecoderOnly)
     model = job.model.build()
     decays = {name: declared.decay for name, declared in declarations(model).items()}
+    job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
     if fresh and job.init is not None:
         io.load_weights(io.find(Path(job.init).expanduser()), model)
     elif fresh:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,11 +61,15 @@ class Progress:
     def evaluated(self, loss: float) -> bool:
         """Take note of a held-out loss at the current step; whether it is the lowest so far."""
         self.evaluated_step = self.step
-        if self.best_loss is None or loss < self.best_loss:
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.best_step, self.stale = loss, self.step, 0
             return True
         self.stale += 1
         return False
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether so many evaluations (None: any number) went by without a lower loss."""
+        return patience is not None and self.stale >= patience
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -25,10 +25,10 @@ class Stopping(pl.Callback):
         self, trainer: pl.Trainer, stage: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         alone = self.strategy.world.size == 1
-        if self.strategy.stop_agreed or (alone and self.strategy.stop_asked):
-            self.progress.stopped = "terminated"
-        elif self.patience is not None and self.progress.stale >= self.patience:
+        if self.progress.out_of_patience(self.patience):  # first: a signal at the same step changes nothing about it
             self.progress.stopped = "early"
+        elif self.strategy.stop_agreed or (alone and self.strategy.stop_asked):
+            self.progress.stopped = "terminated"
         trainer.should_stop = self.progress.stopped is not None
 
 

@@ -42,12 +42,14 @@ class Root(nn.Module):
     def __init__(self, model: nn.Module, objective: Objective, isolated: bool) -> None:
         super().__init__()
         self.model, self.objective, self.isolated = model, objective, isolated
+        self.measure = objective.plain()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The sums of the loss's terms over a micro-batch."""
+        """The sums of the loss's terms over a micro-batch; in evaluation mode those of the plain measure."""
         model: LanguageModel = self.model  # type: ignore[assignment]
         hidden_BTD = model(batch["tokens"], context_of(batch, self.isolated))
-        terms = self.objective(Outputs(hidden_BTD, model.head), batch)
+        objective = self.objective if self.training else self.measure
+        terms = objective(Outputs(hidden_BTD, model.head), batch)
         return {name: total for name, (total, _) in terms.items()}
 
 

@@ -284,3 +284,15 @@ def test_a_full_disk_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: p
     other = Net(3)
     io.load_weights(first, other)
     assert torch.equal(other.first.weight, net.first.weight)
+
+
+def test_a_state_of_another_step_is_refused(tmp_path: Path) -> None:
+    """Weights of one step with the progress of another would train on with the wrong rate and the wrong samples."""
+    path, *_ = write(tmp_path)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, "step": 3}))
+    with pytest.raises(UserError, match=r"state.json is damaged: it says step 3, its folder 7"):
+        io.read_state(path)
+    (path / "state.json").write_text('{"schema": 1}')
+    with pytest.raises(UserError, match="it lacks step, files, tensors"):
+        io.read_state(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from toy_job import Memory, Notes, Sender, prepared, toy_job, train, weights
 from llmfactory.checkpoint import io
 from llmfactory.core.errors import UserError
 from llmfactory.data.loader import StepLoader
+from llmfactory.model.initialize import initialize
 from llmfactory.objective.causal import CausalObjective
+from llmfactory.objective.spec import Causal
+from llmfactory.optim.schedule.spec import Linear
+from llmfactory.optim.spec import Sgd
 from llmfactory.parallel.strategy import MeshStrategy
-from llmfactory.precision.spec import Bf16Mixed, Fp16Mixed, Fp32
+from llmfactory.precision.spec import Bf16Mixed, Fp16Mixed, Fp32, Fp64
+from llmfactory.run.fit import build_stage
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -227,3 +233,46 @@ def test_compiled(tmp_path: Path) -> None:
     for step, row in plain.rows.items():
         assert curve.rows[step]["loss"] == pytest.approx(row["loss"], rel=1e-4)
     assert "embedding.weight" in weights(compiled)
+
+
+def test_each_step_moves_as_far_as_rate_and_clipping_say(tmp_path: Path) -> None:
+    """Plain gradient descent whose gradients are all above the limit: |step n| = lr(n) x clip_norm, and lr(n) is what is logged."""
+    optim = Sgd(lr=0.5, schedule=Linear(warmup_steps=2, horizon=6), momentum=0.0, weight_decay=0.0, clip_norm=0.01)
+    job = toy_job(tmp_path, optim=optim, trainer__log_every=1)
+    initial = job.model.build()
+    initialize(initial, job.seed)
+    before = torch.cat([weight.detach().flatten().double() for weight in initial.parameters()])
+    for steps, factor in ((1, 0.5), (2, 1.0), (3, 1.0), (4, 1 - 0.9 / 4)):
+        fitted, tracker = train(replace(job, trainer=replace(job.trainer, max_steps=steps)), tmp_path / f"run {steps}")
+        after = torch.cat([weight.detach().flatten().double() for weight in fitted.model.parameters()])
+        assert tracker.rows[steps]["grad_norm"] > 0.01
+        assert tracker.rows[steps]["lr"] == pytest.approx(0.5 * factor)
+        assert (after - before).norm().item() == pytest.approx(0.5 * factor * 0.01, rel=1e-3)
+        before = after
+
+
+def test_a_run_that_had_lost_patience_stays_stopped(tmp_path: Path) -> None:
+    """Killed between its last checkpoint and its result, it is started again: no step more."""
+    job = toy_job(tmp_path, optim__lr=5.0, trainer__max_steps=40, trainer__eval_every=2, trainer__patience=2)
+    first, _ = train(job, tmp_path / "run")
+    assert first.stopped == "early"
+    again, _ = train(job, tmp_path / "run")
+    assert (again.step, again.stopped) == (first.step, "early")
+    longer, _ = train(replace(job, trainer=replace(job.trainer, patience=4)), tmp_path / "run")
+    assert longer.step > first.step
+
+
+def test_float64_weights_are_taken_over_whole(tmp_path: Path) -> None:
+    job = toy_job(tmp_path, precision=Fp64(), trainer__max_steps=2)
+    fitted, _ = train(job, tmp_path / "first")
+    stage = build_stage(replace(job, init=str(tmp_path / "first")), isolated=True)
+    for ours, theirs in zip(stage.model.parameters(), fitted.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_smoothing_helps_training_and_is_not_measured(tmp_path: Path) -> None:
+    plain = toy_job(tmp_path, trainer__max_steps=1, trainer__eval_every=1, optim__lr=1e-12)
+    smooth = replace(plain, stage=replace(plain.stage, objective=Causal(label_smoothing=0.4)))
+    (_, one), (_, other) = train(plain, tmp_path / "plain"), train(smooth, tmp_path / "smooth")
+    assert one.rows[1]["loss"] != pytest.approx(other.rows[1]["loss"], rel=1e-4)
+    assert one.rows[1]["held_out_loss"] == pytest.approx(other.rows[1]["held_out_loss"], rel=1e-6)

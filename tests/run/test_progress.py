@@ -38,3 +38,11 @@ def test_best_and_stale() -> None:
 def test_goes_through_json() -> None:
     progress = Progress(step=7, tokens=1e9 / 3, best_loss=2 / 3, best_step=5, stale=2, watch=Stopwatch(1.25))
     assert Progress.restored(json.loads(json.dumps(progress.state()))) == progress
+
+
+def test_a_loss_that_is_no_number_is_never_the_best():
+    progress = Progress(step=1)
+    assert not progress.evaluated(float("nan"))
+    progress.step = 2
+    assert progress.evaluated(1.0)
+    assert (progress.best_loss, progress.best_step, progress.stale) == (1.0, 2, 0)
