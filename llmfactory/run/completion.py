@@ -27,6 +27,9 @@ def complete(overrides: Sequence[str], config_dirs: Sequence[Path], config_name:
     if len(named) != 1 or len(overrides) != 1:
         reason = f"--shell-completion needs one of {', '.join(f'{name}=SHELL' for name in COMMANDS)}"
         raise ConfigError([Problem("command line", " ".join(overrides), reason, "--shell-completion install=bash")])
+    if named[0].startswith("query=") and "COMP_LINE" not in os.environ:
+        reason = "is asked by a shell, with its line in COMP_LINE"
+        raise ConfigError([Problem("--shell-completion", named[0], reason, "--shell-completion install=bash")])
     try:
         hydra = Hydra.create_main_hydra2("llmfactory", search_path([*config_dirs, *_folders_on_line()]))
         hydra.shell_completion(config_name, named)

@@ -23,7 +23,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -54,6 +54,14 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
     hydra = [override for override in parsed if is_hydras(override)]
     task = [override for override in parsed if not is_hydras(override) and override.get_key_element() != "name"]
     basic = all(override.value() == "basic" for override in hydra if override.get_key_element() == "hydra/sweeper")
+    placed = [override for override in task if override.get_key_element().lstrip("+") == "output_dir"]
+    if any(override.is_sweep_override() for override in placed):
+        reason = "is where the sweep's folder lies, so it cannot be swept"
+        raise ConfigError([Problem("output_dir", typed(placed[0]), reason)])
+    empty = [one for one in task if isinstance(one.value(), Glob) and not list(one.sweep_string_iterator())]
+    if empty:
+        reason = "matches no option (`llmfactory options` lists them)"
+        raise ConfigError(Problem(one.get_key_element(), typed(one), reason) for one in empty)
     members = combinations(task) if basic else corners(task)
     composed = compose_all(members, config_dirs)
     if any(isinstance(one.job.stage, Describe) for one in composed):

@@ -137,6 +137,7 @@ def test_completion_scripts(tmp_path: Path) -> None:
     assert "unset hydra_bash_completion" in run("-sc", "uninstall=bash", cwd=tmp_path).stdout
     assert run("-sc", "install=no_shell", cwd=tmp_path).returncode == 2
     assert run("-sc", cwd=tmp_path).returncode == 2
+    assert run("-sc", "query=bash", cwd=tmp_path).returncode == 2
 
 
 def test_describe(tmp_path: Path) -> None:

@@ -109,6 +109,10 @@ def test_a_failing_member_is_recorded_and_the_others_run(common, tmp_path, capsy
 def test_what_cannot_be_swept(common):
     with pytest.raises(ConfigError, match="cannot be swept"):
         sweep([*common, "name=a,b"])
+    with pytest.raises(ConfigError, match=r"output_dir.*cannot be swept"):
+        sweep([*common, "output_dir=a,b"])
+    with pytest.raises(ConfigError, match=r"model = .*nope.*matches no option"):
+        sweep([*common, "model=glob(nope*)"])
     with pytest.raises(ConfigError, match="nothing to sweep"):
         sweep([*common, "stage=describe", "seed=1,2"])
     with pytest.raises(ConfigError, match="needs a sweeper that samples"):
