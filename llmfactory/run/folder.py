@@ -39,12 +39,12 @@ HARMLESS = {LOCK, LOG, RESULT, OVERRIDES}
 
 def run_folder(config: dict[str, Any]) -> Path | None:
     """The folder of a config whose name is settled; None: the job has no name, so it leaves nothing behind."""
-    return Path(config["output_dir"], config["name"]) if config["name"] else None
+    return Path(config["output_dir"], config["name"]).expanduser() if config["name"] else None
 
 
 def settle_name(config: dict[str, Any], choices: Mapping[str, str]) -> Path:
     """Give the config a name if it has none, and make the folder. Two runs started in one instant get two folders."""
-    parent = Path(config["output_dir"])
+    parent = Path(config["output_dir"]).expanduser()
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if config["name"] is None:

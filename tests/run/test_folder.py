@@ -155,3 +155,8 @@ def test_a_damaged_result_is_named(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(UserError, match=r"result\.json"):
         read_result(tmp_path)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settle_name({"output_dir": "~/runs", "name": "r"}, {}) == tmp_path / "runs" / "r"
