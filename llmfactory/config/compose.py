@@ -88,7 +88,12 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
         for item in tree.unknown
         if not any(_below(item.path, place) for place in unsure)
     ]
-    problems += [problem for problem in missing(tree) if not any(_below(problem.path, place) for place in unsure)]
+    told = {problem.path for problem in problems} | {key for problem in problems for key in _keys(problem.repair)}
+    problems += [
+        problem
+        for problem in missing(tree)
+        if problem.path not in told and not any(_below(problem.path, place) for place in unsure)
+    ]
     problems += check(tree)
     if problems:
         raise ConfigError(_once(problems))
@@ -183,6 +188,11 @@ def _swapped(item: Unknown, tree: Tree, places: Mapping[str, str]) -> Problem | 
         f"{item.origin} sets it, but {places[place]} on the command line has no such field: {item.inside.__name__} has {fields}"
     )
     return Problem(item.path, item.value, reason)
+
+
+def _keys(repair: str | None) -> list[str]:
+    """Keys that a repair sets."""
+    return [word.partition("=")[0].strip("'") for word in (repair or "").split(" ") if "=" in word]
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:

@@ -14,7 +14,18 @@ from typing import Any
 from llmfactory.config.compose import Composed
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.run.figures import figures
-from llmfactory.run.folder import LOG, claim, locked, read_result, settle_name, write_config, write_result
+from llmfactory.run.folder import (
+    LOG,
+    claim,
+    has_begun,
+    locked,
+    read_config,
+    read_overrides,
+    read_result,
+    settle_name,
+    write_config,
+    write_result,
+)
 from llmfactory.run.log import log_only, logged_to
 from llmfactory.run.worker import work
 from llmfactory.stage.generate import printable
@@ -39,9 +50,12 @@ def start(composed: Composed) -> dict[str, Any]:
         lines = claim(folder, config)
         before = read_result(folder)
         if before is not None and is_finished(before, config):
-            print(f"{folder} is finished already; a larger trainer.max_steps or another name= would go on")
+            longer = "a larger trainer.max_steps" if isinstance(composed.job.stage, TrainingSpec) else "resume=changed"
+            print(f"{folder} is finished already; {longer} or another name= would go on")
             show(before)
             return before
+        old, reached = read_config(folder) if has_begun(folder) else None, saved(folder)
+        typed = read_overrides(folder)
         with logged_to(folder / LOG):
             write_config(folder, config, composed.overrides)
             lock.share()
@@ -50,10 +64,17 @@ def start(composed: Composed) -> dict[str, Any]:
                 result = composed.job.launch.run(work, config)
             except BaseException as error:
                 record_failure(folder, error)
+                if old is not None and saved(folder) == reached:  # nothing was done under the new config
+                    write_config(folder, old, typed)
                 raise
             show(result)
             print(f"report: {folder / 'report.html'}", flush=True)
             return result
+
+
+def saved(folder: Path) -> list[str]:
+    """Names of the checkpoints of a run."""
+    return sorted(path.name for path in (folder / "checkpoints").glob("step_*"))
 
 
 def is_finished(result: dict[str, Any], config: dict[str, Any]) -> bool:
@@ -91,7 +112,7 @@ def show(result: dict[str, Any]) -> None:
     if not rows:
         return
     if result.get("status") == "terminated":
-        print("stopped by a signal; the same command goes on from here")
+        print(f"stopped by a signal; the same command goes on from here (with name={result['name']})")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for what, figure, remark in rows:
         table.add_row(what, f"[bold]{figure}[/]", remark)

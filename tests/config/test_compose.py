@@ -281,3 +281,13 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     compose_job(["name=x"])
     problems("model=no_such")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_value_of_a_key_that_must_be_given_is_told_once() -> None:
+    found = problems("data=text", "data.source.files=a.txt", "optim.lr=x")
+    assert sorted(found) == ["data.source.files", "optim.lr"]
+    with pytest.raises(ConfigError) as raised:
+        compose_job(["data=text", "data.source.files=a.txt"])
+    assert len(raised.value.problems) == 1
+    with pytest.raises(ConfigError, match="is no encoding that Python knows"):
+        compose_job(["data=text", "data.source.files=[a.txt]", "data.source.encoding=hex"])

@@ -174,3 +174,15 @@ def test_two_processes_give_the_numbers_of_one(go, tmp_path):
     log = (tmp_path / "outputs" / "two" / "log.txt").read_text()
     assert log.count("step 8/8  loss") == 1
     assert "bits per byte" in log
+
+
+def test_a_change_that_fails_leaves_the_config_as_it_was(go, tmp_path):
+    """resume=changed with a model that the checkpoint does not fit: the run's own command must work afterwards."""
+    go()
+    folder = tmp_path / "outputs" / "r"
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(UserError, match="does not fit the model"):
+        go(resume=Resume.changed, model__dim=24, trainer__max_steps=10)
+    assert (folder / "config.yaml").read_text() == before
+    assert read_result(folder)["status"] == "failed"
+    assert go(trainer__max_steps=10)["step"] == 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -60,8 +59,10 @@ class Text(SourceSpec):
         if self.files == []:
             yield Problem("files", self.files, "no file is named", "files=[README.md]")
         try:
-            codecs.lookup(self.encoding)
-        except LookupError:
+            known = "x".encode(self.encoding).decode(self.encoding) == "x"
+        except (LookupError, UnicodeError):  # none of that name, or one that makes no text (hex)
+            known = False
+        if not known:
             yield Problem("encoding", self.encoding, "is no encoding that Python knows", "encoding=utf-8")
 
     def build(self) -> Source:
