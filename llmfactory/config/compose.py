@@ -104,6 +104,9 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
     for key, who in pieces.chosen_by.items():
         if f"{place_of(key)}." in origins:
             origins[f"{place_of(key)}."] += f", chosen by {who}"
+    if job.init is not None and ("data.tokenizer" in places or COMMAND_LINE in _origins_below(origins, "data.tokenizer")):
+        reason = "with init= data are read with the tokenizer of that run's checkpoint, so another one has no effect"
+        raise ConfigError([Problem("data.tokenizer", places.get("data.tokenizer", "set"), reason, "init=null")])
     if job.toy:
         small = toy(job)
         if job.init is not None and small.model != job.model:
@@ -188,6 +191,11 @@ def _swapped(item: Unknown, tree: Tree, places: Mapping[str, str]) -> Problem | 
         f"{item.origin} sets it, but {places[place]} on the command line has no such field: {item.inside.__name__} has {fields}"
     )
     return Problem(item.path, item.value, reason)
+
+
+def _origins_below(origins: Mapping[str, str], place: str) -> set[str]:
+    """Where the values below a place come from."""
+    return {origin for key, origin in origins.items() if _below(key, place)}
 
 
 def _keys(repair: str | None) -> list[str]:

@@ -76,3 +76,17 @@ def test_weights_of_a_full_model_do_not_fit_a_toy(run: Path) -> None:
 def test_a_toy_goes_on_as_a_toy(run: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(compose_job(["toy=true"]).plain))
     assert compose_job([f"init={run}", "toy=true"]).job.model == compose_job(["toy=true"]).job.model
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(run: Path) -> None:
+    """It would have no effect."""
+    for line in (
+        ["data/tokenizer=byte_bpe"],
+        ["data=pydocs", "data/tokenizer=bytes"],
+        ["data=pydocs", "data.tokenizer.train_bytes=9"],
+    ):
+        with pytest.raises(ConfigError) as raised:
+            compose_job([f"init={run}", *line])
+        (problem,) = raised.value.problems
+        assert (problem.path, problem.repair) == ("data.tokenizer", "init=null")
+        compose_job([*line, "init=null"])
