@@ -24,7 +24,7 @@ ONLY_IN = {
     "lightning": {"stage", "parallel", "precision", "tracking", "run"},
     "triton": {"kernel"},
 }
-MODEL_ORDER = [{"block"}, {"attention", "ffn"}, {"norm", "position", "embedding", "head"}]
+MODEL_ORDER = [{"block"}, {"attention", "ffn", "mixer"}, {"norm", "position", "embedding", "head"}]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -16,7 +16,7 @@ PLACES = {"stage/objective": "objective", "trainer": "run"}
 NO_PACKAGE = {"experiment"}
 """Groups that only combine others."""
 GROUPS = sorted({str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."} - NO_PACKAGE)
-ABSTRACT = {"part", "tracker", "job", "objective", "rows", "document", "tokenizer", "plugin"}
+ABSTRACT = {"part", "tracker", "job", "objective", "rows", "document", "tokenizer", "plugin", "frame"}
 """Files that hold an interface or what a group's members share; proven through the members."""
 DIRECTLY = {
     "single": "launch/single runs the worker in place",
@@ -29,6 +29,7 @@ THROUGH = {
     **dict.fromkeys(("arguments", "build", "choices", "defaults", "suggest", "tree", "values"), "config/test_compose.py"),
     "source": "config/test_register.py",
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
+    **dict.fromkeys(("family", "families", "reading", "gpt2", "llama"), "parity/test_transformers.py"),
     "reference": "model/attention/test_gqa.py",
 }
 """Files that are steps of one thing, and the test file that proves the whole."""

@@ -13,7 +13,7 @@ from llmfactory.data.spec import Corpus
 from llmfactory.data.tokenizer.spec import ByteBpe, HfFile
 from llmfactory.model.attention.spec import AttentionSpec
 from llmfactory.model.ffn.spec import FfnSpec
-from llmfactory.model.spec import ModelSpec
+from llmfactory.model.spec import ModelSpec, TowerSpec
 
 LAYERS = 2
 POSITIONS = 64
@@ -33,20 +33,13 @@ def toy(job: Job) -> Job:
 
 
 def small_model(model: ModelSpec, vocab: int = VOCAB) -> ModelSpec:
-    """The skeleton with at most `LAYERS` layers, `POSITIONS` positions and `vocab` ids."""
+    """The skeleton with few layers (a whole `pattern`), at most `POSITIONS` positions and `vocab` ids."""
     heads = [small_heads(part)["n_heads"] for _, part in walk(model) if isinstance(part, AttentionSpec)]
     together = math.lcm(*heads)
     width = next((width for width in (8, 4) if together * width <= WIDEST), 2)
     dim = together * width
-    limits = {"vocab_size": vocab, "max_positions": POSITIONS, "n_layers": LAYERS}
-    changes: dict[str, Any] = {"dim": dim}
-    for field in dataclasses.fields(model):
-        value = getattr(model, field.name)
-        if isinstance(value, Spec):
-            changes[field.name] = _small_part(value, dim / model.dim)
-        elif field.name in limits:
-            changes[field.name] = min(value, limits[field.name])
-    return dataclasses.replace(model, **changes)
+    limits = {"vocab_size": min(model.vocab_size, vocab), "max_positions": min(model.max_positions, POSITIONS)}
+    return dataclasses.replace(model, **_changes(model, dim / model.dim), dim=dim, **limits)
 
 
 def small_heads(attention: AttentionSpec) -> dict[str, int]:
@@ -58,12 +51,26 @@ def small_heads(attention: AttentionSpec) -> dict[str, int]:
     return {"n_heads": attention.n_heads // shared * kept, "n_kv_heads": kept}
 
 
-def _small_part(part: Spec, scale: float) -> Spec:
-    if isinstance(part, AttentionSpec):
-        return dataclasses.replace(part, **small_heads(part))
-    if isinstance(part, FfnSpec):
-        return dataclasses.replace(part, hidden=max(1, round(part.hidden * scale)))
-    return part
+def _changes(spec: Spec, scale: float) -> dict[str, Any]:
+    """What makes a spec small, the parts that it holds included; `scale` is the factor of the model's width."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(value, Spec):
+            changes[field.name] = _small(value, scale)
+        elif isinstance(value, dict):
+            changes[field.name] = {key: _small(item, scale) if isinstance(item, Spec) else item for key, item in value.items()}
+    if isinstance(spec, AttentionSpec):
+        changes |= small_heads(spec)
+    if isinstance(spec, FfnSpec):
+        changes["hidden"] = max(1, round(spec.hidden * scale))
+    if isinstance(spec, TowerSpec):
+        changes["n_layers"] = min(spec.n_layers, max(LAYERS, len(spec.pattern)))
+    return changes
+
+
+def _small(part: Spec, scale: float) -> Spec:
+    return dataclasses.replace(part, **_changes(part, scale))
 
 
 def _fitting(data: Corpus, model: ModelSpec) -> Corpus:

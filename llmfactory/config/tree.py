@@ -141,6 +141,9 @@ class Tree:
             if kind.base is dict and kind.item is not None and rest:
                 self._assign_entry(here, name, kind, seen, rest, value, origin, literal)
                 return
+            if kind.base is dict and kind.item is not None and kind.item.is_spec and isinstance(value, dict):
+                self.merge(path, value, origin)
+                return
             if not kind.is_spec:
                 if rest:
                     self.unknown.append(Unknown(path, value, origin, here.cls))

@@ -3,14 +3,15 @@
 They are inputs, so that packing, left padding, prefix masks and cached decoding need no flags inside a model, and nothing
 inside a model calls `arange`.
 
-Shapes: B rows, T new tokens (queries), S all tokens that keys exist for (S = T without a cache), H heads, D head width.
+Shapes: B rows, T new tokens (queries), S all tokens that keys exist for (S = T without a cache), H heads, D head width,
+M tokens of an encoder's input.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,30 @@ class Mask(ABC):
     @abstractmethod
     def dense(self) -> Tensor | None:
         """Bool [B or 1, 1, T, S], True where query t may see key s; None: everything may see everything."""
+
+
+class FullMask(Mask):
+    """Everything sees everything: no padding, one text a row."""
+
+    def dense(self) -> None:
+        return None
+
+
+class SegmentMask(Mask):
+    """Everything sees everything of its own document: queries of `segments_BT`, keys of `segments_BS`; 0 is padding.
+
+    The mask of encoders, and of cross-attention from a decoder's rows to the encoder's.
+    """
+
+    def __init__(self, segments_BT: Tensor, segments_BS: Tensor | None = None) -> None:
+        self.segments_BT = segments_BT
+        self.segments_BS = segments_BT if segments_BS is None else segments_BS
+        self._dense: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        if self._dense is None:
+            self._dense = self.segments_BT[:, None, :, None] == self.segments_BS[:, None, None, :]
+        return self._dense
 
 
 class CausalMask(Mask):
@@ -77,11 +102,45 @@ class DocumentMask(Mask):
 
 
 class State(Protocol):
-    """Decoding state: what earlier calls left behind. The key/value cache is one; recurrent models have their own."""
+    """Decoding state: what earlier calls left behind. Tensors have the rows, B, first, so that rows can be dropped or copied."""
 
     def append(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values of a layer; return all of that layer's, [B, H, S, D] each."""
         ...
+
+    def read(self, slot: str) -> tuple[Tensor, ...] | None:
+        """What a part wrote under a name in the call before (a recurrent state, keys of an encoder's output); None: nothing yet."""
+        ...
+
+    def write(self, slot: str, tensors: tuple[Tensor, ...]) -> None:
+        """Leave tensors for the next call."""
+        ...
+
+
+class Record:
+    """Terms that parts add to the loss during a forward (the balance of experts), by name.
+
+    Each is a sum over the tokens that are no padding, as an objective's terms are sums: it is divided by the number of those
+    tokens in the whole optimizer step. What a part adds must therefore be a sum over rows.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, total: Tensor) -> None:
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The input of an encoder whose output a decoder attends to."""
+
+    tokens: Tensor
+    """[B, M] int64."""
+    context: Context
+    """Of the encoder."""
+    mask: Mask
+    """Who of the decoder's tokens sees whom of the encoder's: dense [B or 1, 1, T, M]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +151,29 @@ class Context:
     """[B, T] (or [B, R, T] for parts with R position axes)."""
     mask: Mask
     state: State | None = None
+    segments: Tensor | None = None
+    """[B, T], number of the document of each token within its row, 0 is padding; None: each row is one text without padding."""
+    key_positions: Tensor | None = None
+    """[B, S] (or [B, R, S]), positions of the keys; None: S = T and they are `positions`."""
+    types: Tensor | None = None
+    """[B, T], which of several kinds of text a token belongs to (question and passage); None: all the first."""
+    source: Source | None = None
+    """What the encoder of an encoder-decoder reads; None where the state holds its output already, or there is no encoder."""
+    memory: Tensor | None = None
+    """[B, M, D], the encoder's output, set by the skeleton for its cross-attention."""
+    memory_mask: Mask | None = None
+    """Dense [B or 1, 1, T, M]; set together with `memory`."""
+    images: Tensor | None = None
+    """[B, N, C, Y, X], N pictures a row."""
+    record: Record | None = None
+    """Where parts leave their own terms of the loss; None: nobody asks."""
     rotary: tuple[Tensor, Tensor] | None = None
     """(cos, sin), each [B, 1, T, D/2 or D], set by the position part once a forward."""
     bias: Tensor | None = None
     """[1 or B, H, T, S], added to the attention scores, set by the position part once a forward."""
+    relative: Tensor | None = None
+    """Vectors of the distances between tokens, for attention that scores them (Transformer-XL), set by the position part."""
 
-    def with_rotary(self, rotary: tuple[Tensor, Tensor]) -> Context:
-        return replace(self, rotary=rotary)
-
-    def with_bias(self, bias: Tensor) -> Context:
-        return replace(self, bias=bias)
+    def with_(self, **changes: Any) -> Context:
+        """A copy with other values of some fields."""
+        return replace(self, **changes)

@@ -18,6 +18,7 @@ class KvCache(State):
         self.capacity = capacity
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._lengths: dict[int, int] = {}
+        self._slots: dict[str, tuple[Tensor, ...]] = {}
 
     def append(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values of a layer; return all of that layer's, [B, H, S, D] each, as views of the cache."""
@@ -35,8 +36,18 @@ class KvCache(State):
         self._lengths[layer] = end
         return keys[:, :, :end], values[:, :, :end]
 
+    def read(self, slot: str) -> tuple[Tensor, ...] | None:
+        """What a part wrote in the call before; None: nothing yet."""
+        return self._slots.get(slot)
+
+    def write(self, slot: str, tensors: tuple[Tensor, ...]) -> None:
+        """Leave tensors, rows first, for the next call."""
+        self._slots[slot] = tensors
+
     def keep(self, rows: list[int]) -> None:
-        """Drop all rows but these."""
+        """Drop all rows but these, in this order; a row may be kept twice."""
         for layer, (keys, values) in self._layers.items():
             index = torch.tensor(rows, device=keys.device)
             self._layers[layer] = (keys[index], values[index])
+        for slot, tensors in self._slots.items():
+            self._slots[slot] = tuple(tensor[torch.tensor(rows, device=tensor.device)] for tensor in tensors)

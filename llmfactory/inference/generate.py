@@ -14,25 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
-from llmfactory.core.context import CausalMask, Context, DocumentMask, Mask
+from llmfactory.core.context import CausalMask, Context, DocumentMask, FullMask, Mask
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.inference.cache import KvCache
 from llmfactory.inference.sampler import sample
-from llmfactory.model.decoder_only import Decoder
-
-
-class SeesAll(Mask):
-    """One new token sees every token before it; what cached decoding needs when no row is padded."""
-
-    def dense(self) -> None:
-        return None
+from llmfactory.model.skeleton import Skeleton
 
 
 def generate(
-    model: Decoder,
+    model: Skeleton,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
@@ -78,7 +70,7 @@ def generate(
 
 
 def _decode(
-    model: Decoder,
+    model: Skeleton,
     prompts: list[list[int]],
     limits: list[int],
     temperature: float,
@@ -99,8 +91,7 @@ def _decode(
     padding = [width - len(prompt) for prompt in prompts]
     start, end = 0, width
     while True:
-        positions_BT, mask = _columns(padding, start, end, device)
-        hidden_BTD = model(tokens_BT, Context(positions_BT, mask, cache))
+        hidden_BTD = model(tokens_BT, _columns(padding, start, end, device).with_(state=cache))
         logits_BV = model.head(hidden_BTD[:, -1])[:, :vocab_size]
         if logits_BV.isnan().any():
             raise UserError("the model's logits are not numbers: its weights hold NaN or too large values")
@@ -125,16 +116,21 @@ def _decode(
         start, end = end, end + 1
 
 
-def _columns(padding: list[int], start: int, end: int, device: torch.device) -> tuple[Tensor, Mask]:
-    """Positions [B, T] of the tokens in the columns [start, end), and what they see of all columns before `end`."""
+def _columns(padding: list[int], start: int, end: int, device: torch.device) -> Context:
+    """Positions of the tokens in the columns [start, end), and what they see of all columns before `end`."""
     padding_B1 = torch.tensor(padding, device=device)[:, None]
     columns_S = torch.arange(end, device=device).expand(len(padding), end)
     columns_BT = columns_S[:, start:]
-    positions_BT = (columns_BT - padding_B1).clamp_min(0)
+    positions_BS = (columns_S - padding_B1).clamp_min(0)
+    mask: Mask
+    segments_BT = None
     if any(padding):
         segments_BS = (columns_S >= padding_B1).long()
-        return positions_BT, DocumentMask(segments_BS[:, start:], segments_BS, columns_BT, columns_S)
-    return positions_BT, SeesAll() if end - start == 1 else CausalMask(end, device)
+        segments_BT = segments_BS[:, start:]
+        mask = DocumentMask(segments_BT, segments_BS, columns_BT, columns_S)
+    else:
+        mask = FullMask() if end - start == 1 else CausalMask(end, device)
+    return Context(positions_BS[:, start:], mask, segments=segments_BT, key_positions=positions_BS)
 
 
 def _generators(prompts: list[list[int]], seed: int) -> list[torch.Generator]:
@@ -157,16 +153,16 @@ def _check(prompts: list[list[int]], vocab_size: int) -> None:
             raise UserError(f"prompt {row} holds the token {wrong}, but the model's vocabulary has {vocab_size} tokens")
 
 
-def _fit(model: Decoder, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], list[int]]:
+def _fit(model: Skeleton, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], list[int]]:
     """The prompts, and for each the number of new tokens, that the model's positions allow."""
     # The last new token is never fed back, so it needs no position.
     room = model.spec.max_positions + 1
     widest = max(map(len, prompts))
     if widest + max_tokens <= room:
         return prompts, [max_tokens] * len(prompts)
-    if model.position.limit is not None:
+    if model.position_limit is not None:
         raise UserError(
-            f"a prompt of {widest} tokens and {max_tokens} new ones do not fit into the model's {model.position.limit} "
+            f"a prompt of {widest} tokens and {max_tokens} new ones do not fit into the model's {model.position_limit} "
             f"learned positions: shorten the prompt or ask for at most {max(0, room - widest)} tokens"
         )
     kept = max(room - max_tokens, room // 2)

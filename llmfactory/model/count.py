@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llmfactory.model.part import Part
-from llmfactory.model.spec import DecoderOnly
+from llmfactory.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +45,7 @@ def by_part(model: nn.Module) -> list[Row]:
     return list(rows.values())
 
 
-def train_flops_per_token(spec: DecoderOnly, seq_len: int) -> float:
-    """Floating point operations of forward and backward for one token in rows of `seq_len`; a multiply-add counts two.
-
-    Matrix products only, the convention of model FLOPs utilization (Chowdhery et al. 2022, appendix B): the head's product
-    counts, tied or not, table lookups do not; attention counts the half that a causal mask leaves; the backward is twice
-    the forward; recomputation is not counted.
-    """
+def train_flops_per_token(spec: ModelSpec, seq_len: int) -> float:
+    """`Skeleton.train_flops_per_token` of the model that a spec describes."""
     with torch.device("meta"):
-        model = spec.build()
-    matrices = sum(weight.numel() for weight in model.blocks.parameters() if weight.dim() >= 2) + model.head.weight.numel()
-    width = spec.attention.n_heads * spec.attention.head_width(spec.dim)
-    scores_and_values = spec.n_layers * 2 * width * seq_len / 2
-    return 3 * 2 * (matrices + scores_and_values)
+        return spec.build().train_flops_per_token(seq_len)

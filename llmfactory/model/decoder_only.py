@@ -1,8 +1,4 @@
-"""A stack of causal self-attention blocks (Radford et al. 2018): GPT, LLaMA and their kin.
-
-`model(tokens, context)` ends at the normalized hidden vectors; `model.head` makes logits of them. They are apart so that a
-loss may fuse the head and generation may ask for the last position only.
-"""
+"""A stack of causal self-attention blocks (Radford et al. 2018): GPT, LLaMA and their kin."""
 
 from __future__ import annotations
 
@@ -10,51 +6,43 @@ from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Parameter
-from llmfactory.model.part import Part
+from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import DecoderOnly
+from llmfactory.model.tower import Tower, frame_of
 
 
-class Decoder(Part):
-    """tokens [B, T] -> hidden [B, T, D]. Values are undefined until `model/initialize.py` or a checkpoint has filled them."""
+class Decoder(Tower, Skeleton):
+    """tokens [B, T] -> hidden [B, T, D], normalized."""
 
     def __init__(self, spec: DecoderOnly) -> None:
-        super().__init__()
-        self.spec = spec
-        std = spec.init_std
-        out_std = std / (2 * spec.n_layers) ** 0.5 if spec.depth_scaled_init else std
-        head_dim = spec.attention.head_width(spec.dim)
-        self.embedding = spec.embedding.build(spec.vocab_size, spec.dim, std)
-        self.position = spec.position.build(spec.dim, head_dim, spec.max_positions, std)
+        nn.Module.__init__(self)
+        self.spec: DecoderOnly = spec
+        frame = frame_of(spec, spec.dim, spec.max_positions, spec.init_std, causal=True)
+        self.embedding = spec.embedding.build(spec.vocab_size, spec.dim, spec.init_std)
+        self.embedding_norm = frame.norm(spec.dim) if spec.embedding_norm else None
         self.dropout = nn.Dropout(spec.dropout)
-        self.blocks = nn.ModuleList(
-            spec.block.build(
-                spec.attention.build(spec.dim, layer, self.position, std, out_std),
-                spec.ffn.build(spec.dim, std, out_std),
-                lambda: spec.norm.build(spec.dim),
-                spec.dropout,
-            )
-            for layer in range(spec.n_layers)
-        )
-        self.norm = spec.norm.build(spec.dim)
-        self.head = spec.head.build(spec.vocab_size, spec.dim, self.embedding, std)
+        self.fill(spec, frame)
+        self.head = spec.head.build(spec.vocab_size, spec.dim, self.embedding, spec.init_std, frame.norm)
 
     def declare(self) -> dict[str, Parameter]:
         return {}
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        x_BTD = self.dropout(self.position.embed(self.embedding(tokens_BT), context))
-        context = self.position.prepare(context, x_BTD.dtype)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, context)
-        return self.norm(x_BTD)  # type: ignore[no-any-return]
+        x_BTD = self.position.embed(self.embedding(tokens_BT, context), context)
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
+        return Tower.forward(self, self.dropout(x_BTD), context)
+
+    @property
+    def position_limit(self) -> int | None:
+        return self.position.limit
 
     def chain(self) -> list[tuple[str, nn.Module]]:
-        """The modules in forward order, by name: where a pipeline may be cut."""
+        norm = [] if self.embedding_norm is None else [("embedding_norm", self.embedding_norm)]
         blocks = [(f"blocks.{layer}", block) for layer, block in enumerate(self.blocks)]
-        return [
-            ("embedding", self.embedding),
-            ("position", self.position),
-            *blocks,
-            ("norm", self.norm),
-            ("head", self.head),
-        ]
+        first = [("embedding", self.embedding), ("position", self.position), *norm]
+        return [*first, *blocks, ("norm", self.norm), ("head", self.head)]
+
+    def train_flops_per_token(self, seq_len: int) -> float:
+        attention = sum(kind.attention.score_width(self.spec.dim) for kind in self.spec.kinds())
+        return 3 * 2 * (self.head.weight.numel() + self.blocks_visited() + attention * seq_len / 2)

@@ -23,6 +23,19 @@ class Part(nn.Module):
         `model/declarations.py` collects them over a whole model and insists on exactly one for each parameter.
         """
 
+    def visited(self) -> float:
+        """Elements of matrices that one token is multiplied by: all of this part's and of the parts within it.
+
+        A part whose tokens go different ways (experts) says its own number.
+        """
+        own = (self.get_parameter(name) for name in self.declare())
+        return sum(weight.numel() for weight in own if weight.dim() >= 2) + sum(map(visited, self.children()))
+
+
+def visited(module: nn.Module) -> float:
+    """`Part.visited` of a part, or of all parts in a container."""
+    return module.visited() if isinstance(module, Part) else sum(map(visited, module.children()))
+
 
 def declare_linear(name: str, linear: nn.Linear, std: float, layout: Layout) -> dict[str, Parameter]:
     """Declarations of a linear map inside a part: normal weights, a bias of zero where it has one.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, above, at_least, between
+from llmfactory.core.spec import Spec, above, at_least, between, stem
 from llmfactory.model.attention.spec import AttentionSpec
 from llmfactory.model.block.spec import BlockSpec
 from llmfactory.model.embedding.spec import EmbeddingSpec
@@ -17,7 +17,7 @@ from llmfactory.model.norm.spec import NormSpec
 from llmfactory.model.position.spec import PositionSpec
 
 if TYPE_CHECKING:
-    from llmfactory.model.decoder_only import Decoder
+    from llmfactory.model.skeleton import Skeleton
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,10 +37,36 @@ class ModelSpec(Spec):
         yield from at_least(self, 1, "vocab_size", "dim", "max_positions")
         yield from above(self, 0.0, "init_std", repair=0.02)
 
+    def build(self) -> Skeleton:
+        """The module, on the current default device (use `torch.device("meta")` to count without allocating)."""
+        raise TypeError(f"{type(self).__name__} is a base: pick an option of model")
+
 
 @dataclass(kw_only=True, slots=True)
-class DecoderOnly(ModelSpec):
-    """A stack of causal self-attention blocks (Radford et al. 2018): GPT, LLaMA and their kin."""
+class LayerSpec(Spec):
+    """A kind of layer: what differs from the stack's own parts."""
+
+    attention: AttentionSpec | None = None
+    """None: the stack's."""
+    ffn: FfnSpec | None = None
+    """None: the stack's."""
+
+
+BASE = "base"
+"""In a pattern: a layer of the stack's own parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The parts of one layer."""
+
+    attention: AttentionSpec
+    ffn: FfnSpec
+
+
+@dataclass(kw_only=True)
+class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a tower at once
+    """A stack of blocks: a decoder, an encoder, or one of both."""
 
     n_layers: int
     """Number of blocks."""
@@ -49,24 +75,70 @@ class DecoderOnly(ModelSpec):
     attention: AttentionSpec
     ffn: FfnSpec
     block: BlockSpec
-    embedding: EmbeddingSpec
-    head: HeadSpec
+    cross: AttentionSpec | None = None
+    """Attention to an encoder's output; None: there is no encoder."""
     dropout: float = 0.0
     """Share of activations dropped after the embedding and after each sub-layer, in training only."""
     depth_scaled_init: bool = True
     """Divide the initial std of the matrices that write to the residual stream by sqrt(2 n_layers) (GPT-2, section 2.3)."""
+    others: dict[str, LayerSpec] = field(default_factory=dict)
+    """Further kinds of layers, by a name that `pattern` uses."""
+    pattern: list[str] = field(default_factory=list)
+    """Kind of each layer (`base`: the stack's own parts), repeated over the depth; empty: all base."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "n_layers")
+        yield from between(self, 0.0, 0.99, "dropout")
+        for name in dict.fromkeys(self.pattern):
+            if name != BASE and name not in self.others:
+                known = ", ".join([BASE, *self.others])
+                yield Problem(
+                    "pattern", self.pattern, f"there is no kind of layer {name!r}: there are {known}", f"pattern=[{BASE}]"
+                )
+        for name in self.others:
+            if name not in self.pattern:
+                yield Problem(f"others.{name}", name, "no layer is of this kind", f"pattern=[{BASE},{name}]")
+        if len(self.pattern) > self.n_layers:
+            reason = f"names more layers than the {self.n_layers} that there are"
+            yield Problem("pattern", self.pattern, reason, f"n_layers={len(self.pattern)}")
+
+    def problems_at_width(self, dim: int) -> Iterator[Problem]:
+        """What is wrong once the model's width is known."""
+        attentions = {"attention": self.attention}
+        attentions |= {f"others.{name}.attention": kind.attention for name, kind in self.others.items() if kind.attention}
+        if self.cross is not None:
+            attentions["cross"] = self.cross
+        found = [problem.below(path) for path, part in attentions.items() for problem in part.problems_at_width(dim)]
+        yield from found
+        if not found:  # else there is no head width to speak of
+            head_dim = self.attention.head_width(dim)
+            yield from (problem.below("position") for problem in self.position.problems_at_head(head_dim))
+
+    def kinds(self) -> list[Kind]:
+        """The parts of each layer."""
+        base = Kind(self.attention, self.ffn)
+        named = {name: Kind(kind.attention or self.attention, kind.ffn or self.ffn) for name, kind in self.others.items()}
+        names = self.pattern or [BASE]
+        return [named.get(names[layer % len(names)], base) for layer in range(self.n_layers)]
+
+
+@dataclass(kw_only=True, slots=True)
+class DecoderOnly(TowerSpec, ModelSpec):
+    """A stack of causal self-attention blocks (Radford et al. 2018): GPT, LLaMA and their kin."""
+
+    embedding: EmbeddingSpec
+    head: HeadSpec
+    embedding_norm: bool = False
+    """Normalize the embeddings before the first block (BLOOM)."""
 
     def problems(self) -> Iterator[Problem]:
         yield from ModelSpec.problems(self)
-        yield from at_least(self, 1, "n_layers")
-        yield from between(self, 0.0, 0.99, "dropout")
-        yield from (problem.below("attention") for problem in self.attention.problems_at_width(self.dim))
-        if self.dim % self.attention.n_heads == 0:  # else there is no head width to speak of
-            head_dim = self.attention.head_width(self.dim)
-            yield from (problem.below("position") for problem in self.position.problems_at_head(head_dim))
+        yield from TowerSpec.problems(self)
+        yield from self.problems_at_width(self.dim)
+        if self.cross is not None:
+            yield Problem("cross", stem(type(self.cross)), "there is no encoder to attend to", "model=<an encoder-decoder>")
 
-    def build(self) -> Decoder:
-        """The module, on the current default device (use `torch.device("meta")` to count without allocating)."""
+    def build(self) -> Skeleton:
         from llmfactory.model.decoder_only import Decoder
 
         return Decoder(self)

@@ -29,7 +29,7 @@ class CausalObjective(Objective):
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
         total = linear_cross_entropy(
-            outputs.hidden,
+            outputs.head.features(outputs.hidden),
             outputs.head.weight,
             batch["labels"],
             bias_V=outputs.head.bias,

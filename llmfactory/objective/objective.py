@@ -34,6 +34,10 @@ class Head(Protocol):
         """[V], or None."""
         ...
 
+    def features(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., D], what the matrix is multiplied with."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:

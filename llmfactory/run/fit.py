@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
 
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.tensors import model_tensors
@@ -31,7 +30,7 @@ from llmfactory.data.loader import StepLoader, held_out_batches
 from llmfactory.data.prepared import Prepared
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
-from llmfactory.model.spec import DecoderOnly
+from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.replicate import reshard
 from llmfactory.parallel.spec import Mesh
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
 class Fitted:
     """What training left."""
 
-    model: nn.Module
+    model: Skeleton
     """A plain module with the whole weights, in evaluation mode, on every process."""
     step: int
     """Optimizer steps done, those before a resume included."""
@@ -179,7 +178,6 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
 def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
     """The stage with its first weights: those of `init`, or random ones. Not `fresh`: a checkpoint will fill them."""
     assert isinstance(job.stage, Pretrain)
-    assert isinstance(job.model, DecoderOnly)
     model = job.model.build()
     decays = {name: declared.decay for name, declared in declarations(model).items()}
     job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
@@ -240,13 +238,13 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _whole_model(job: Job, stage: PretrainStage, formats: MeshPrecision, world: World) -> nn.Module:
+def _whole_model(job: Job, stage: PretrainStage, formats: MeshPrecision, world: World) -> Skeleton:
     """A plain model with the trained weights."""
     if world.mesh is None:
         return stage.model.eval()
-    assert isinstance(job.model, DecoderOnly)
     reshard(stage.root)
-    model = formats.convert_module(job.model.build()).to(world.device)
+    model = job.model.build()
+    formats.convert_module(model).to(world.device)
     ours = model_tensors(stage.model)
     for name, tensor in model_tensors(model).items():
         source = ours[name]

@@ -15,8 +15,7 @@ from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.inference.generate import generate
 from llmfactory.model.count import parameters, train_flops_per_token
-from llmfactory.model.decoder_only import Decoder
-from llmfactory.model.spec import DecoderOnly
+from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.plugin import MeshPrecision
@@ -116,8 +115,6 @@ def prepare_in_turn(job: Job, world: World, display: Display) -> Prepared:
 
 def figures_of(job: Job, fitted: Fitted, data: Prepared, world: World) -> dict[str, Any]:
     """What the end table and the report show."""
-    assert isinstance(job.model, DecoderOnly)
-    assert isinstance(fitted.model, Decoder)
     precision = job.precision.build(world.device.type)
     found: dict[str, Any] = {"parameters": parameters(fitted.model), "tokens_per_second": fitted.tokens_per_second}
     rows = job.data.pack.build(data.held_out, job.data.seq_len)
@@ -133,7 +130,7 @@ def figures_of(job: Job, fitted: Fitted, data: Prepared, world: World) -> dict[s
     return found
 
 
-def sample(job: Job, model: Decoder, data: Prepared, precision: MeshPrecision) -> dict[str, str]:
+def sample(job: Job, model: Skeleton, data: Prepared, precision: MeshPrecision) -> dict[str, str]:
     """A continuation of the stage's prompt, or of the first words of a held-out document."""
     assert isinstance(job.stage, TrainingSpec)
     tokenizer, room = data.tokenizer, job.model.max_positions

@@ -18,7 +18,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.sharding import Normal, Parameter
 from llmfactory.model.count import by_part, parameters, train_flops_per_token
 from llmfactory.model.declarations import declarations
-from llmfactory.model.decoder_only import Decoder
+from llmfactory.model.skeleton import Skeleton
 from llmfactory.stage.job import StageJob
 
 
@@ -44,10 +44,10 @@ def describe(job: Job, origins: Mapping[str, str]) -> str:
     return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items())
 
 
-def meta(job: Job) -> Decoder:
+def meta(job: Job) -> Skeleton:
     """The model without memory."""
     with torch.device("meta"):
-        return job.model.build()  # type: ignore[attr-defined,no-any-return]
+        return job.model.build()
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -61,7 +61,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def _model(job: Job, model: Decoder) -> Iterator[str]:
+def _model(job: Job, model: Skeleton) -> Iterator[str]:
     names = [type(module).__name__ for _, module in model.chain()]
     runs: list[tuple[str, int]] = []
     for name in names:
@@ -72,7 +72,7 @@ def _model(job: Job, model: Decoder) -> Iterator[str]:
     yield " -> ".join(name if count == 1 else f"{count} x {name}" for name, count in runs)
 
 
-def _parts(model: Decoder) -> Iterator[str]:
+def _parts(model: Skeleton) -> Iterator[str]:
     total = parameters(model)
     rows: list[tuple[str, ...]] = [
         (row.part, row.kind, str(row.copies), f"{row.parameters:,}", f"{row.parameters / total:.1%}") for row in by_part(model)
@@ -80,7 +80,7 @@ def _parts(model: Decoder) -> Iterator[str]:
     yield from table([("part", "class", "copies", "parameters", "share"), *rows, ("all", "", "", f"{total:,}", "")])
 
 
-def _layout(model: Decoder) -> Iterator[str]:
+def _layout(model: Skeleton) -> Iterator[str]:
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     rows: dict[tuple[str, ...], int] = {}
     for name, declared in declarations(model).items():
@@ -105,7 +105,7 @@ def _decay(declared: Parameter) -> str:
 def _step(job: Job) -> Iterator[str]:
     rows, length = job.trainer.batch_size, job.data.seq_len
     tokens = rows * length
-    flops = train_flops_per_token(job.model, length) * tokens  # type: ignore[arg-type]
+    flops = train_flops_per_token(job.model, length) * tokens
     yield f"{tokens:,} tokens: {rows} rows of {length}, over {job.launch.world()} process(es)"
     yield f"{job.trainer.max_steps:,} steps, {tokens * job.trainer.max_steps:,} tokens in all"
     yield f"{flops:.3g} floating-point operations a step, {flops * job.trainer.max_steps:.3g} in all"

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from llmfactory.config.spec import Job
 from llmfactory.core.batch import IGNORE
@@ -24,11 +23,11 @@ from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.kernel.linear_cross_entropy import linear_cross_entropy
 from llmfactory.model.count import parameters
+from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.initial import checkpoint_of, corpus_for, load_model
 from llmfactory.stage.job import StageJob
-from llmfactory.stage.pretrain import LanguageModel, context_of
 from llmfactory.stage.spec import Evaluate
 
 if TYPE_CHECKING:
@@ -59,9 +58,8 @@ class Likelihood:
 
 
 @torch.no_grad()
-def likelihood(model: nn.Module, rows: Rows, precision: MeshPrecision, world: World, batch_size: int) -> Likelihood:
+def likelihood(model: Skeleton, rows: Rows, precision: MeshPrecision, world: World, batch_size: int) -> Likelihood:
     """Every held-out row once, dealt out over the processes; the sums do not depend on how."""
-    language_model = cast(LanguageModel, model)
     was_training = model.training
     model.eval()
     nll, targets = 0.0, 0
@@ -69,9 +67,9 @@ def likelihood(model: nn.Module, rows: Rows, precision: MeshPrecision, world: Wo
         targets += int((batch["labels"] != IGNORE).sum())
         here = {name: field.to(world.device) for name, field in batch.items()}
         with precision.forward_context():
-            hidden = language_model(here["tokens"], context_of(here, rows.isolated))
-            head = language_model.head
-            nll += linear_cross_entropy(hidden, head.weight, here["labels"], bias_V=head.bias).item()
+            hidden = model(here["tokens"], model.context(here, rows.isolated))
+            head = model.head
+            nll += linear_cross_entropy(head.features(hidden), head.weight, here["labels"], bias_V=head.bias).item()
     model.train(was_training)
     total_nll, total_targets = world.sum_numbers([nll, float(targets)])
     return Likelihood(total_nll, int(total_targets))

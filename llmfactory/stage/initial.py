@@ -17,8 +17,7 @@ from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.spec import Bytes, HfFile, TokenizerSpec
 from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, load
-from llmfactory.model.decoder_only import Decoder
-from llmfactory.model.spec import DecoderOnly
+from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World
 from llmfactory.precision.plugin import MeshPrecision
 
@@ -30,9 +29,8 @@ def checkpoint_of(job: Job, need: str) -> Path:
     return find(Path(job.init).expanduser())
 
 
-def load_model(job: Job, checkpoint: Path, precision: MeshPrecision, world: World) -> Decoder:
+def load_model(job: Job, checkpoint: Path, precision: MeshPrecision, world: World) -> Skeleton:
     """The job's model with the weights of a checkpoint, on this process's device, in evaluation mode."""
-    assert isinstance(job.model, DecoderOnly)
     model = job.model.build()
     precision.convert_module(model)  # first: weights kept in float64 must not pass through float32
     load_weights(checkpoint, model)

@@ -7,14 +7,15 @@ weights only within the root's forward.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmfactory.core.context import CausalMask, Context, DocumentMask
-from llmfactory.objective.objective import Head, Objective, Outputs
+from llmfactory.core.context import Record
+from llmfactory.model.skeleton import Skeleton
+from llmfactory.objective.objective import Objective, Outputs
 from llmfactory.optim.groups import groups
 from llmfactory.optim.spec import OptimSpec
 
@@ -22,35 +23,22 @@ if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
 
 
-class LanguageModel(Protocol):
-    """What pretraining asks of a model."""
-
-    head: Head
-
-    def __call__(self, tokens_BT: Tensor, context: Context) -> Tensor: ...
-
-
-def context_of(batch: Batch, isolated: bool) -> Context:
-    """Positions and mask of a batch; rows that hold one text each, without padding, take the plain causal mask."""
-    mask = DocumentMask(batch["segments"]) if isolated else CausalMask(batch["tokens"].shape[1], batch["tokens"].device)
-    return Context(positions=batch["positions"], mask=mask)
-
-
 class Root(nn.Module):
     """Model, head and loss in one forward."""
 
-    def __init__(self, model: nn.Module, objective: Objective, isolated: bool) -> None:
+    def __init__(self, model: Skeleton, objective: Objective, isolated: bool) -> None:
         super().__init__()
         self.model, self.objective, self.isolated = model, objective, isolated
         self.measure = objective.plain()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The sums of the loss's terms over a micro-batch; in evaluation mode those of the plain measure."""
-        model: LanguageModel = self.model  # type: ignore[assignment]
-        hidden_BTD = model(batch["tokens"], context_of(batch, self.isolated))
+        record = Record() if self.training and self.model.terms else None
+        context = self.model.context(batch, self.isolated).with_(record=record)
+        hidden_BTD = self.model(batch["tokens"], context)
         objective = self.objective if self.training else self.measure
-        terms = objective(Outputs(hidden_BTD, model.head), batch)
-        return {name: total for name, (total, _) in terms.items()}
+        terms = objective(Outputs(hidden_BTD, self.model.head), batch)
+        return {name: total for name, (total, _) in terms.items()} | ({} if record is None else record.sums)
 
 
 class PretrainStage(pl.LightningModule):
@@ -62,7 +50,7 @@ class PretrainStage(pl.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Skeleton,
         objective: Objective,
         optim: OptimSpec,
         *,
@@ -77,7 +65,7 @@ class PretrainStage(pl.LightningModule):
         self.clip_norm = optim.clip_norm
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Skeleton:
         return self.root.model
 
     def lr_at(self, step: int) -> float:
@@ -86,7 +74,8 @@ class PretrainStage(pl.LightningModule):
 
     def count(self, batch: Batch) -> dict[str, float]:
         denominators = {name: value.item() for name, value in self.objective.denominators(batch).items()}
-        return {**denominators, "tokens": float((batch["segments"] > 0).sum().item())}
+        tokens = float((batch["segments"] > 0).sum().item())
+        return {**denominators, **dict.fromkeys(self.model.terms, tokens), "tokens": tokens}
 
     def configure_optimizers(self) -> Optimizer:
         return self.optim.build(groups(self.model.named_parameters(), self.decays, self.optim.weight_decay))

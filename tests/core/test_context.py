@@ -36,7 +36,7 @@ def test_document_mask_of_cached_decoding() -> None:
 def test_a_context_is_changed_by_copy() -> None:
     context = Context(torch.zeros(1, 2, dtype=torch.long), CausalMask(2))
     tables = (torch.ones(1), torch.zeros(1))
-    assert context.with_rotary(tables).rotary is tables
-    assert context.with_bias(tables[0]).bias is tables[0]
+    assert context.with_(rotary=tables).rotary is tables
+    assert context.with_(bias=tables[0]).bias is tables[0]
     assert context.rotary is None
     assert context.bias is None

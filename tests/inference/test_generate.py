@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmfactory.core.context import CausalMask, Context
+from llmfactory.core.context import CausalMask, Context, FullMask
 from llmfactory.core.errors import UserError
 from llmfactory.inference.cache import KvCache
-from llmfactory.inference.generate import SeesAll, generate
+from llmfactory.inference.generate import generate
 from llmfactory.inference.sampler import sample
 from llmfactory.model.position.spec import Learned
 
@@ -41,7 +41,7 @@ def test_step_by_step_logits_equal_the_full_forward(model, dtype, tolerance):
     cache = KvCache(14)
     steps = [model(tokens[:, :5], Context(torch.arange(5).expand(2, 5), CausalMask(5), cache))]
     for t in range(5, 14):
-        steps.append(model(tokens[:, t : t + 1], Context(torch.full((2, 1), t), SeesAll(), cache)))
+        steps.append(model(tokens[:, t : t + 1], Context(torch.full((2, 1), t), FullMask(), cache)))
     stepped = model.head(torch.cat(steps, 1))
     atol = tolerance * float(full.detach().abs().max())
     torch.testing.assert_close(stepped, full, rtol=0, atol=atol)

@@ -12,10 +12,12 @@ from llmfactory.model.block.spec import PreNorm
 from llmfactory.model.decoder_only import Decoder
 from llmfactory.model.embedding.spec import Token
 from llmfactory.model.ffn.spec import Activation, Glu, Mlp
+from llmfactory.model.frame import Frame, Site
 from llmfactory.model.head.spec import Lm
 from llmfactory.model.initialize import initialize
 from llmfactory.model.norm.spec import LayerNorm, RmsNorm
-from llmfactory.model.position.spec import Learned, Rope
+from llmfactory.model.position.spec import Learned, PositionSpec, Rope
+from llmfactory.model.position.spec import None_ as NoPosition
 from llmfactory.model.spec import DecoderOnly
 
 
@@ -53,6 +55,39 @@ def llama_spec(**changes: object) -> DecoderOnly:
         "head": Lm(tied=False),
     }
     return DecoderOnly(**{**fields, **changes})
+
+
+def frame_with(**changes: object) -> Frame:
+    """What a small stack tells its parts."""
+    fields: dict[str, object] = {
+        "dim": 16,
+        "n_layers": 2,
+        "n_heads": 4,
+        "head_dim": 4,
+        "max_positions": 64,
+        "std": 0.02,
+        "out_std": 0.005,
+        "causal": True,
+        "norm": LayerNorm().build,
+    }
+    return Frame(**{**fields, **changes})
+
+
+@pytest.fixture
+def frame() -> Callable[..., Frame]:
+    """A function that makes a small stack's frame, with changes by keyword."""
+    return frame_with
+
+
+@pytest.fixture
+def site() -> Callable[..., Site]:
+    """The same for a block of it, whose stack has no positions unless `position=` says otherwise."""
+
+    def make(layer: int = 0, position: PositionSpec | None = None, **changes: object) -> Site:
+        frame = frame_with(**changes)
+        return Site(frame, layer, (position or NoPosition()).build(frame))
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ def test_equals_the_parts_in_a_row(family, build):
     model = build(family())
     tokens = ids(2, 9)
     context = plain(tokens)
-    x = model.position.embed(model.embedding(tokens), context)
+    x = model.position.embed(model.embedding(tokens, context), context)
     context = model.position.prepare(context, x.dtype)
     for block in model.blocks:
         part = block.attention
@@ -40,7 +40,7 @@ def test_equals_the_parts_in_a_row(family, build):
         q, k, v = (linear(normed).view(2, 9, -1, part.head_dim).transpose(1, 2) for linear in (part.q, part.k, part.v))
         q, k = model.position.rotate(q, k, context)
         x = x + part.o(reference.attend(q, k, v, context).transpose(1, 2).reshape(2, 9, -1))
-        x = x + block.ffn(block.ffn_norm(x))
+        x = x + block.ffn(block.ffn_norm(x), context)
     torch.testing.assert_close(model(tokens, plain(tokens)), model.norm(x), rtol=1e-10, atol=1e-10)
 
 
@@ -171,7 +171,7 @@ def test_compiles_without_a_break(rows, family, build):
 def test_a_bias_set_by_a_position_part_reaches_the_scores(llama, build, monkeypatch):
     model = build(llama())
     bias = torch.randn(1, 6, 9, 9, dtype=torch.float64)
-    monkeypatch.setattr(model.position, "prepare", lambda context, dtype: context.with_bias(bias))
+    monkeypatch.setattr(model.position, "prepare", lambda context, dtype: context.with_(bias=bias))
     monkeypatch.setattr(type(model.position), "rotate", lambda self, q, k, context: (q, k))
     for block in model.blocks:
         block.attention.rotate = model.position.rotate

@@ -13,9 +13,16 @@ from llmfactory.objective.spec import Causal
 B, T, D, V = 4, 6, 5, 9
 
 
+class Linear(nn.Linear):
+    """A head."""
+
+    def features(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
 def case(bias: bool = False) -> tuple[Outputs, dict[str, torch.Tensor]]:
     make = torch.Generator().manual_seed(3)
-    head = nn.Linear(D, V, bias=bias, dtype=torch.float64)
+    head = Linear(D, V, bias=bias, dtype=torch.float64)
     labels = torch.randint(V, (B, T), generator=make)
     labels[0, 3:] = IGNORE
     labels[2] = IGNORE

@@ -1,4 +1,4 @@
-"""A family of `transformers` with tiny random weights beside our model with the same weights, through a table of names."""
+"""A model of `transformers` with random weights beside ours with the same weights, through the family's own table."""
 
 from __future__ import annotations
 
@@ -8,82 +8,68 @@ from typing import Any
 import pytest
 import torch
 
-from llmfactory.model.attention.spec import Gqa
-from llmfactory.model.block.spec import PreNorm
-from llmfactory.model.decoder_only import Decoder
-from llmfactory.model.embedding.spec import Token
-from llmfactory.model.ffn.spec import Activation, Glu, Mlp
-from llmfactory.model.head.spec import Lm
-from llmfactory.model.norm.spec import LayerNorm, RmsNorm
-from llmfactory.model.position.spec import Learned, Rope
-from llmfactory.model.spec import DecoderOnly
-
-SIZES = {"vocab_size": 103, "dim": 48, "n_layers": 3, "max_positions": 64, "block": PreNorm(), "embedding": Token()}
+from llmfactory.checkpoint.names.families import family_of
+from llmfactory.checkpoint.names.family import Family
+from llmfactory.checkpoint.names.translate import check_names, to_ours, to_theirs
+from llmfactory.model.skeleton import Skeleton
 
 
-def gpt2() -> tuple[DecoderOnly, Any]:
+@dataclass
+class Pair:
+    """The same model twice."""
+
+    ours: Skeleton
+    theirs: Any
+    family: Family
+
+    def to_ours(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Their tensors (weights or gradients) under our names and in our shapes."""
+        return dict(to_ours(self.family.entries(self.ours.spec), tensors.__getitem__))
+
+    def to_theirs(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(to_theirs(self.family.entries(self.ours.spec), tensors))
+
+
+def pair_of(theirs: Any, seed: int = 0) -> Pair:
+    """Ours from their config and weights, which are moved far from their neutral values first, so that no term hides."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    config = theirs.config.to_dict()
+    config["architectures"] = [type(theirs).__name__]
+    family = family_of(config)
+    spec = family.spec(config)
+    tensors = dict(theirs.named_parameters())
+    check_names(family, spec, tensors)
+    pair = Pair(spec.build(), theirs.eval(), family)
+    with torch.no_grad():
+        pair.ours.load_state_dict(pair.to_ours(tensors))
+    pair.ours.eval()
+    assert sum(p.numel() for p in pair.ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    assert family.spec(family.config(spec)) == spec, "config.json must say the same when it is written and read back"
+    back = pair.to_theirs(dict(pair.ours.named_parameters()))
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items()), "a round trip is bit for bit"
+    return pair
+
+
+@pytest.fixture
+def make_pair() -> Any:
+    """`pair_of`, for tests of one family."""
+    return pair_of
+
+
+def gpt2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    spec = DecoderOnly(
-        **SIZES,
-        norm=LayerNorm(),
-        position=Learned(),
-        attention=Gqa(n_heads=4, bias=True),
-        ffn=Mlp(hidden=192, activation=Activation.gelu_tanh),
-        head=Lm(tied=True),
-    )
-    config = GPT2Config(
-        vocab_size=103,
-        n_embd=48,
-        n_layer=3,
-        n_head=4,
-        n_positions=64,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    return spec, GPT2LMHeadModel(config)
+    sizes = {"vocab_size": 103, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0))
 
 
-def gpt2_name(name: str) -> tuple[str, int | None, bool]:
-    """Our name -> their name, which third of a fused matrix, whether the matrix is stored transposed (their Conv1D)."""
-    parts = {
-        "embedding": "wte",
-        "position": "wpe",
-        "norm": "ln_f",
-        "attention_norm": "ln_1",
-        "ffn_norm": "ln_2",
-        "attention.q": "attn.c_attn",
-        "attention.k": "attn.c_attn",
-        "attention.v": "attn.c_attn",
-        "attention.o": "attn.c_proj",
-        "ffn.up": "mlp.c_fc",
-        "ffn.down": "mlp.c_proj",
-    }
-    module, kind = name.rsplit(".", 1)
-    prefix = "transformer."
-    if module.startswith("blocks."):
-        _, layer, module = module.split(".", 2)
-        prefix += f"h.{layer}."
-    third = "qkv".index(module[-1]) if module in ("attention.q", "attention.k", "attention.v") else None
-    conv = kind == "weight" and module.startswith(("attention.", "ffn."))
-    return f"{prefix}{parts[module]}.{kind}", third, conv
-
-
-def llama(tied: bool) -> tuple[DecoderOnly, Any]:
+def llama(tied: bool) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    spec = DecoderOnly(
-        **SIZES,
-        norm=RmsNorm(eps=1e-6),
-        position=Rope(theta=500.0),
-        attention=Gqa(n_heads=6, n_kv_heads=2),
-        ffn=Glu(hidden=80, activation=Activation.silu),
-        head=Lm(tied=tied),
-    )
     config = LlamaConfig(
         vocab_size=103,
         hidden_size=48,
@@ -99,62 +85,18 @@ def llama(tied: bool) -> tuple[DecoderOnly, Any]:
         eos_token_id=0,
         pad_token_id=0,
     )
-    return spec, LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
 
 
-def llama_name(name: str) -> tuple[str, int | None, bool]:
-    parts = {
-        "embedding": "model.embed_tokens",
-        "norm": "model.norm",
-        "head": "lm_head",
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn.gate": "mlp.gate_proj",
-        "ffn.up": "mlp.up_proj",
-        "ffn.down": "mlp.down_proj",
-        **{f"attention.{ours}": f"self_attn.{ours}_proj" for ours in "qkvo"},
-    }
-    module, kind = name.rsplit(".", 1)
-    prefix = ""
-    if module.startswith("blocks."):
-        _, layer, module = module.split(".", 2)
-        prefix = f"model.layers.{layer}."
-    return f"{prefix}{parts[module]}.{kind}", None, False
-
-
-@dataclass
-class Pair:
-    ours: Decoder
-    theirs: Any
-    name: Any
-
-    def to_ours(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Their tensors (weights or gradients) under our names and in our shapes."""
-        found = {}
-        for name, _ in self.ours.named_parameters():
-            theirs, third, transposed = self.name(name)
-            tensor = tensors[theirs]
-            if third is not None:
-                tensor = tensor.chunk(3, -1)[third]
-            found[name] = tensor.T if transposed else tensor
-        return found
-
-
-FAMILIES = {
-    "gpt2": lambda: (*gpt2(), gpt2_name),
-    "llama": lambda: (*llama(tied=False), llama_name),
-    "llama_tied": lambda: (*llama(tied=True), llama_name),
+CAUSAL = {
+    "gpt2": gpt2,
+    "llama": lambda: llama(tied=False),
+    "llama_tied": lambda: llama(tied=True),
 }
+"""Decoders of `transformers` in small, by name."""
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=CAUSAL)
 def pair(request: pytest.FixtureRequest) -> Pair:
     torch.manual_seed(0)
-    spec, theirs, name = FAMILIES[request.param]()
-    with torch.no_grad():
-        for parameter in theirs.parameters():  # far from the neutral values, so that no term hides
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    pair = Pair(spec.build(), theirs.eval(), name)
-    pair.ours.load_state_dict(pair.to_ours(dict(theirs.named_parameters())))
-    assert sum(p.numel() for p in pair.ours.parameters()) == theirs.num_parameters()
-    return pair
+    return pair_of(CAUSAL[request.param]())

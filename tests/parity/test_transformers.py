@@ -1,4 +1,4 @@
-"""Equal logits, losses and gradients with the GPT-2 and LLaMA of `transformers`: float32, 1e-5 of the largest value."""
+"""Equal logits, losses and gradients with the decoders of `transformers`: float32, 1e-5 of the largest value."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import torch
 from toy_job import prepared, toy_job, train
 
 from llmfactory.data.pack.spec import Concat, Document
-from llmfactory.stage.pretrain import context_of
 
 
 @pytest.mark.parametrize("pack", [Concat(), Concat(isolate=False), Document()], ids=["isolated", "plain", "document"])
@@ -25,7 +24,7 @@ def test_is_the_mean_over_every_target_once(tmp_path: Path, pack: Any) -> None:
     for number in range(len(rows)):
         batch = rows.read(torch.tensor([number]).numpy())
         with torch.no_grad():
-            logits = fitted.model.head(fitted.model(batch["tokens"], context_of(batch, rows.isolated)))
+            logits = fitted.model.head(fitted.model(batch["tokens"], fitted.model.context(batch, rows.isolated)))
         total += torch.nn.functional.cross_entropy(logits[0].double(), batch["labels"][0], reduction="sum").item()
         count += int((batch["labels"] != -100).sum())
     assert tracker.rows[2]["held_out_loss"] == pytest.approx(total / count, rel=1e-5)

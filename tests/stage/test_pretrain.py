@@ -12,9 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_job import toy_job
 
 from llmfactory.core.batch import IGNORE
-from llmfactory.core.context import CausalMask, DocumentMask
 from llmfactory.run.fit import build_stage
-from llmfactory.stage.pretrain import PretrainStage, context_of
+from llmfactory.stage.pretrain import PretrainStage
 
 Batch = dict[str, torch.Tensor]
 
@@ -73,14 +72,6 @@ def test_padding_on_the_left_changes_nothing(stage: PretrainStage) -> None:
     torch.testing.assert_close(loss, other, rtol=1e-12, atol=0)
     for one, two in zip(gradients, others, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-15)
-
-
-def test_masks() -> None:
-    batch = row([5, 9, 2], 0)
-    assert isinstance(context_of(batch, isolated=True).mask, DocumentMask)
-    plain = context_of(batch, isolated=False)
-    assert isinstance(plain.mask, CausalMask)
-    assert torch.equal(plain.positions, batch["positions"])
 
 
 def test_weights_count(stage: PretrainStage) -> None:

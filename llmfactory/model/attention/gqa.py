@@ -15,20 +15,21 @@ from torch import Tensor, nn
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Parameter
 from llmfactory.model.attention.spec import Gqa
+from llmfactory.model.frame import Site
 from llmfactory.model.part import Part, declare_linear
-from llmfactory.model.position.part import Position
 
 
 class GroupedQueryAttention(Part):
     """[B, T, dim] -> [B, T, dim]."""
 
-    def __init__(self, spec: Gqa, dim: int, layer: int, position: Position, std: float, out_std: float) -> None:
+    def __init__(self, spec: Gqa, site: Site) -> None:
         super().__init__()
-        self.layer, self.dropout = layer, spec.dropout
-        self.std, self.out_std = std, out_std
+        frame, dim = site.frame, site.frame.dim
+        self.layer, self.dropout = site.layer, spec.dropout
+        self.std, self.out_std = frame.std, frame.out_std
         self.head_dim = spec.head_width(dim)
         # A bound method, not a submodule: the skeleton owns the position part, and with it the part's parameters.
-        self.rotate: Callable[[Tensor, Tensor, Context], tuple[Tensor, Tensor]] = position.rotate
+        self.rotate: Callable[[Tensor, Tensor, Context], tuple[Tensor, Tensor]] = site.position.rotate
         kv_dim = (spec.n_kv_heads or spec.n_heads) * self.head_dim
         self.q = nn.Linear(dim, dim, bias=spec.bias)
         self.k = nn.Linear(dim, kv_dim, bias=spec.bias)

@@ -10,8 +10,8 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least, between
 
 if TYPE_CHECKING:
+    from llmfactory.model.frame import Site
     from llmfactory.model.part import Part
-    from llmfactory.model.position.part import Position
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,13 +28,17 @@ class AttentionSpec(Spec):
         """Width of one head in a model of width `dim`."""
         return dim // self.n_heads
 
+    def score_width(self, dim: int) -> int:
+        """Multiply-adds for each pair of query and key: scores and values of all heads."""
+        return 2 * self.n_heads * self.head_width(dim)
+
     def problems_at_width(self, dim: int) -> Iterator[Problem]:
         """What is wrong once the model's width is known."""
         if dim % self.n_heads:
             below = next(n for n in range(min(self.n_heads, dim), 0, -1) if dim % n == 0)
             yield Problem("n_heads", self.n_heads, f"does not divide the model's width dim={dim}", f"n_heads={below}")
 
-    def build(self, dim: int, layer: int, position: Position, std: float, out_std: float) -> Part:
+    def build(self, site: Site) -> Part:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of model/attention")
 
 
@@ -56,7 +60,7 @@ class Gqa(AttentionSpec):
         if self.n_kv_heads and self.n_kv_heads >= 1 and self.n_heads % self.n_kv_heads:
             yield Problem("n_kv_heads", self.n_kv_heads, f"does not divide n_heads={self.n_heads}", "n_kv_heads=null")
 
-    def build(self, dim: int, layer: int, position: Position, std: float, out_std: float) -> Part:
+    def build(self, site: Site) -> Part:
         from llmfactory.model.attention.gqa import GroupedQueryAttention
 
-        return GroupedQueryAttention(self, dim, layer, position, std, out_std)
+        return GroupedQueryAttention(self, site)

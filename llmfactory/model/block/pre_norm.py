@@ -1,23 +1,25 @@
-"""Pre-norm wiring (Xiong et al. 2020): x + f(norm(x)), for attention, then for feed-forward."""
+"""Pre-norm wiring (Xiong et al. 2020): x + f(norm(x)), for attention, then cross-attention where there is, then feed-forward."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Parameter
+from llmfactory.model.frame import Site
 from llmfactory.model.part import Part
 
 
 class PreNormBlock(Part):
     """[B, T, D] -> [B, T, D]."""
 
-    def __init__(self, attention: Part, ffn: Part, norm: Callable[[], Part], dropout: float) -> None:
+    def __init__(self, site: Site, attention: Part, ffn: Part, cross: Part | None, dropout: float) -> None:
         super().__init__()
-        self.attention_norm, self.attention = norm(), attention
-        self.ffn_norm, self.ffn = norm(), ffn
+        norm, dim = site.frame.norm, site.frame.dim
+        self.attention_norm, self.attention = norm(dim), attention
+        self.cross = cross
+        self.cross_norm = None if cross is None else norm(dim)
+        self.ffn_norm, self.ffn = norm(dim), ffn
         self.dropout = nn.Dropout(dropout)
 
     def declare(self) -> dict[str, Parameter]:
@@ -25,4 +27,6 @@ class PreNormBlock(Part):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), context))
-        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))  # type: ignore[no-any-return]
+        if self.cross is not None and self.cross_norm is not None:
+            x_BTD = x_BTD + self.dropout(self.cross(self.cross_norm(x_BTD), context))
+        return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD), context))  # type: ignore[no-any-return]

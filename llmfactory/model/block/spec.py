@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from llmfactory.core.spec import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from torch import nn
 
+    from llmfactory.model.frame import Frame, Site
     from llmfactory.model.part import Part
 
 
@@ -17,16 +18,20 @@ if TYPE_CHECKING:
 class BlockSpec(Spec):
     """Base of the block wirings."""
 
-    def build(self, attention: Part, ffn: Part, norm: Callable[[], Part], dropout: float) -> Part:
-        """Wire built parts; `norm` makes as many norms as the wiring needs."""
+    def build(self, site: Site, attention: Part, ffn: Part, cross: Part | None, dropout: float) -> Part:
+        """Wire built parts; `site.frame.norm` makes the norms that the wiring needs."""
         raise TypeError(f"{type(self).__name__} is a base: pick an option of model/block")
+
+    def last_norm(self, frame: Frame) -> nn.Module:
+        """What follows the last block: a norm, unless a wiring's blocks end with one."""
+        return frame.norm(frame.dim)
 
 
 @dataclass(kw_only=True, slots=True)
 class PreNorm(BlockSpec):
     """x + f(norm(x)) for attention, then for feed-forward (Xiong et al. 2020)."""
 
-    def build(self, attention: Part, ffn: Part, norm: Callable[[], Part], dropout: float) -> Part:
+    def build(self, site: Site, attention: Part, ffn: Part, cross: Part | None, dropout: float) -> Part:
         from llmfactory.model.block.pre_norm import PreNormBlock
 
-        return PreNormBlock(attention, ffn, norm, dropout)
+        return PreNormBlock(site, attention, ffn, cross, dropout)

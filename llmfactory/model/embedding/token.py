@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Normal, Parameter
 from llmfactory.model.part import Part
 
@@ -21,5 +22,5 @@ class TokenEmbedding(Part):
     def declare(self) -> dict[str, Parameter]:
         return {"weight": Parameter(Normal(self.std), Layout.vocab)}
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
         return F.embedding(tokens_BT, self.weight)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Parameter
 from llmfactory.model.ffn.activation import FUNCTIONS
 from llmfactory.model.ffn.spec import Glu
+from llmfactory.model.frame import Site
 from llmfactory.model.part import Part, declare_linear
 
 
 class GatedLinearUnit(Part):
     """[B, T, dim] -> [B, T, dim]."""
 
-    def __init__(self, spec: Glu, dim: int, std: float, out_std: float) -> None:
+    def __init__(self, spec: Glu, site: Site) -> None:
         super().__init__()
-        self.std, self.out_std = std, out_std
+        dim, self.std, self.out_std = site.frame.dim, site.frame.std, site.frame.out_std
         self.activation = FUNCTIONS[spec.activation]
         self.gate = nn.Linear(dim, spec.hidden, bias=spec.bias)
         self.up = nn.Linear(dim, spec.hidden, bias=spec.bias)
@@ -28,5 +30,5 @@ class GatedLinearUnit(Part):
             **declare_linear("down", self.down, self.out_std, Layout.row),
         }
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))  # type: ignore[no-any-return]

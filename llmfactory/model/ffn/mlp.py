@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Parameter
 from llmfactory.model.ffn.activation import FUNCTIONS
 from llmfactory.model.ffn.spec import Mlp
+from llmfactory.model.frame import Site
 from llmfactory.model.part import Part, declare_linear
 
 
 class MultiLayerPerceptron(Part):
     """[B, T, dim] -> [B, T, dim]."""
 
-    def __init__(self, spec: Mlp, dim: int, std: float, out_std: float) -> None:
+    def __init__(self, spec: Mlp, site: Site) -> None:
         super().__init__()
-        self.std, self.out_std = std, out_std
+        dim, self.std, self.out_std = site.frame.dim, site.frame.std, site.frame.out_std
         self.activation = FUNCTIONS[spec.activation]
         self.up = nn.Linear(dim, spec.hidden, bias=spec.bias)
         self.down = nn.Linear(spec.hidden, dim, bias=spec.bias)
@@ -26,5 +28,5 @@ class MultiLayerPerceptron(Part):
             **declare_linear("down", self.down, self.out_std, Layout.row),
         }
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         return self.down(self.activation(self.up(x_BTD)))  # type: ignore[no-any-return]

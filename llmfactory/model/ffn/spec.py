@@ -11,6 +11,7 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
 
 if TYPE_CHECKING:
+    from llmfactory.model.frame import Site
     from llmfactory.model.part import Part
 
 
@@ -34,7 +35,7 @@ class FfnSpec(Spec):
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "hidden")
 
-    def build(self, dim: int, std: float, out_std: float) -> Part:
+    def build(self, site: Site) -> Part:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of model/ffn")
 
 
@@ -47,10 +48,10 @@ class Mlp(FfnSpec):
     bias: bool = True
     """Whether the two projections have a bias."""
 
-    def build(self, dim: int, std: float, out_std: float) -> Part:
+    def build(self, site: Site) -> Part:
         from llmfactory.model.ffn.mlp import MultiLayerPerceptron
 
-        return MultiLayerPerceptron(self, dim, std, out_std)
+        return MultiLayerPerceptron(self, site)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,7 +63,7 @@ class Glu(FfnSpec):
     bias: bool = False
     """Whether the three projections have a bias."""
 
-    def build(self, dim: int, std: float, out_std: float) -> Part:
+    def build(self, site: Site) -> Part:
         from llmfactory.model.ffn.glu import GatedLinearUnit
 
-        return GatedLinearUnit(self, dim, std, out_std)
+        return GatedLinearUnit(self, site)

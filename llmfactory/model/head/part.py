@@ -14,3 +14,7 @@ class Head(Part):
     """[V, D]; the embedding's when it is tied."""
     bias: Tensor | None
     """[V], or None."""
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """What the matrix is multiplied with, [..., D]: the hidden vectors, unless a head transforms them first."""
+        return hidden

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from llmfactory.core.spec import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llmfactory.model.head.part import Head
     from llmfactory.model.part import Part
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 class HeadSpec(Spec):
     """Base of the heads."""
 
-    def build(self, vocab_size: int, dim: int, embedding: Part, std: float) -> Head:
+    def build(self, vocab_size: int, dim: int, embedding: Part, std: float, norm: Callable[[int], Part]) -> Head:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of model/head")
 
 
@@ -29,7 +31,7 @@ class Lm(HeadSpec):
     bias: bool = False
     """Whether the logits have a bias."""
 
-    def build(self, vocab_size: int, dim: int, embedding: Part, std: float) -> Head:
+    def build(self, vocab_size: int, dim: int, embedding: Part, std: float, norm: Callable[[int], Part]) -> Head:
         from llmfactory.model.head.lm import OwnHead, TiedHead
 
         return TiedHead(self, vocab_size, embedding) if self.tied else OwnHead(self, vocab_size, dim, std)

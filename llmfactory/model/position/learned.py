@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from llmfactory.core.context import Context
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Normal, Parameter
+from llmfactory.model.frame import Frame
 from llmfactory.model.position.part import Position
 
 
 class LearnedPosition(Position):
     """x + table[position]."""
 
-    def __init__(self, dim: int, max_positions: int, std: float) -> None:
+    def __init__(self, frame: Frame) -> None:
         super().__init__()
-        self.std = std
-        self.limit = max_positions
-        self.weight = nn.Parameter(torch.zeros(max_positions, dim))
+        self.std = frame.std
+        self.limit = frame.max_positions
+        self.weight = nn.Parameter(torch.zeros(frame.max_positions, frame.dim))
 
     def declare(self) -> dict[str, Parameter]:
         return {"weight": Parameter(Normal(self.std))}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Parameter
+from llmfactory.model.frame import Frame
 from llmfactory.model.position.part import Position
 from llmfactory.model.position.spec import Rope
 
@@ -21,9 +22,9 @@ from llmfactory.model.position.spec import Rope
 class RotaryPosition(Position):
     """Turns queries and keys, so that their product depends on the distance of their positions only."""
 
-    def __init__(self, spec: Rope, head_dim: int) -> None:
+    def __init__(self, spec: Rope, frame: Frame) -> None:
         super().__init__()
-        self.theta, self.head_dim = spec.theta, head_dim
+        self.theta, self.head_dim = spec.theta, frame.head_dim
 
     def declare(self) -> dict[str, Parameter]:
         return {}
@@ -33,7 +34,7 @@ class RotaryPosition(Position):
         exponent = torch.arange(0, self.head_dim, 2, device=context.positions.device, dtype=wide) / self.head_dim
         angle_B1TD = context.positions[:, None, :, None].to(wide) / self.theta**exponent
         cos, sin = angle_B1TD.cos(), angle_B1TD.sin()
-        return context.with_rotary((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
+        return context.with_(rotary=(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
 
     def rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         assert context.rotary is not None, "prepare comes first"

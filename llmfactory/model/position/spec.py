@@ -10,6 +10,7 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above
 
 if TYPE_CHECKING:
+    from llmfactory.model.frame import Frame
     from llmfactory.model.position.part import Position
 
 
@@ -21,7 +22,7 @@ class PositionSpec(Spec):
         """What is wrong once the width of a head is known."""
         yield from ()
 
-    def build(self, dim: int, head_dim: int, max_positions: int, std: float) -> Position:
+    def build(self, frame: Frame) -> Position:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of model/position")
 
 
@@ -39,27 +40,27 @@ class Rope(PositionSpec):
         if head_dim % 2:
             yield Problem("theta", self.theta, f"rotation pairs up coordinates, but a head is {head_dim} wide (dim / n_heads)")
 
-    def build(self, dim: int, head_dim: int, max_positions: int, std: float) -> Position:
+    def build(self, frame: Frame) -> Position:
         from llmfactory.model.position.rope import RotaryPosition
 
-        return RotaryPosition(self, head_dim)
+        return RotaryPosition(self, frame)
 
 
 @dataclass(kw_only=True, slots=True)
 class Learned(PositionSpec):
     """One trained vector a position, added to the embedding (GPT-2, BERT)."""
 
-    def build(self, dim: int, head_dim: int, max_positions: int, std: float) -> Position:
+    def build(self, frame: Frame) -> Position:
         from llmfactory.model.position.learned import LearnedPosition
 
-        return LearnedPosition(dim, max_positions, std)
+        return LearnedPosition(frame)
 
 
 @dataclass(kw_only=True, slots=True)
 class None_(PositionSpec):
     """No position information besides the causal mask (NoPE, Kazemnejad et al. 2023)."""
 
-    def build(self, dim: int, head_dim: int, max_positions: int, std: float) -> Position:
+    def build(self, frame: Frame) -> Position:
         from llmfactory.model.position.none import NoPosition
 
         return NoPosition()

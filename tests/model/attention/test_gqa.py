@@ -9,7 +9,6 @@ from llmfactory.core.sharding import Layout
 from llmfactory.model.attention import gqa, reference
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.initialize import initialize
-from llmfactory.model.position.spec import None_
 
 
 class Everything(Mask):
@@ -34,7 +33,7 @@ def test_equals_the_equation(mask, n_kv_heads, bias):
     """Values and gradients, float64 to 1e-12."""
     context = Context(torch.arange(7)[None], MASKS[mask])
     if bias:
-        context = context.with_bias(torch.randn(1, 6, 7, 7, generator=torch.Generator().manual_seed(1)))
+        context = context.with_(bias=torch.randn(1, 6, 7, 7, generator=torch.Generator().manual_seed(1)))
     leaves = tensors(n_kv_heads)
     results = []
     for attend in (gqa.attend, reference.attend):
@@ -68,13 +67,17 @@ def test_plain_rows_take_the_causal_kernel(monkeypatch):
         gqa.attend(q[:, :, :2], k, v, Context(torch.arange(7)[None], CausalMask(2)))
 
 
-def part(**changes):
-    built = Gqa(**{"n_heads": 6, **changes}).build(48, 0, None_().build(48, 8, 32, 0.02), 0.02, 0.005)
-    initialize(built, 0)
-    return built
+@pytest.fixture
+def part(site):
+    def make(**changes):
+        built = Gqa(**{"n_heads": 6, **changes}).build(site(dim=48, n_heads=6, head_dim=8))
+        initialize(built, 0)
+        return built
+
+    return make
 
 
-def test_whole_part_from_its_matrices():
+def test_whole_part_from_its_matrices(part):
     built = part(n_kv_heads=2, bias=True).double()
     for parameter in built.parameters():
         parameter.data.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
@@ -88,7 +91,7 @@ def test_whole_part_from_its_matrices():
     torch.testing.assert_close(built(x, context), want, rtol=1e-11, atol=1e-11)
 
 
-def test_declarations():
+def test_declarations(part):
     declared = part(n_kv_heads=2, bias=True).declare()
     assert {name: entry.layout for name, entry in declared.items()} == {
         **{f"{name}.{kind}": Layout.column for name in "qkv" for kind in ("weight", "bias")},
@@ -100,7 +103,7 @@ def test_declarations():
     assert declared["q.weight"].start.std == 0.02
 
 
-def test_dropout_in_training_only():
+def test_dropout_in_training_only(part):
     built = part(dropout=0.5)
     x, context = torch.randn(2, 7, 48), Context(torch.arange(7)[None], CausalMask(7))
     built.eval()
@@ -111,7 +114,7 @@ def test_dropout_in_training_only():
     assert not torch.equal(first, built(x, context))
 
 
-def test_half_of_the_heads_is_a_part_of_its_own():
+def test_half_of_the_heads_is_a_part_of_its_own(part):
     """Tensor parallelism: two cuts of q, k, v (by output) and o (by input) sum up to the whole, by the same forward."""
     whole = part(n_kv_heads=2).double()
     x, context = torch.randn(2, 7, 48, dtype=torch.float64), Context(torch.arange(7)[None], CausalMask(7))

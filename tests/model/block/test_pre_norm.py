@@ -12,7 +12,7 @@ def test_wiring(family, build):
     model = build(family())
     context = model.position.prepare(context, x.dtype)
     middle = x + block.attention(block.attention_norm(x), context)
-    torch.testing.assert_close(block(x, context), middle + block.ffn(block.ffn_norm(middle)), rtol=0, atol=0)
+    torch.testing.assert_close(block(x, context), middle + block.ffn(block.ffn_norm(middle), context), rtol=0, atol=0)
 
 
 def test_each_sub_layer_is_dropped_in_training(family, build):

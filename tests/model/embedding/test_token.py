@@ -10,7 +10,7 @@ def test_looks_up():
     part = Token().build(11, 4, 0.3)
     part.weight.data.normal_()
     tokens = torch.tensor([[3, 10], [0, 3]])
-    got = part(tokens)
+    got = part(tokens, None)
     assert got.shape == (2, 2, 4)
     for b, t in ((0, 0), (0, 1), (1, 0), (1, 1)):
         assert torch.equal(got[b, t], part.weight[tokens[b, t]])

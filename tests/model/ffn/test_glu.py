@@ -8,9 +8,9 @@ from llmfactory.model.ffn.spec import Activation, Glu
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_equation(bias):
+def test_equation(bias, site):
     torch.manual_seed(0)
-    part = Glu(hidden=12, activation=Activation.silu, bias=bias).build(4, 0.02, 0.005).double()
+    part = Glu(hidden=12, activation=Activation.silu, bias=bias).build(site(dim=4)).double()
     x = torch.randn(2, 3, 4, dtype=torch.float64)
 
     def linear(layer, value):
@@ -18,11 +18,11 @@ def test_equation(bias):
 
     gate = linear(part.gate, x)
     want = linear(part.down, gate * gate.sigmoid() * linear(part.up, x))
-    torch.testing.assert_close(part(x), want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(part(x, None), want, rtol=1e-12, atol=1e-12)
 
 
-def test_declarations():
-    declared = Glu(hidden=12, activation=Activation.gelu, bias=True).build(4, 0.02, 0.005).declare()
+def test_declarations(site):
+    declared = Glu(hidden=12, activation=Activation.gelu, bias=True).build(site(dim=4)).declare()
     assert {name: entry.layout for name, entry in declared.items()} == {
         **{f"{name}.{kind}": Layout.column for name in ("gate", "up") for kind in ("weight", "bias")},
         "down.weight": Layout.row,

@@ -45,6 +45,6 @@ def test_the_tie_holds_when_the_parameter_is_replaced(family):
 
 def test_a_tied_matrix_gets_both_gradients(family, build):
     model = build(family(head=Lm(tied=True)))
-    vectors = model.embedding(torch.tensor([[3]]))
+    vectors = model.embedding(torch.tensor([[3]]), None)
     model.head(vectors)[..., 5].sum().backward()
     assert {int(row) for row in model.embedding.weight.grad.abs().sum(-1).nonzero()} == {3, 5}

@@ -10,8 +10,8 @@ from llmfactory.model.position.spec import Learned
 
 
 @pytest.fixture
-def part():
-    part = Learned().build(8, 4, 10, 0.02)
+def part(frame):
+    part = Learned().build(frame(dim=8, max_positions=10))
     initialize(part, 0)
     return part
 

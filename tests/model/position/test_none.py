@@ -6,8 +6,8 @@ from llmfactory.core.context import CausalMask, Context
 from llmfactory.model.position.spec import None_, Rope
 
 
-def test_changes_nothing():
-    part = None_().build(8, 4, 10, 0.02)
+def test_changes_nothing(frame):
+    part = None_().build(frame())
     x, context = torch.randn(1, 3, 8), Context(torch.arange(3)[None], CausalMask(3))
     q, k = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
     assert part.embed(x, context) is x

@@ -15,11 +15,11 @@ def prepared(part, positions, dtype):
     return part.prepare(context, dtype)
 
 
-def test_pairs_are_complex_numbers_that_turn():
+def test_pairs_are_complex_numbers_that_turn(frame):
     """x_i + i x_(i+D/2) is multiplied by e^(i p theta^(-2i/D)) (equation 34)."""
     torch.manual_seed(0)
     head_dim, theta = 8, 50.0
-    part = Rope(theta=theta).build(16, head_dim, 64, 0.02)
+    part = Rope(theta=theta).build(frame(head_dim=head_dim))
     positions = [[0, 1, 7, 3], [5, 0, 2, 900]]
     context = prepared(part, positions, torch.float64)
     q, k = torch.randn(2, 3, 4, head_dim, dtype=torch.float64), torch.randn(2, 1, 4, head_dim, dtype=torch.float64)
@@ -33,9 +33,9 @@ def test_pairs_are_complex_numbers_that_turn():
                         assert abs(complex(after[b, h, t, i], after[b, h, t, i + head_dim // 2]) - want) < 1e-12
 
 
-def test_scores_depend_on_distance_only():
+def test_scores_depend_on_distance_only(frame):
     torch.manual_seed(0)
-    part = Rope().build(16, 16, 64, 0.02)
+    part = Rope().build(frame(head_dim=16))
     q, k = torch.randn(1, 1, 6, 16, dtype=torch.float64), torch.randn(1, 1, 6, 16, dtype=torch.float64)
     scores = []
     for shift in (0, 1000):
@@ -47,8 +47,8 @@ def test_scores_depend_on_distance_only():
 @pytest.mark.parametrize(
     ("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
 )
-def test_tables_are_wide_and_the_result_keeps_its_dtype(dtype, wide):
-    part = Rope().build(16, 8, 64, 0.02)
+def test_tables_are_wide_and_the_result_keeps_its_dtype(dtype, wide, frame):
+    part = Rope().build(frame(head_dim=8))
     context = prepared(part, [[4095, 4096]], dtype)
     assert {table.dtype for table in context.rotary} == {wide}
     x = torch.randn(1, 2, 2, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -60,8 +60,8 @@ def test_tables_are_wide_and_the_result_keeps_its_dtype(dtype, wide):
     )
 
 
-def test_nothing_is_stored():
-    part = Rope().build(16, 8, 64, 0.02)
+def test_nothing_is_stored(frame):
+    part = Rope().build(frame(head_dim=8))
     assert not list(part.parameters()) + list(part.buffers())
     assert part.limit is None
     assert part.declare() == {}

@@ -1,0 +1,1 @@
+"""Families of published models: their configs and tensor names beside ours, in both directions."""

@@ -1,0 +1,23 @@
+"""All families, by `model_type`."""
+
+from __future__ import annotations
+
+from llmfactory.checkpoint.names.family import Config, Family
+from llmfactory.checkpoint.names.gpt2 import Gpt2
+from llmfactory.checkpoint.names.llama import Llama
+from llmfactory.core.errors import UserError
+
+FAMILIES: tuple[Family, ...] = (
+    Gpt2(),
+    Llama(),
+)
+
+
+def family_of(config: Config) -> Family:
+    """The family of a `config.json`."""
+    kind = config.get("model_type")
+    for family in FAMILIES:
+        if kind in family.types:
+            return family
+    known = ", ".join(sorted(name for family in FAMILIES for name in family.types))
+    raise UserError(f"model_type {kind!r} is no family that is known here: there are {known}")

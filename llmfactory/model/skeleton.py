@@ -1,0 +1,60 @@
+"""The interface of whole models."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from llmfactory.core.context import CausalMask, Context, DocumentMask
+from llmfactory.model.head.part import Head
+from llmfactory.model.part import Part
+from llmfactory.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
+
+
+class Skeleton(Part):
+    """tokens [B, T] -> hidden [B, T, D]; `head` makes logits of them.
+
+    They are apart so that a loss may fuse the head, and generation may ask for the last position only. Values are undefined
+    until `model/initialize.py` or a checkpoint has filled them.
+    """
+
+    spec: ModelSpec
+    head: Head
+    terms: tuple[str, ...] = ()
+    """Names of the terms that parts add to `Context.record`, each divided by the number of tokens of the step."""
+
+    @abstractmethod
+    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor: ...
+
+    def context(self, batch: Batch, isolated: bool = True) -> Context:
+        """Positions and mask that a batch means to this graph: here, each token sees those before it.
+
+        `isolated`: rows hold several documents or padding (`segments`), which attention must keep apart; without, a row is
+        one text.
+        """
+        segments = batch["segments"] if isolated else None
+        mask = CausalMask(batch["tokens"].shape[1], batch["tokens"].device) if segments is None else DocumentMask(segments)
+        return Context(positions=batch["positions"], mask=mask, segments=segments)
+
+    @property
+    def position_limit(self) -> int | None:
+        """Number of positions that exist at all; None: every position has a meaning."""
+        return None
+
+    @abstractmethod
+    def chain(self) -> list[tuple[str, nn.Module]]:
+        """The modules in forward order, by name: where a pipeline may be cut."""
+
+    @abstractmethod
+    def train_flops_per_token(self, seq_len: int) -> float:
+        """Floating point operations of forward and backward for one token in rows of `seq_len`; a multiply-add counts two.
+
+        Matrix products only, the convention of model FLOPs utilization (Chowdhery et al. 2022, appendix B): the head's product
+        counts, tied or not, table lookups do not; attention counts what its mask leaves; the backward is twice the forward;
+        recomputation is not counted; of experts those count that a token visits.
+        """
