@@ -12,15 +12,11 @@ from llmfactory.core.spec import Spec, walk
 from llmfactory.data.spec import Corpus
 from llmfactory.data.tokenizer.spec import ByteBpe, HfFile
 from llmfactory.model.attention.spec import AttentionSpec
-from llmfactory.model.ffn.spec import FfnSpec
-from llmfactory.model.spec import ModelSpec, TowerSpec
+from llmfactory.model.spec import ModelSpec
 
-LAYERS = 2
 POSITIONS = 64
 VOCAB = 384
 """More than the 257 ids that bytes take."""
-HEADS = 4
-"""Of attention whose key/value heads are not shared."""
 WIDEST = 128
 """Width of the model, unless its ratio of heads needs more."""
 
@@ -34,21 +30,12 @@ def toy(job: Job) -> Job:
 
 def small_model(model: ModelSpec, vocab: int = VOCAB) -> ModelSpec:
     """The skeleton with few layers (a whole `pattern`), at most `POSITIONS` positions and `vocab` ids."""
-    heads = [small_heads(part)["n_heads"] for _, part in walk(model) if isinstance(part, AttentionSpec)]
+    heads = [part.small(1.0)["n_heads"] for _, part in walk(model) if isinstance(part, AttentionSpec)]
     together = math.lcm(*heads)
     width = next((width for width in (8, 4) if together * width <= WIDEST), 2)
     dim = together * width
     limits = {"vocab_size": min(model.vocab_size, vocab), "max_positions": min(model.max_positions, POSITIONS)}
     return dataclasses.replace(model, **_changes(model, dim / model.dim), dim=dim, **limits)
-
-
-def small_heads(attention: AttentionSpec) -> dict[str, int]:
-    """Few heads in the same ratio: two key/value heads where there were several, one where there was one."""
-    shared = getattr(attention, "n_kv_heads", None)
-    if shared is None:
-        return {"n_heads": min(attention.n_heads, HEADS)}
-    kept = min(shared, 2)
-    return {"n_heads": attention.n_heads // shared * kept, "n_kv_heads": kept}
 
 
 def _changes(spec: Spec, scale: float) -> dict[str, Any]:
@@ -60,13 +47,7 @@ def _changes(spec: Spec, scale: float) -> dict[str, Any]:
             changes[field.name] = _small(value, scale)
         elif isinstance(value, dict):
             changes[field.name] = {key: _small(item, scale) if isinstance(item, Spec) else item for key, item in value.items()}
-    if isinstance(spec, AttentionSpec):
-        changes |= small_heads(spec)
-    if isinstance(spec, FfnSpec):
-        changes["hidden"] = max(1, round(spec.hidden * scale))
-    if isinstance(spec, TowerSpec):
-        changes["n_layers"] = min(spec.n_layers, max(LAYERS, len(spec.pattern)))
-    return changes
+    return changes | spec.small(scale)
 
 
 def _small(part: Spec, scale: float) -> Spec:

@@ -39,6 +39,13 @@ class Spec:
         """What is wrong with this object alone, with paths relative to it. Overridden by leaves."""
         yield from ()
 
+    def small(self, scale: float) -> dict[str, Any]:
+        """Values of fields at laptop size (`toy=true`), parts within aside; `scale` is the factor of the model's width.
+
+        What makes an architecture itself stays: ratios, patterns, ties.
+        """
+        return {}
+
 
 def at_least(spec: Spec, low: float, *names: str) -> Iterator[Problem]:
     """Problems of those fields that are below `low`; None passes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between, stem
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class ModelSpec(Spec):
     """Base of the skeletons."""
 
+    graph: ClassVar[str] = "decoder"
+    """The kind of forward graph, which objectives name to say what they train."""
     vocab_size: int
     """Rows of the embedding; at least the tokenizer's vocabulary (published models pad it)."""
     dim: int
@@ -113,6 +115,10 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
         if not found:  # else there is no head width to speak of
             head_dim = self.attention.head_width(dim)
             yield from (problem.below("position") for problem in self.position.problems_at_head(head_dim))
+
+    def small(self, scale: float) -> dict[str, Any]:
+        """Two layers, or a whole pattern."""
+        return {"n_layers": min(self.n_layers, max(2, len(self.pattern)))}
 
     def kinds(self) -> list[Kind]:
         """The parts of each layer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, between
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True, slots=True)
 class ObjectiveSpec(Spec):
     """Base of the objectives."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("decoder", "recurrent")
+    """Kinds of models (`ModelSpec.graph`) that it trains."""
 
     def build(self) -> Objective:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of stage/objective")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least, between
@@ -23,6 +23,10 @@ class AttentionSpec(Spec):
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "n_heads")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        """Few heads."""
+        return {"n_heads": min(self.n_heads, 4)}
 
     def head_width(self, dim: int) -> int:
         """Width of one head in a model of width `dim`."""
@@ -59,6 +63,13 @@ class Gqa(AttentionSpec):
         yield from between(self, 0.0, 0.99, "dropout")
         if self.n_kv_heads and self.n_kv_heads >= 1 and self.n_heads % self.n_kv_heads:
             yield Problem("n_kv_heads", self.n_kv_heads, f"does not divide n_heads={self.n_heads}", "n_kv_heads=null")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        """Few heads in the same ratio: two key/value heads where there were several, one where there was one."""
+        if self.n_kv_heads is None:
+            return AttentionSpec.small(self, scale)
+        kept = min(self.n_kv_heads, 2)
+        return {"n_heads": self.n_heads // self.n_kv_heads * kept, "n_kv_heads": kept}
 
     def build(self, site: Site) -> Part:
         from llmfactory.model.attention.gqa import GroupedQueryAttention

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
@@ -34,6 +34,9 @@ class FfnSpec(Spec):
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "hidden")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        return {"hidden": max(1, round(self.hidden * scale))}
 
     def build(self, site: Site) -> Part:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of model/ffn")
