@@ -19,17 +19,16 @@ class LayerNormalization(Part):
 
     def __init__(self, spec: LayerNorm, dim: int) -> None:
         super().__init__()
-        self.eps = spec.eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps, self.shape = spec.eps, (dim,)
+        self.weight = nn.Parameter(torch.ones(dim)) if spec.gain else None
         self.bias = nn.Parameter(torch.zeros(dim)) if spec.bias else None
 
     def declare(self) -> dict[str, Parameter]:
-        declared = {"weight": Parameter(Constant(1.0), decay=False)}
-        if self.bias is not None:
-            declared["bias"] = Parameter(Constant(0.0), decay=False)
-        return declared
+        gain = {} if self.weight is None else {"weight": Parameter(Constant(1.0), decay=False)}
+        return gain if self.bias is None else {**gain, "bias": Parameter(Constant(0.0), decay=False)}
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
+        gain = None if self.weight is None else self.weight.to(wide)
         bias = None if self.bias is None else self.bias.to(wide)
-        return F.layer_norm(x.to(wide), self.weight.shape, self.weight.to(wide), bias, self.eps).to(x.dtype)
+        return F.layer_norm(x.to(wide), self.shape, gain, bias, self.eps).to(x.dtype)

@@ -1,5 +1,6 @@
 """Root mean square normalization (Zhang and Sennrich 2019, equation 4): y = x / sqrt(mean(x^2) + eps) * gain.
 
+The gain is offset + weight: with an offset of one, weights are what a gain differs from one by (Gemma Team 2024).
 Half-precision input is normalized in float32 and cast back once, after the gain.
 """
 
@@ -19,12 +20,13 @@ class RootMeanSquareNorm(Part):
 
     def __init__(self, spec: RmsNorm, dim: int) -> None:
         super().__init__()
-        self.eps = spec.eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps, self.offset = spec.eps, spec.offset
+        self.weight = nn.Parameter(torch.full((dim,), 1.0 - spec.offset))
 
     def declare(self) -> dict[str, Parameter]:
-        return {"weight": Parameter(Constant(1.0), decay=False)}
+        return {"weight": Parameter(Constant(1.0 - self.offset), decay=False)}
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)
+        gain = self.weight.to(wide) + self.offset if self.offset else self.weight.to(wide)
+        return F.rms_norm(x.to(wide), self.weight.shape, gain, self.eps).to(x.dtype)

@@ -27,6 +27,8 @@ class RmsNorm(NormSpec):
 
     eps: float = 1e-5
     """Added to the mean square."""
+    offset: float = 0.0
+    """The gain is offset + weight, and the weight starts at 1 - offset (Gemma: 1)."""
 
     def problems(self) -> Iterator[Problem]:
         yield from above(self, 0.0, "eps", repair=1e-5)
@@ -43,8 +45,10 @@ class LayerNorm(NormSpec):
 
     eps: float = 1e-5
     """Added to the variance."""
+    gain: bool = True
+    """Whether each coordinate has a gain (OLMo has neither gain nor bias)."""
     bias: bool = True
-    """Whether there is a bias beside the gain."""
+    """Whether each coordinate has a bias."""
 
     def problems(self) -> Iterator[Problem]:
         yield from above(self, 0.0, "eps", repair=1e-5)
@@ -53,3 +57,13 @@ class LayerNorm(NormSpec):
         from llmfactory.model.norm.layer_norm import LayerNormalization
 
         return LayerNormalization(self, dim)
+
+
+@dataclass(kw_only=True, slots=True)
+class None_(NormSpec):
+    """No normalization."""
+
+    def build(self, dim: int) -> Part:
+        from llmfactory.model.norm.none import NoNorm
+
+        return NoNorm()

@@ -12,17 +12,20 @@ def reference(x, gain, bias, eps):
     return centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt() * gain + bias
 
 
+@pytest.mark.parametrize("gain", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_equation(bias):
+def test_equation(bias, gain):
     torch.manual_seed(0)
-    part = LayerNorm(eps=1e-2, bias=bias).build(16).double()
+    part = LayerNorm(eps=1e-2, bias=bias, gain=gain).build(16).double()
     for parameter in part.parameters():
         parameter.data.normal_()
     x = (0.3 + torch.randn(3, 5, 16, dtype=torch.float64)).requires_grad_()
     shift = part.bias if bias else 0.0
-    torch.testing.assert_close(part(x), reference(x, part.weight, shift, 1e-2), rtol=1e-12, atol=1e-12)
+    factor = part.weight if gain else 1.0
+    torch.testing.assert_close(part(x), reference(x, factor, shift, 1e-2), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(part, (x,))
-    assert set(part.declare()) == ({"weight", "bias"} if bias else {"weight"})
+    assert set(part.declare()) == {name for name, there in (("weight", gain), ("bias", bias)) if there}
+    assert set(part.declare()) == {name for name, _ in part.named_parameters()}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
