@@ -148,3 +148,37 @@ class DecoderOnly(TowerSpec, ModelSpec):
         from llmfactory.model.decoder_only import Decoder
 
         return Decoder(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class EncoderDecoder(ModelSpec):
+    """An encoder that reads a text and a decoder that writes another one (Vaswani et al. 2017): T5, BART."""
+
+    graph: ClassVar[str] = "encoder_decoder"
+    embedding: EmbeddingSpec
+    encoder: TowerSpec
+    decoder: TowerSpec
+    """Its `cross` attends to the encoder's output."""
+    head: HeadSpec
+    shared_embedding: bool = True
+    """Whether both sides look their tokens up in one embedding."""
+    embedding_norm: bool = False
+    """Normalize the embeddings of each side before its first block (BART)."""
+    embedding_std: float | None = None
+    """Standard deviation of the initial embeddings (T5: 1); None: init_std."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from ModelSpec.problems(self)
+        yield from above(self, 0.0, "embedding_std", repair=1.0)
+        for name, tower in (("encoder", self.encoder), ("decoder", self.decoder)):
+            yield from (problem.below(name) for problem in tower.problems_at_width(self.dim))
+        if self.encoder.cross is not None:
+            yield Problem("encoder.cross", stem(type(self.encoder.cross)), "an encoder has nothing to attend to but its own tokens")
+        if self.decoder.cross is None:
+            reason = "the decoder has no attention to the encoder's output: the preset chooses none for decoder.cross"
+            yield Problem("decoder.cross", None, reason)
+
+    def build(self) -> Skeleton:
+        from llmfactory.model.encoder_decoder import EncoderDecoderModel
+
+        return EncoderDecoderModel(self)
