@@ -1,10 +1,7 @@
-"""Batched generation with a key/value cache.
+"""Batched generation: continue prompts (or answer them, where a model has an encoder) token by token.
 
-Prompts of different lengths are padded on the left. Padding is a document of its own (segment 0) and a prompt's positions
-start at 0 behind it, so a row computes what it would compute alone. Random numbers of a row come from the seed, its
-prompt and how many equal prompts stand before it, so a row's tokens do not depend on who shares the batch either.
-
-Columns: every row's step t stands in the same column, so keys are causal by column.
+Random numbers of a row come from the seed, its prompt and how many equal prompts stand before it, so a row's tokens do not
+depend on who shares the batch.
 """
 
 from __future__ import annotations
@@ -14,13 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from llmfactory.core.context import CausalMask, Context, DocumentMask, FullMask, Mask
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
-from llmfactory.inference.cache import KvCache
-from llmfactory.inference.sampler import sample
+from llmfactory.inference.decoding import Decoding
+from llmfactory.inference.sampler import Sampling, sample
 from llmfactory.model.skeleton import Skeleton
+
+OnToken = Callable[[int, int], object]
+"""Called with (row, token) as soon as a token is known, rows in order; what is true ends the row after this token."""
 
 
 def generate(
@@ -28,24 +28,23 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    sampling: Sampling | None = None,
     end_id: int | None = None,
+    start_id: int | None = None,
     vocab_size: int | None = None,
     seed: int = 0,
-    on_token: Callable[[int, int], object] | None = None,
+    on_token: OnToken | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by at most `max_tokens` tokens; returns the new tokens, without prompt and without `end_id`.
 
     Args:
         prompts: token ids, at least one each (a text from its beginning starts with the end-of-document token).
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k, top_p: see `sampler.py`; None: no limit.
+        sampling: how tokens are drawn; None: from the model's own distribution.
         end_id: the token at which a row ends; None: rows end at `max_tokens` only.
+        start_id: the first token of an answer, for models with an encoder; None: `end_id`.
         vocab_size: ids of the tokenizer. A model may have rows for more (padding), which stand for nothing and are never
             chosen; None: all.
-        on_token: called with (row, token) as soon as a token is known, rows in order.
+        on_token: see `OnToken`; stop strings and streaming are made of it.
 
     Raises:
         UserError: an empty prompt, a token outside the vocabulary, more tokens than there are learned positions, or a model
@@ -56,81 +55,63 @@ def generate(
     fewer new tokens.
     """
     rows = [list(prompt) for prompt in prompts]
-    _check(rows, model.head.weight.shape[0])
+    check_prompts(rows, model.head.weight.shape[0])
     if not rows or max_tokens < 1:
         return [[] for _ in rows]
-    rows, limits = _fit(model, rows, max_tokens)
+    rows, limits = fit(model, rows, max_tokens)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            return _decode(model, rows, limits, temperature, top_k, top_p, end_id, vocab_size, seed, on_token)
+            start = end_id if start_id is None else start_id
+            decoding = Decoding(model, rows, max(limits) - 1, vocab_size=vocab_size, start_id=start)
+            return _decode(decoding, rows, limits, sampling or Sampling(), end_id, seed, on_token)
     finally:
         model.train(training)
 
 
 def _decode(
-    model: Skeleton,
+    decoding: Decoding,
     prompts: list[list[int]],
     limits: list[int],
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    sampling: Sampling,
     end_id: int | None,
-    vocab_size: int | None,
     seed: int,
-    on_token: Callable[[int, int], object] | None,
+    on_token: OnToken | None,
 ) -> list[list[int]]:
-    device = model.head.weight.device
     generators = _generators(prompts, seed)
     new: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
-    width = max(map(len, prompts))
-    cache = KvCache(width + max(limits) - 1)
-    tokens_BT = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    padding = [width - len(prompt) for prompt in prompts]
-    start, end = 0, width
+    logits_BV = decoding.start()
+    seen_BV = _seen(prompts, logits_BV) if sampling.repetition_penalty != 1 else None
     while True:
-        hidden_BTD = model(tokens_BT, _columns(padding, start, end, device).with_(state=cache))
-        logits_BV = model.head(hidden_BTD[:, -1])[:, :vocab_size]
-        if logits_BV.isnan().any():
-            raise UserError("the model's logits are not numbers: its weights hold NaN or too large values")
         uniform_B = torch.stack([torch.rand((), generator=generators[row], dtype=torch.float64) for row in alive])
-        chosen = sample(logits_BV, uniform_B.to(device), temperature, top_k, top_p).tolist()
+        chosen_B = sample(logits_BV, uniform_B.to(logits_BV.device), sampling, seen_BV)
+        chosen = chosen_B.tolist()
         going = []
         for index, (row, token) in enumerate(zip(alive, chosen, strict=True)):
             if token == end_id:
                 continue
             new[row].append(token)
-            if on_token is not None:
-                on_token(row, token)
-            if len(new[row]) < limits[row]:
+            ended = on_token is not None and on_token(row, token)
+            if not ended and len(new[row]) < limits[row]:
                 going.append(index)
         if not going:
             return new
+        if seen_BV is not None:
+            seen_BV = seen_BV.scatter(1, chosen_B[:, None], True)[torch.tensor(going, device=seen_BV.device)]
         if len(going) < len(alive):
-            cache.keep(going)
-            padding = [padding[index] for index in going]
-        tokens_BT = torch.tensor([[chosen[index]] for index in going], device=device)
+            decoding.keep(going)
         alive = [alive[index] for index in going]
-        start, end = end, end + 1
+        logits_BV = decoding.step([chosen[index] for index in going])
 
 
-def _columns(padding: list[int], start: int, end: int, device: torch.device) -> Context:
-    """Positions of the tokens in the columns [start, end), and what they see of all columns before `end`."""
-    padding_B1 = torch.tensor(padding, device=device)[:, None]
-    columns_S = torch.arange(end, device=device).expand(len(padding), end)
-    columns_BT = columns_S[:, start:]
-    positions_BS = (columns_S - padding_B1).clamp_min(0)
-    mask: Mask
-    segments_BT = None
-    if any(padding):
-        segments_BS = (columns_S >= padding_B1).long()
-        segments_BT = segments_BS[:, start:]
-        mask = DocumentMask(segments_BT, segments_BS, columns_BT, columns_S)
-    else:
-        mask = FullMask() if end - start == 1 else CausalMask(end, device)
-    return Context(positions_BS[:, start:], mask, segments=segments_BT, key_positions=positions_BS)
+def _seen(prompts: list[list[int]], logits_BV: Tensor) -> Tensor:
+    """[B, V], True at the tokens of each prompt."""
+    seen_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen_BV[row, torch.tensor([token for token in prompt if token < seen_BV.shape[1]], dtype=torch.long)] = True
+    return seen_BV
 
 
 def _generators(prompts: list[list[int]], seed: int) -> list[torch.Generator]:
@@ -144,7 +125,8 @@ def _generators(prompts: list[list[int]], seed: int) -> list[torch.Generator]:
     return generators
 
 
-def _check(prompts: list[list[int]], vocab_size: int) -> None:
+def check_prompts(prompts: list[list[int]], vocab_size: int) -> None:
+    """Each prompt has tokens, and the model knows them."""
     for row, prompt in enumerate(prompts):
         if not prompt:
             raise UserError(f"prompt {row} is empty: begin it with the end-of-document token")
@@ -153,16 +135,23 @@ def _check(prompts: list[list[int]], vocab_size: int) -> None:
             raise UserError(f"prompt {row} holds the token {wrong}, but the model's vocabulary has {vocab_size} tokens")
 
 
-def _fit(model: Skeleton, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], list[int]]:
+def fit(model: Skeleton, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], list[int]]:
     """The prompts, and for each the number of new tokens, that the model's positions allow."""
     # The last new token is never fed back, so it needs no position.
     room = model.spec.max_positions + 1
     widest = max(map(len, prompts))
+    limit = model.position_limit
+    if model.spec.graph == "encoder_decoder":  # both sides have positions of their own; the start token takes one
+        if limit is not None and max(widest, max_tokens) > limit:
+            raise UserError(
+                f"a prompt of {widest} tokens and an answer of {max_tokens} do not fit into {limit} learned positions"
+            )
+        return prompts, [max_tokens] * len(prompts)
     if widest + max_tokens <= room:
         return prompts, [max_tokens] * len(prompts)
-    if model.position_limit is not None:
+    if limit is not None:
         raise UserError(
-            f"a prompt of {widest} tokens and {max_tokens} new ones do not fit into the model's {model.position_limit} "
+            f"a prompt of {widest} tokens and {max_tokens} new ones do not fit into the model's {limit} "
             f"learned positions: shorten the prompt or ask for at most {max(0, room - widest)} tokens"
         )
     kept = max(room - max_tokens, room // 2)

@@ -1,12 +1,38 @@
 """From logits to the next token: pure functions, all randomness comes in as numbers.
 
-Filters apply in the order temperature, top-k, top-p, each to what the one before left.
+Filters apply in the order repetition penalty, temperature, top-k, top-p, min-p, each to what the one before left.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn from a model's distribution."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0: always the most likely token."""
+    top_k: int | None = None
+    """Draw among that many most likely tokens; None: among all."""
+    top_p: float | None = None
+    """Draw among the fewest most likely tokens whose probabilities add up to it; None: no limit."""
+    min_p: float | None = None
+    """Draw among tokens at least that share as likely as the most likely one; None: no limit."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that stand in the row already are divided by it if positive, multiplied if negative; 1: left alone."""
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Make the seen tokens less likely, whatever the sign of their logits (Keskar et al. 2019, section 4.1)."""
+    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
@@ -28,13 +54,21 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
     return logits_BV.masked_fill(dropped_BV, float("-inf"))
 
 
-def distribution(logits_BV: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def keep_min_p(logits_BV: Tensor, p: float) -> Tensor:
+    """-inf at tokens less likely than p times the most likely one (Nguyen et al. 2024)."""
+    probabilities_BV = logits_BV.softmax(-1)
+    return logits_BV.masked_fill(probabilities_BV < p * probabilities_BV.amax(-1, keepdim=True), float("-inf"))
+
+
+def distribution(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """The probabilities [B, V] that tokens are drawn from, in float64; temperature above 0."""
-    logits_BV = logits_BV.double() / temperature
-    if top_k is not None:
-        logits_BV = keep_top_k(logits_BV, top_k)
-    if top_p is not None:
-        logits_BV = keep_top_p(logits_BV, top_p)
+    logits_BV = logits_BV.double() / sampling.temperature
+    if sampling.top_k is not None:
+        logits_BV = keep_top_k(logits_BV, sampling.top_k)
+    if sampling.top_p is not None:
+        logits_BV = keep_top_p(logits_BV, sampling.top_p)
+    if sampling.min_p is not None:
+        logits_BV = keep_min_p(logits_BV, sampling.min_p)
     return logits_BV.softmax(-1)
 
 
@@ -46,8 +80,10 @@ def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     return torch.searchsorted(total_BV, target_B1, right=True)[:, 0].clamp_max(probabilities_BV.shape[-1] - 1)
 
 
-def sample(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Next token ids [B]; temperature 0: the most likely ones."""
-    if temperature == 0:
+def sample(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling, seen_BV: Tensor | None = None) -> Tensor:
+    """Next token ids [B]; temperature 0: the most likely ones. `seen_BV`: tokens that stand in the row already."""
+    if seen_BV is not None:
+        logits_BV = penalize(logits_BV, seen_BV, sampling.repetition_penalty)
+    if sampling.temperature == 0:
         return logits_BV.argmax(-1)
-    return draw(distribution(logits_BV, temperature, top_k, top_p), uniform_B)
+    return draw(distribution(logits_BV, sampling), uniform_B)

@@ -14,6 +14,7 @@ from llmfactory.core.errors import UserError
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.inference.generate import generate
+from llmfactory.inference.sampler import Sampling
 from llmfactory.model.count import parameters, train_flops_per_token
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
@@ -26,11 +27,13 @@ from llmfactory.run.folder import read_result, write_result
 from llmfactory.run.peak import matmul_peak
 from llmfactory.stage.evaluate import compressor_figures, likelihood
 from llmfactory.stage.initial import checkpoint_of, corpus_for
-from llmfactory.stage.spec import Generate, TrainingSpec
+from llmfactory.stage.spec import TrainingSpec
 from llmfactory.tracking.none import NoTracker
 
-SAMPLE = Generate(prompt="", temperature=0.5)
+SAMPLE = Sampling(temperature=0.5, top_k=50)
 """How the sample is drawn: cooler than stage=generate does by default, because a short look should show what was learned."""
+SAMPLE_TOKENS = 200
+"""Longest sample."""
 PROMPT_WORDS = 8
 """Words of a held-out document that the sample begins with."""
 EVALUATION_ROWS = 16
@@ -140,10 +143,8 @@ def sample(job: Job, model: Skeleton, data: Prepared, precision: MeshPrecision) 
         tokens = generate(
             model,
             [prompt],
-            max_tokens=min(SAMPLE.max_tokens, room + 1 - len(prompt)),
-            temperature=SAMPLE.temperature,
-            top_k=SAMPLE.top_k,
-            top_p=SAMPLE.top_p,
+            max_tokens=min(SAMPLE_TOKENS, room + 1 - len(prompt)),
+            sampling=SAMPLE,
             end_id=tokenizer.end_id,
             vocab_size=tokenizer.vocab_size,
             seed=job.seed,

@@ -7,15 +7,16 @@ from typing import Any
 
 from llmfactory.config.spec import Job
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
+from llmfactory.inference.beam import beam_search
 from llmfactory.inference.generate import generate
+from llmfactory.inference.sampler import Sampling
+from llmfactory.inference.text import UNFINISHED, TextStream
+from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import device_type, open_world
 from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.initial import checkpoint_of, load_model, load_tokenizer
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.spec import Generate
-
-UNFINISHED = "\ufffd"
-"""What a character decodes to while some of its bytes are still missing."""
 
 
 class GenerateJob(StageJob):
@@ -31,27 +32,66 @@ class GenerateJob(StageJob):
             precision = job.precision.build(world.device.type)
             model = load_model(job, checkpoint, precision, world)
             tokenizer = load_tokenizer(checkpoint)
-            prompt = [tokenizer.end_id, *tokenizer.encode(spec.prompt)]
-            writer = Writer(tokenizer, shown=world.rank == 0)
+            writer = Writer(shown=world.rank == 0)
             writer.write(spec.prompt)
+            streams = [TextStream(tokenizer, spec.stop) for _ in range(spec.samples)]
+            prompt = [tokenizer.end_id, *tokenizer.encode(spec.prompt)]
             with precision.forward_context():
-                rows = generate(
-                    model,
-                    [prompt] * spec.samples,
-                    max_tokens=spec.max_tokens,
-                    temperature=spec.temperature,
-                    top_k=spec.top_k,
-                    top_p=spec.top_p,
-                    end_id=tokenizer.end_id,
-                    vocab_size=tokenizer.vocab_size,
-                    seed=job.seed,
-                    on_token=writer.token,
-                )
-            writer.finish()
-            texts = [tokenizer.decode(row) for row in rows]
-            for number, text in enumerate(texts[1:], start=2):
-                writer.write(f"\n--- sample {number} of {spec.samples}\n{spec.prompt}{text}\n")
-        return {"checkpoint": str(checkpoint), "prompt": spec.prompt, "texts": texts}
+                continue_prompt(model, tokenizer, prompt, spec, job.seed, streams, writer)
+            for number, stream in enumerate(streams[1:], start=2):
+                writer.write(f"\n--- sample {number} of {spec.samples}\n{spec.prompt}{stream.text}\n")
+        return {"checkpoint": str(checkpoint), "prompt": spec.prompt, "texts": [stream.text for stream in streams]}
+
+
+def continue_prompt(
+    model: Skeleton,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    spec: Generate,
+    seed: int,
+    streams: list[TextStream],
+    writer: Writer,
+) -> None:
+    """Fill a stream for each sample; the first one is written while it comes."""
+
+    def on_token(row: int, token: int) -> bool:
+        shown = streams[row].push(token)
+        if row == 0:
+            writer.write(shown)
+        return streams[row].stopped
+
+    if spec.beams > 1:
+        options = {"beams": spec.beams, "length_penalty": spec.length_penalty, "max_tokens": spec.max_tokens}
+        ends: dict[str, Any] = {"end_id": tokenizer.end_id, "vocab_size": tokenizer.vocab_size}
+        for token in beam_search(model, [prompt], **options, **ends)[0]:  # type: ignore[arg-type]
+            if on_token(0, token):
+                break
+    else:
+        generate(
+            model,
+            [prompt] * len(streams),
+            max_tokens=spec.max_tokens,
+            sampling=sampling_of(spec),
+            end_id=tokenizer.end_id,
+            vocab_size=tokenizer.vocab_size,
+            seed=seed,
+            on_token=on_token,
+        )
+    for row, stream in enumerate(streams):
+        rest = stream.finish()
+        if row == 0:
+            writer.write(rest + "\n")
+
+
+def sampling_of(spec: Generate) -> Sampling:
+    """How tokens are drawn."""
+    return Sampling(
+        temperature=spec.temperature,
+        top_k=spec.top_k,
+        top_p=spec.top_p,
+        min_p=spec.min_p,
+        repetition_penalty=spec.repetition_penalty,
+    )
 
 
 def printable(text: str) -> str:
@@ -60,33 +100,11 @@ def printable(text: str) -> str:
 
 
 class Writer:
-    """Prints text as its tokens arrive; a character whose bytes are not all there waits for the rest.
+    """Prints at once, on one process."""
 
-    Some tokenizers write a token differently at the start of a text, so a token is decoded behind those before it: always
-    from the last place at which the text was whole.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, shown: bool) -> None:
-        self.tokenizer, self.shown = tokenizer, shown
-        self.before: list[int] = []
-        self.pending: list[int] = []
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
 
     def write(self, text: str) -> None:
-        if self.shown:
+        if self.shown and text:
             print(printable(text), end="", flush=True)
-
-    def token(self, row: int, token: int) -> None:
-        if row != 0:
-            return
-        self.pending.append(token)
-        text = self._text()
-        if not text.endswith(UNFINISHED):
-            self.write(text)
-            self.before, self.pending = self.pending, []
-
-    def finish(self) -> None:
-        """End the line; what never became whole is shown as it is."""
-        self.write(self._text() + "\n")
-
-    def _text(self) -> str:
-        return self.tokenizer.decode(self.before + self.pending)[len(self.tokenizer.decode(self.before)) :]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, at_least, between
+from llmfactory.core.spec import Spec, above, at_least, between
 from llmfactory.objective.spec import ObjectiveSpec
 
 if TYPE_CHECKING:
@@ -51,13 +51,43 @@ class Generate(StageSpec):
     """Sample among that many most likely tokens; None: among all."""
     top_p: float | None = None
     """Sample among the fewest most likely tokens whose probabilities add up to it; None: no limit."""
+    min_p: float | None = None
+    """Sample among tokens at least that share as likely as the most likely one; None: no limit."""
+    repetition_penalty: float = 1.0
+    """Makes tokens that stand in the text already less likely; 1: leaves them alone."""
+    stop: list[str] = field(default_factory=list)
+    """Texts at which a continuation ends; they are not part of it."""
     samples: int = 1
     """Continuations to write."""
+    beams: int = 1
+    """Beam search: keep that many most likely continuations at each length and write the best; 1: sample."""
+    length_penalty: float = 1.0
+    """Beam search scores a continuation by log p / length^length_penalty: more favors long ones."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from at_least(self, 1, "max_tokens", "top_k", "samples")
+        yield from at_least(self, 1, "max_tokens", "top_k", "samples", "beams")
         yield from at_least(self, 0.0, "temperature")
         yield from between(self, 0.01, 1.0, "top_p")
+        yield from between(self, 0.0, 1.0, "min_p")
+        yield from above(self, 0.0, "repetition_penalty", repair=1.0)
+        if self.beams > 1:
+            yield from self._sampling_with_beams()
+        elif self.length_penalty != 1.0:
+            yield Problem("length_penalty", self.length_penalty, "it scores beams, and beams=1 has none", "length_penalty=1.0")
+
+    def _sampling_with_beams(self) -> Iterator[Problem]:
+        """Beam search draws nothing, so what says how to draw would do nothing."""
+        for name, neutral, repair in (
+            ("temperature", 0.0, "0"),
+            ("top_k", None, "null"),
+            ("top_p", None, "null"),
+            ("min_p", None, "null"),
+            ("repetition_penalty", 1.0, "1.0"),
+            ("samples", 1, "1"),
+        ):
+            if getattr(self, name) != neutral:
+                reason = f"beam search (beams={self.beams}) takes the most likely continuation and draws nothing"
+                yield Problem(name, getattr(self, name), reason, f"{name}={repair}")
 
     def build(self) -> StageJob:
         from llmfactory.stage.generate import GenerateJob

@@ -5,14 +5,15 @@ import torch
 
 from llmfactory.core.context import CausalMask, Context, FullMask
 from llmfactory.core.errors import UserError
+from llmfactory.inference import sampler
 from llmfactory.inference.cache import KvCache
 from llmfactory.inference.generate import generate
-from llmfactory.inference.sampler import sample
+from llmfactory.inference.sampler import Sampling, sample
 from llmfactory.model.position.spec import Learned
 
 PROMPTS = [[5, 6, 7], [1], [9, 8, 7, 6, 5, 4, 3, 2], [11, 12, 13, 14, 15]]
-GREEDY = {"max_tokens": 12, "temperature": 0.0}
-SAMPLED = {"max_tokens": 12, "temperature": 1.5, "top_k": 20, "top_p": 0.95, "seed": 4}
+GREEDY = {"max_tokens": 12, "sampling": sampler.GREEDY}
+SAMPLED = {"max_tokens": 12, "sampling": Sampling(temperature=1.5, top_k=20, top_p=0.95), "seed": 4}
 
 
 def full_logits(model, tokens):
@@ -71,8 +72,8 @@ def test_sampling_follows_the_distribution(model):
     from llmfactory.inference.sampler import distribution
 
     with torch.no_grad():
-        want = distribution(full_logits(model, PROMPTS[0]), 1.0, 4, None)[0]
-    tokens = [row[0] for row in generate(model, [PROMPTS[0]] * 3000, max_tokens=1, temperature=1.0, top_k=4)]
+        want = distribution(full_logits(model, PROMPTS[0]), Sampling(top_k=4))[0]
+    tokens = [row[0] for row in generate(model, [PROMPTS[0]] * 3000, max_tokens=1, sampling=Sampling(top_k=4))]
     got = torch.bincount(torch.tensor(tokens), minlength=61) / 3000
     torch.testing.assert_close(got.double(), want, rtol=0, atol=0.04)
 
@@ -133,7 +134,7 @@ def test_the_last_position_can_be_used(model):
     """The last new token is never read, so a prompt and n new tokens need one position less than their sum."""
     prompt = [token % 61 for token in range(30)]
     with torch.no_grad():
-        assert generate(model, [prompt], max_tokens=11, temperature=0.0) == [reference(model, prompt, 11)]
+        assert generate(model, [prompt], max_tokens=11, sampling=sampler.GREEDY) == [reference(model, prompt, 11)]
 
 
 def test_more_tokens_than_positions(model):
@@ -144,17 +145,17 @@ def test_more_tokens_than_positions(model):
         return
     # Half of the 41 places stay with the prompt: its last 29 and 12 new ones fit.
     with pytest.warns(UserWarning, match="rows of 40 tokens: prompts keep their last 29"):
-        got = generate(model, [prompt, [3]], max_tokens=12, temperature=0.0)
+        got = generate(model, [prompt, [3]], max_tokens=12, sampling=sampler.GREEDY)
     with torch.no_grad():
         assert got == [reference(model, prompt[-29:], 12), reference(model, [3], 12)]
     with pytest.warns(UserWarning, match="prompts keep their last 20"):
-        got = generate(model, [prompt, [3]], max_tokens=500, temperature=0.0)
+        got = generate(model, [prompt, [3]], max_tokens=500, sampling=sampler.GREEDY)
     assert [len(row) for row in got] == [21, 40]
 
 
 def test_greedy_sampling_agrees_with_top_k_of_one(model):
-    assert generate(model, PROMPTS, max_tokens=8, temperature=0.7, top_k=1) == generate(
-        model, PROMPTS, max_tokens=8, temperature=0.0
+    assert generate(model, PROMPTS, max_tokens=8, sampling=Sampling(temperature=0.7, top_k=1)) == generate(
+        model, PROMPTS, max_tokens=8, sampling=sampler.GREEDY
     )
 
 
@@ -166,7 +167,7 @@ def test_uniform_numbers_stay_with_their_row(model):
     assert generate(model, PROMPTS, **SAMPLED, end_id=end_id) == cut
     assert len({len(row) for row in cut}) > 1
     logits = torch.zeros(1, 4)
-    assert sample(logits, torch.tensor([0.6]), 1.0, None, None).tolist() == [2]
+    assert sample(logits, torch.tensor([0.6]), Sampling()).tolist() == [2]
 
 
 def test_ids_beyond_the_tokenizer_are_never_chosen(model):
@@ -177,3 +178,28 @@ def test_ids_beyond_the_tokenizer_are_never_chosen(model):
     assert len(drawn) > 2
     free = generate(model, [[1, 2]] * 20, max_tokens=10, seed=1)
     assert max(token for row in free for token in row) >= 7
+
+
+def test_a_row_ends_where_the_caller_says(model):
+    """Others go on as if it were not there."""
+    whole = generate(model, PROMPTS, **GREEDY)
+    ended = generate(model, PROMPTS, **GREEDY, on_token=lambda row, token: row == 1 and token == whole[1][2])
+    assert ended == [whole[0], whole[1][: whole[1].index(whole[1][2]) + 1], *whole[2:]]
+
+
+def test_the_penalty_sees_prompt_and_answer(model):
+    """Each step is a full forward, and the tokens of the row so far are penalized."""
+    def penalized(prompt):
+        new = []
+        for _ in range(20):
+            logits = full_logits(model, prompt + new)
+            for token in set(prompt + new):
+                logits[0, token] = logits[0, token] / 3 if logits[0, token] > 0 else logits[0, token] * 3
+            new.append(int(logits.argmax()))
+        return new
+
+    with torch.no_grad():
+        want = [penalized(prompt) for prompt in PROMPTS]
+    options = {"max_tokens": 20, "sampling": Sampling(temperature=0.0, repetition_penalty=3.0)}
+    assert generate(model, PROMPTS, **options) == want
+    assert want != generate(model, PROMPTS, max_tokens=20, sampling=sampler.GREEDY)

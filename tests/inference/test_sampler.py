@@ -3,7 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmfactory.inference.sampler import distribution, draw, keep_top_k, keep_top_p, sample
+from llmfactory.inference.sampler import (
+    GREEDY,
+    Sampling,
+    distribution,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalize,
+    sample,
+)
 
 INF = float("inf")
 
@@ -25,7 +35,7 @@ def test_top_p_keeps_the_fewest_that_reach_it(p, kept):
 def test_distribution_is_the_plain_formula():
     """Against loops: divide, keep k, keep p of what is left, normalize."""
     logits = 2 * torch.randn(5, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    got = distribution(logits, 0.7, 8, 0.9)
+    got = distribution(logits, Sampling(temperature=0.7, top_k=8, top_p=0.9))
     for row in range(5):
         scaled = [float(value) / 0.7 for value in logits[row]]
         order = sorted(range(20), key=lambda token: -scaled[token])[:8]
@@ -65,8 +75,27 @@ def test_frequencies():
 def test_temperature():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     uniform = torch.tensor([0.999])
-    assert sample(logits, uniform, 0.0, None, None).tolist() == [1]
-    assert float(distribution(logits, 0.01, None, None)[0, 1]) > 0.999
+    assert sample(logits, uniform, GREEDY).tolist() == [1]
+    assert float(distribution(logits, Sampling(temperature=0.01))[0, 1]) > 0.999
     torch.testing.assert_close(
-        distribution(logits, 1e6, None, None), torch.full((1, 3), 1 / 3, dtype=torch.float64), rtol=0, atol=1e-5
+        distribution(logits, Sampling(temperature=1e6)), torch.full((1, 3), 1 / 3, dtype=torch.float64), rtol=0, atol=1e-5
     )
+
+
+def test_min_p_keeps_what_is_likely_beside_the_most_likely():
+    logits = torch.tensor([[0.5, 0.24, 0.25, 0.01]], dtype=torch.float64).log()
+    assert keep_min_p(logits, 0.49).isfinite().tolist() == [[True, False, True, False]]
+    assert keep_min_p(logits, 0.0).isfinite().all()
+    assert distribution(logits, Sampling(min_p=0.49))[0].tolist() == pytest.approx([2 / 3, 0, 1 / 3, 0])
+
+
+def test_the_penalty_makes_seen_tokens_less_likely():
+    logits = torch.tensor([[2.0, -2.0, 3.0]])
+    seen = torch.tensor([[True, True, False]])
+    assert penalize(logits, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
+    assert sample(
+        torch.tensor([[2.0, 1.5]]),
+        torch.zeros(1),
+        Sampling(temperature=0.0, repetition_penalty=2.0),
+        torch.tensor([[True, False]]),
+    ).tolist() == [1]

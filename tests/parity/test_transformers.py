@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from llmfactory.core.context import CausalMask, Context, DocumentMask
 from llmfactory.inference.generate import generate
+from llmfactory.inference.sampler import GREEDY
 
 
 def close(got, want, tolerance=1e-5):
@@ -69,5 +70,5 @@ def test_cached_decoding(pair):
     )[:, width:]
     # min_new_tokens forbids token 0, the end: so does a bias here.
     pair.ours.head.register_forward_hook(lambda module, inputs, output: output.index_fill(-1, torch.tensor([0]), float("-inf")))
-    got = generate(pair.ours, prompts, max_tokens=15, temperature=0.0)
+    got = generate(pair.ours, prompts, max_tokens=15, sampling=GREEDY)
     assert got == want.tolist()

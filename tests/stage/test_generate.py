@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from llmfactory.core.errors import ConfigError, UserError
-from llmfactory.data.tokenizer.bytes import ByteTokenizer
+from llmfactory.inference.sampler import Sampling
 from llmfactory.stage import generate as generate_module
-from llmfactory.stage.generate import Writer, printable
+from llmfactory.stage.generate import printable
 from llmfactory.stage.spec import Generate
 
 
@@ -43,12 +43,11 @@ def test_the_options_reach_the_sampler(job, monkeypatch):
         return [[65] for _ in prompts]
 
     monkeypatch.setattr(generate_module, "generate", fake)
-    run(job, max_tokens=7, temperature=0.25, top_k=3, top_p=0.5, samples=2)
-    assert {name: asked[name] for name in ("max_tokens", "temperature", "top_k", "top_p", "seed")} == {
+    run(job, max_tokens=7, temperature=0.25, top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.5, samples=2)
+    sampling = Sampling(temperature=0.25, top_k=3, top_p=0.5, min_p=0.1, repetition_penalty=1.5)
+    assert {name: asked[name] for name in ("max_tokens", "sampling", "seed")} == {
         "max_tokens": 7,
-        "temperature": 0.25,
-        "top_k": 3,
-        "top_p": 0.5,
+        "sampling": sampling,
         "seed": job.seed,
     }
     assert len(asked["prompts"]) == 2
@@ -63,17 +62,31 @@ def test_what_is_missing_is_named(job, tmp_path):
         run(job)
 
 
-def test_a_character_is_written_when_its_bytes_are_all_there(capsys):
-    writer = Writer(ByteTokenizer(), shown=True)
-    shown = []
-    for byte in "aü€b".encode() + b"\xc3":
-        writer.token(0, byte)
-        writer.token(1, 65)
-        shown.append(capsys.readouterr().out)
-    assert shown == ["a", "", "ü", "", "", "€", "b", ""]
-    writer.finish()
-    assert capsys.readouterr().out == "\ufffd\n"
-
-
 def test_a_terminal_obeys_nothing_that_a_model_writes():
     assert printable("a\x1b[2Jb\n\tü\r") == "a\ufffd[2Jb\n\tü\ufffd"
+
+
+def test_stop_strings_end_a_continuation(job, capsys):
+    whole = run(job, max_tokens=40)["texts"][0]
+    stop = whole[5:7]
+    text = run(job, max_tokens=40, stop=[stop])["texts"][0]
+    assert text == whole[: whole.index(stop)]
+    assert capsys.readouterr().out.endswith(f"The{printable(text)}\n")
+
+
+def test_beams(job, capsys):
+    greedy = {"temperature": 0.0, "top_k": None}
+    best = [run(job, beams=3, length_penalty=penalty, **greedy)["texts"] for penalty in (1.0, 1.0)]
+    assert best[0] == best[1]
+    assert capsys.readouterr().out == 2 * f"The{printable(best[0][0])}\n"
+    with pytest.raises(ConfigError, match="beam search"):
+        run(job, beams=3)
+    with pytest.raises(ConfigError, match="beams=1 has none"):
+        run(job, length_penalty=2.0)
+
+
+def test_the_length_penalty_reaches_the_search(job, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(generate_module, "beam_search", lambda model, prompts, **options: asked.update(options) or [[65]])
+    run(job, beams=3, length_penalty=0.5, temperature=0.0, top_k=None)
+    assert (asked["beams"], asked["length_penalty"]) == (3, 0.5)
