@@ -28,9 +28,11 @@ class Summary:
     """Member number and error."""
 
 
-def write_summary(folder: Path, varied: Sequence[str], objective: str) -> Summary:
-    """`varied` are the swept keys, in the order of the command line."""
+def write_summary(folder: Path, varied: Sequence[str], objective: str, count: int | None = None) -> Summary:
+    """`varied` are the swept keys, in the order of the command line; `count`: of members, where it is known (others are an
+    earlier command's)."""
     members = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    members = [path for path in members if count is None or int(path.name) < count]
     rows = [row for row in (_row(member, varied) for member in members) if row is not None]
     rows.sort(key=lambda row: _number(row.get(objective)))
     shown = [name for name in (objective, *FIGURES) if any(row.get(name) is not None for row in rows)]

@@ -26,10 +26,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from llmfactory.config.arguments import parse
+from llmfactory.config.choices import wants_group
 from llmfactory.config.compose import Composed, compose_job, search_path
+from llmfactory.config.register import groups, option_folders, packages
+from llmfactory.config.values import plugins_of
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.run.folder import CONFIG, claim, settle_name, write_overrides, write_result
 from llmfactory.run.members import Findings, combinations, compose_all, corners, typed
@@ -66,21 +70,27 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
     composed = compose_all(members, config_dirs)
     if any(isinstance(one.job.stage, Describe) for one in composed):
         raise ConfigError([Problem("stage", "describe", "prints one config, so there is nothing to sweep", "stage=pretrain")])
+    check_hydras(options, hydra)
     folder = make_folder(composed[0], parsed)
     if basic:
         check_folders(folder, members, composed)
         print(f"sweep folder: {folder}, {len(members)} members, all checked", flush=True)
     else:
         print(f"sweep folder: {folder}", flush=True)
-    varied = [override.get_key_element() for override in task if override.is_sweep_override()]
+    varied = [unmarked(override.get_key_element()) for override in task if override.is_sweep_override()]
+    known = groups(option_folders(config_dirs, packages(config_dirs, plugins_of(arguments))))
+    values = {text for one, text in zip(arguments, overrides, strict=True) if not wants_group(one, known) and not one.deletes}
+    # `++`: what exists only through `init` is no key to Hydra; ours have been checked.
+    handed = [f"++{unmarked(line)}" if line in values else line for line in lines(task)]
     try:
-        through_hydra([*lines(task), *lines(hydra)], RunMember(str(folder), tuple(map(str, config_dirs))), config_dirs)
+        through_hydra([*handed, *lines(hydra)], RunMember(str(folder), tuple(map(str, config_dirs))), config_dirs)
     finally:
-        summary = write_summary(folder, varied, OBJECTIVE)
+        summary = write_summary(folder, varied, OBJECTIVE, len(members) if basic else None)
     for number, error in summary.failed.items():
         print(f"member {number} failed: {error}", file=sys.stderr)
     if summary.best is not None:
-        print(f"best: llmfactory {shlex.join(summary.best)}")
+        places = [word for config_dir in config_dirs for word in ("--config-dir", str(config_dir))]
+        print(f"best: llmfactory {shlex.join([*places, *summary.best])}")
     print(f"summary: {folder / 'summary.html'}", flush=True)
     return 1 if summary.failed else 0
 
@@ -88,6 +98,36 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
 def is_hydras(override: Override) -> bool:
     """Whether it is about Hydra itself: its sweeper, its launcher."""
     return override.get_key_element().lstrip("+~").startswith(("hydra/", "hydra."))
+
+
+def unmarked(key: str) -> str:
+    """Without `+` and `++`, which mean the same as nothing here."""
+    return key.lstrip("+")
+
+
+PACKAGES = {
+    "optuna": "hydra-optuna-sweeper",
+    "submitit": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+    "joblib": "hydra-joblib-launcher",
+}
+"""What to install for Hydra's plugins, by the beginning of their options' names."""
+
+
+def check_hydras(options: ConfigLoaderImpl, hydra: Sequence[Override]) -> None:
+    """Its launcher and sweeper are installed, its settings exist. Raises ConfigError."""
+    for override in hydra:
+        key, value = unmarked(override.get_key_element()), override.value()
+        if key in ("hydra/launcher", "hydra/sweeper") and value not in options.get_group_options(key):
+            package = next((package for name, package in PACKAGES.items() if str(value).startswith(name)), None)
+            known = ", ".join(options.get_group_options(key))
+            reason = f"is not installed: there are {known}" + (f"; pip install {package}" if package else "")
+            raise ConfigError([Problem(key, value, reason, f"{key}=basic")])
+    try:
+        options.load_configuration("config", [*QUIET, *lines(hydra)], RunMode.MULTIRUN)
+    except HydraException as error:
+        line = " ".join(lines(hydra))
+        raise ConfigError([Problem("hydra", line, f"Hydra does not take it: {str(error).splitlines()[0]}")]) from error
 
 
 def lines(overrides: Sequence[Override]) -> list[str]:
@@ -154,7 +194,7 @@ class RunMember:
         from llmfactory.run.start import start  # loads torch, which a wrong config need not wait for
 
         cfg = HydraConfig.get()
-        overrides = [str(override) for override in OmegaConf.to_container(cfg.overrides.task) or ()]
+        overrides = [unmarked(str(override)) for override in OmegaConf.to_container(cfg.overrides.task) or ()]
         number = int(cfg.job.num)
         print(f"\nmember {number}: {shlex.join(overrides)}", flush=True)
         try:

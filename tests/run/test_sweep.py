@@ -121,6 +121,51 @@ def test_what_cannot_be_swept(common):
         sweep([*common, "optim.lr=[1"])
 
 
+def test_keys_that_come_with_init_can_be_swept(common, tmp_path, capsys):
+    """`data.source.bad_share` is a key of the run's text files; the config's own pydocs has none."""
+    start(compose_job([*common, "name=first"]))
+    rest = [f"init={tmp_path}/outputs/first", f"output_dir={tmp_path}/outputs", "trainer.max_steps=1", "trainer.sample=false"]
+    rest += ["trainer.batch_size=4", "trainer.eval_every=1"]
+    assert sweep([*rest, "name=s", "data.source.bad_share=0.1,0.2", "+seed=3,4"]) == 0
+    rows = table(tmp_path / "outputs" / "s")
+    assert {(row["data.source.bad_share"], row["seed"]) for row in rows} == {
+        ("0.1", "3"),
+        ("0.1", "4"),
+        ("0.2", "3"),
+        ("0.2", "4"),
+    }
+    assert all(row["status"] == "finished" for row in rows)
+    # With fewer values the same folder holds what this command asks for, and the rest is not counted.
+    assert sweep([*rest, "name=s", "data.source.bad_share=0.1", "+seed=3,4"]) == 0
+    assert len(table(tmp_path / "outputs" / "s")) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "hydra/launcher=submitit_slurm",
+            r"hydra/launcher = 'submitit_slurm': is not installed.*pip install hydra-submitit-launcher",
+        ),
+        ("hydra/sweeper=optuna", r"pip install hydra-optuna-sweeper"),
+        ("hydra/launcher=nope", r"is not installed: there are basic"),
+        ("hydra.sweeper.nope=1", r"Hydra does not take it: .*nope"),
+    ],
+)
+def test_a_plugin_that_is_not_there_is_named_before_a_folder_is_made(common, tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep([*common, "name=s", "seed=1,2", override])
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_best_member_s_command_names_the_config_folders(common, tmp_path, capsys):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    text = (Path(__file__).parents[2] / "conf/model/llama_tiny.yaml").read_text()
+    (tmp_path / "mine" / "model" / "own.yaml").write_text(text)
+    assert sweep([*common, "name=s", "model=own", "optim.lr=1e-3,3e-3"], [tmp_path / "mine"]) == 0
+    assert f"best: llmfactory --config-dir {tmp_path}/mine " in capsys.readouterr().out
+
+
 def parsed(*overrides):
     options = ConfigLoaderImpl(search_path())
     return OverridesParser.create(config_loader=options).parse_overrides(list(overrides))
