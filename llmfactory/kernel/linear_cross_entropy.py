@@ -3,7 +3,8 @@
 The logits [N, V] of a large vocabulary are the largest tensor of a training step. Their loss needs only one row at a
 time, so rows are taken in chunks: logits of a chunk, its loss, and at once the gradients with respect to the chunk's hidden
 vectors and to the head, which backward then merely scales (Hsu et al. 2024, Liger Kernel, section 3.2). The gradient of a
-row's smoothed cross-entropy with respect to its logits z is softmax(z) - (1 - e) onehot(label) - e / V.
+row's smoothed cross-entropy with respect to its logits z is softmax(z) - (1 - e) onehot(label) - e / V. Where logits are
+capped, z = c tanh(y / c) (Gemma 2), it is multiplied by dz/dy = 1 - tanh(y / c)^2.
 
 Chunks below 128 rows lose more to re-reading the head's gradient than they win. Products run in autocast's dtype where
 autocast is on; softmax, loss and the accumulated gradient of the head are at least float32.
@@ -34,10 +35,14 @@ def reference(
     bias_V: Tensor | None = None,
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    softcap: float | None = None,
 ) -> Tensor:
     """The same number by plain means: sum over tokens of weight x smoothed cross-entropy; ignored labels count nothing."""
     logits_NV = torch.nn.functional.linear(hidden.flatten(0, -2), weight_VD, bias_V)
-    logp_NV = logits_NV.to(_accumulator(logits_NV.dtype)).log_softmax(-1)
+    logits_NV = logits_NV.to(_accumulator(logits_NV.dtype))
+    if softcap is not None:
+        logits_NV = softcap * (logits_NV / softcap).tanh()
+    logp_NV = logits_NV.log_softmax(-1)
     labels_N = labels.flatten()
     kept_N = labels_N != IGNORE
     nll_N = -logp_NV.gather(-1, labels_N.where(kept_N, 0)[:, None])[:, 0]
@@ -54,12 +59,13 @@ def linear_cross_entropy(
     bias_V: Tensor | None = None,
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    softcap: float | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
-    """Sum over tokens of weight x smoothed cross-entropy of `labels` under softmax(hidden @ weight.T + bias).
+    """Sum over tokens of weight x smoothed cross-entropy of `labels` under softmax(z), z = hidden @ weight.T + bias.
 
-    `hidden` [..., D], `labels` [...] (`IGNORE` where there is no target), `weights` [...] or None for all ones. A scalar in
-    float32 or better. Differentiable once, with respect to hidden, weight and bias.
+    `hidden` [..., D], `labels` [...] (`IGNORE` where there is no target), `weights` [...] or None for all ones. With
+    `softcap` c, z becomes c tanh(z / c). A scalar in float32 or better. Differentiable once, with respect to hidden, weight and bias.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -68,7 +74,7 @@ def linear_cross_entropy(
     rows = chunk_rows or _rows(hidden.device.type, weight_VD.shape[0])
     scale = None if weights is None else weights.flatten()
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, -2), weight_VD, bias_V, labels.flatten(), scale, label_smoothing, rows, dtype
+        hidden.flatten(0, -2), weight_VD, bias_V, labels.flatten(), scale, label_smoothing, softcap, rows, dtype
     )
     return loss
 
@@ -91,6 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels_N: Tensor,
         weights_N: Tensor | None,
         smoothing: float,
+        softcap: float | None,
         rows: int,
         dtype: torch.dtype,
     ) -> Tensor:
@@ -113,6 +120,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits_CV = h_CD @ w_VD.t()
                 if bias_V is not None:
                     logits_CV = logits_CV.to(exact) + bias_V.to(exact)
+                if softcap is not None:
+                    tanh_CV = (logits_CV.to(exact) / softcap).tanh_()
+                    logits_CV = softcap * tanh_CV
                 logp_CV = torch.log_softmax(logits_CV, -1, dtype=exact)
                 loss_C1 = logp_CV.gather(-1, target_C1).mul_(smoothing - 1)
                 if smoothing:
@@ -124,6 +134,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if smoothing:
                     grad_CV -= smoothing / vocab_size
                 grad_CV.scatter_add_(-1, target_C1, torch.full_like(loss_C1, smoothing - 1))
+                if softcap is not None:
+                    grad_CV *= tanh_CV.square_().neg_().add_(1)
                 grad_low_CV = grad_CV.to(dtype)
                 # The weight of a token scales D numbers here instead of V there.
                 if grad_hidden is not None:
@@ -147,4 +159,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad is None else grad.to(dtype) * grad_loss
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)

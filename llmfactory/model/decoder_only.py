@@ -45,4 +45,4 @@ class Decoder(Tower, Skeleton):
 
     def train_flops_per_token(self, seq_len: int) -> float:
         attention = sum(kind.attention.score_width(self.spec.dim) for kind in self.spec.kinds())
-        return 3 * 2 * (self.head.weight.numel() + self.blocks_visited() + attention * seq_len / 2)
+        return 3 * 2 * (self.head.visited() + self.blocks_visited() + attention * seq_len / 2)

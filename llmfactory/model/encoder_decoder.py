@@ -111,5 +111,5 @@ class EncoderDecoderModel(Skeleton):
         both_ways = sum(kind.attention.score_width(dim) for kind in self.spec.encoder.kinds())
         both_ways += decoder.n_layers * (decoder.cross.score_width(dim) if decoder.cross else 0)
         causal = sum(kind.attention.score_width(dim) for kind in decoder.kinds())
-        matrices = self.head.weight.numel() + self.encoder.blocks_visited() + self.decoder.blocks_visited()
+        matrices = self.head.visited() + self.encoder.blocks_visited() + self.decoder.blocks_visited()
         return 3 * 2 * (matrices + (both_ways + causal / 2) * seq_len)

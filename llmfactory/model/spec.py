@@ -100,6 +100,9 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
         for name in self.others:
             if name not in self.pattern:
                 yield Problem(f"others.{name}", name, "no layer is of this kind", f"pattern=[{BASE},{name}]")
+        if self.cross is not None and not self.block.takes_cross:
+            reason = "has no place for attention to an encoder's output: pick pre_norm, post_norm or sandwich"
+            yield Problem("block", stem(type(self.block)), reason)
         if len(self.pattern) > self.n_layers:
             reason = f"names more layers than the {self.n_layers} that there are"
             yield Problem("pattern", self.pattern, reason, f"n_layers={len(self.pattern)}")
@@ -128,6 +131,11 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
         return [named.get(names[layer % len(names)], base) for layer in range(self.n_layers)]
 
 
+def head_problems(head: HeadSpec, embedding: EmbeddingSpec, dim: int) -> Iterator[Problem]:
+    """Whether the head can borrow the embedding's vectors, in a model of width `dim`."""
+    yield from (problem.below("head") for problem in head.problems_at_embedding(embedding.vector_width(dim), dim))
+
+
 @dataclass(kw_only=True, slots=True)
 class DecoderOnly(TowerSpec, ModelSpec):
     """A stack of causal self-attention blocks (Radford et al. 2018): GPT, LLaMA and their kin."""
@@ -141,6 +149,7 @@ class DecoderOnly(TowerSpec, ModelSpec):
         yield from ModelSpec.problems(self)
         yield from TowerSpec.problems(self)
         yield from self.problems_at_width(self.dim)
+        yield from head_problems(self.head, self.embedding, self.dim)
         if self.cross is not None:
             yield Problem("cross", stem(type(self.cross)), "there is no encoder to attend to", "model=<an encoder-decoder>")
 
@@ -170,6 +179,7 @@ class EncoderDecoder(ModelSpec):
     def problems(self) -> Iterator[Problem]:
         yield from ModelSpec.problems(self)
         yield from above(self, 0.0, "embedding_std", repair=1.0)
+        yield from head_problems(self.head, self.embedding, self.dim)
         for name, tower in (("encoder", self.encoder), ("decoder", self.decoder)):
             yield from (problem.below(name) for problem in tower.problems_at_width(self.dim))
         if self.encoder.cross is not None:

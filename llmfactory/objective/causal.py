@@ -35,6 +35,7 @@ class CausalObjective(Objective):
             bias_V=outputs.head.bias,
             weights=batch.get("weights"),
             label_smoothing=self.label_smoothing,
+            softcap=outputs.head.softcap,
         )
         return {"loss": (total, self.denominators(batch)["loss"])}
 

@@ -34,6 +34,11 @@ class Head(Protocol):
         """[V], or None."""
         ...
 
+    @property
+    def softcap(self) -> float | None:
+        """Logits z become softcap * tanh(z / softcap); None: they stay."""
+        ...
+
     def features(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., D], what the matrix is multiplied with."""
         ...

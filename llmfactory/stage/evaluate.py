@@ -69,7 +69,8 @@ def likelihood(model: Skeleton, rows: Rows, precision: MeshPrecision, world: Wor
         with precision.forward_context():
             hidden = model(here["tokens"], model.context(here, rows.isolated))
             head = model.head
-            nll += linear_cross_entropy(head.features(hidden), head.weight, here["labels"], bias_V=head.bias).item()
+            features, labels = head.features(hidden), here["labels"]
+            nll += linear_cross_entropy(features, head.weight, labels, bias_V=head.bias, softcap=head.softcap).item()
     model.train(was_training)
     total_nll, total_targets = world.sum_numbers([nll, float(targets)])
     return Likelihood(total_nll, int(total_targets))

@@ -48,6 +48,39 @@ def test_equals_the_reference_in_float64(chunk_rows: int, label_smoothing: float
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("softcap", [0.5, 3.0, 30.0])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_capped_logits(softcap: float, label_smoothing: float) -> None:
+    """Against autograd through c tanh(z / c), where the cap bends the logits much and hardly."""
+    arguments = inputs(weighted=True)
+    ours = gradients(linear_cross_entropy, arguments, label_smoothing=label_smoothing, softcap=softcap, chunk_rows=4)
+    plain = gradients(reference, arguments, label_smoothing=label_smoothing, softcap=softcap)
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    logits = torch.nn.functional.linear(arguments["hidden"], arguments["weight_VD"], arguments["bias_V"])
+    capped = torch.nn.functional.cross_entropy(
+        softcap * torch.tanh(logits / softcap),
+        arguments["labels"].where(arguments["labels"] != IGNORE, 0),
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    kept = arguments["weights"] * (arguments["labels"] != IGNORE)
+    torch.testing.assert_close(ours[0], (capped * kept).sum().detach(), rtol=1e-12, atol=0)
+    uncapped = linear_cross_entropy(**arguments, label_smoothing=label_smoothing).detach()
+    assert not torch.isclose(ours[0], uncapped, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_capped_logits_under_autocast(dtype: torch.dtype) -> None:
+    arguments = inputs(torch.float32)
+    plain = gradients(reference, arguments, softcap=2.0)
+    with torch.autocast("cpu", dtype=dtype):
+        ours = gradients(linear_cross_entropy, arguments, softcap=2.0, chunk_rows=4)
+        usual = gradients(reference, arguments, softcap=2.0)
+    for one, other, same_format in zip(ours, plain, usual, strict=True):
+        assert (one - other).norm() <= 2 * (same_format - other).norm() + 1e-6 * other.norm()
+
+
 def test_the_reference_is_torch_cross_entropy() -> None:
     arguments = inputs()
     logits = torch.nn.functional.linear(arguments["hidden"], arguments["weight_VD"], arguments["bias_V"])
@@ -157,8 +190,8 @@ def test_never_holds_all_logits() -> None:
 def test_compiles_without_a_graph_break() -> None:
     arguments = inputs(torch.float32)
     compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
-    ours = gradients(compiled, arguments, label_smoothing=0.1, chunk_rows=4)
-    for one, other in zip(ours, gradients(reference, arguments, label_smoothing=0.1), strict=True):
+    ours = gradients(compiled, arguments, label_smoothing=0.1, softcap=3.0, chunk_rows=4)
+    for one, other in zip(ours, gradients(reference, arguments, label_smoothing=0.1, softcap=3.0), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 

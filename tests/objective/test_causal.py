@@ -16,6 +16,8 @@ B, T, D, V = 4, 6, 5, 9
 class Linear(nn.Linear):
     """A head."""
 
+    softcap = None
+
     def features(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
 

@@ -1,4 +1,4 @@
-"""One trained vector a token."""
+"""One trained vector a token, times a constant. A tied head borrows the vectors without it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from llmfactory.model.part import Part
 class TokenEmbedding(Part):
     """ids [B, T] -> vectors [B, T, D]."""
 
-    def __init__(self, vocab_size: int, dim: int, std: float) -> None:
+    def __init__(self, vocab_size: int, dim: int, std: float, scale: float = 1.0) -> None:
         super().__init__()
-        self.std = std
+        self.std, self.scale = std, scale
         self.weight = nn.Parameter(torch.zeros(vocab_size, dim))
 
     def declare(self) -> dict[str, Parameter]:
         return {"weight": Parameter(Normal(self.std), Layout.vocab)}
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        return F.embedding(tokens_BT, self.weight)
+        x_BTD = F.embedding(tokens_BT, self.weight)
+        return x_BTD if self.scale == 1 else x_BTD * self.scale

@@ -1,20 +1,45 @@
-"""The interface of heads."""
+"""The interface of heads.
+
+A head's answers are activation-free linear maps of features: logits = softcap(features(pool(hidden)) @ weight.T + bias). A loss
+may take the pieces instead, to fuse the product with itself. What a head answers about, its spec says (`HeadSpec.answers`):
+
+- each token (a language model, a tagger, the ends of an answer): `pool` changes nothing, and labels are [B, T];
+- each document of a row (a classifier, a reward): `pool` gives one vector a document, [B, K, D], and labels are [B, K].
+  Document k, from 0, is the one whose tokens have segment k + 1.
+"""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmfactory.model.part import Part
 
 
 class Head(Part):
-    """Hidden vectors [..., D] -> logits [..., V], by a matrix that a loss may take instead, to fuse the product with itself."""
+    """Hidden vectors [..., D] -> logits [..., V]; V is the vocabulary, the classes, or however many numbers there are to say."""
 
     weight: Tensor
     """[V, D]; the embedding's when it is tied."""
     bias: Tensor | None
     """[V], or None."""
+    softcap: float | None = None
+    """Logits z become softcap * tanh(z / softcap); None: they stay."""
+
+    def pool(self, hidden_BTD: Tensor, segments_BT: Tensor | None = None, documents: int = 1) -> Tensor:
+        """The vectors that the head speaks about: every token's, unless it speaks about documents; then [B, documents, D].
+
+        `segments_BT`: the document of each token, 0 is padding; None: each row is one document. A document that a row does not
+        have gets zeros.
+        """
+        return hidden_BTD
 
     def features(self, hidden: Tensor) -> Tensor:
         """What the matrix is multiplied with, [..., D]: the hidden vectors, unless a head transforms them first."""
         return hidden
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits of vectors that `pool` gave, or of some of them."""
+        logits = F.linear(self.features(hidden), self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
