@@ -26,7 +26,7 @@ from llmfactory.config.build import build, check, missing
 from llmfactory.config.choices import choose, wants_group
 from llmfactory.config.defaults import Pieces, collect
 from llmfactory.config.initial import start_from
-from llmfactory.config.plain import to_plain
+from llmfactory.config.plain import from_plain, to_plain
 from llmfactory.config.register import doubles, groups, option_folders, packages
 from llmfactory.config.source import make_search_path
 from llmfactory.config.spec import Job
@@ -108,7 +108,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
         reason = "with init= data are read with the tokenizer of that run's checkpoint, so another one has no effect"
         raise ConfigError([Problem("data.tokenizer", places.get("data.tokenizer", "set"), reason, "init=null")])
     if job.toy:
-        small = toy(job)
+        small = _toy_but_typed(job, origins)
         if job.init is not None and small.model != job.model:
             reason = "the weights of init are those of the whole model"
             raise ConfigError([Problem("toy", True, reason, "toy=false")])
@@ -206,6 +206,18 @@ def _keys(repair: str | None) -> list[str]:
 def _once(problems: Sequence[Problem]) -> list[Problem]:
     """Each problem told once."""
     return list({(problem.path, problem.reason): problem for problem in problems}.values())
+
+
+def _toy_but_typed(job: Job, origins: Mapping[str, str]) -> Job:
+    """The job with a small model, except for what the command line says itself."""
+    before, after = to_plain(job), to_plain(toy(job))
+    for key in [key for key, origin in origins.items() if origin == COMMAND_LINE and key != "toy"]:
+        *above, name = key.split(".")
+        old, new = before, after
+        for part in above:
+            old, new = old[part], new[part]
+        new[name] = old[name]
+    return from_plain(after)
 
 
 def _mark_toy(origins: dict[str, str], before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> None:

@@ -7,6 +7,7 @@ import pytest
 from llmfactory.config.compose import compose_job
 from llmfactory.config.register import options
 from llmfactory.config.toy import toy
+from llmfactory.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", options("model"))
@@ -46,6 +47,20 @@ def test_ids_of_a_given_tokenizer_stay() -> None:
     assert job.model.vocab_size == 4096
 
 
-def test_a_tokenizer_is_made_to_fit() -> None:
-    job = compose_job(["data.tokenizer.vocab_size=4000", "toy=true"]).job
+def test_what_the_command_line_says_itself_stays() -> None:
+    job = compose_job(["model=llama3_8b", "toy=true", "model.n_layers=5", "data.seq_len=48"]).job
+    assert (job.model.n_layers, job.data.seq_len) == (5, 48)
+    assert job.model.dim <= 128
+    with pytest.raises(ConfigError, match=r"data\.tokenizer\.vocab_size = 4000"):
+        compose_job(["data.tokenizer.vocab_size=4000", "toy=true"])
+    with pytest.raises(ConfigError, match=r"model\.attention\.n_heads"):
+        compose_job(["toy=true", "model.attention.n_heads=7"])
+
+
+def test_a_tokenizer_is_made_to_fit(tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    option = "# Mine.    llmfactory\ndefaults:\n  - /schema/data/tokenizer/byte_bpe@_here_\n  - _self_\nvocab_size: 4000\n"
+    (tmp_path / "data" / "tokenizer").mkdir()
+    (tmp_path / "data" / "tokenizer" / "mine.yaml").write_text(option)
+    job = compose_job(["data/tokenizer=mine", "toy=true"], [tmp_path]).job
     assert job.data.tokenizer.vocab_size == job.model.vocab_size
