@@ -34,6 +34,13 @@ class Frame:
     """Makes a norm of a width."""
     name: str = ""
     """Of the stack, where a model has several: slots of the decoding state begin with it."""
+    branch_scale: float = 1.0
+    """Factor on the std of the matrices that a sub-layer's output grows with; `out_std` holds it already."""
+
+    @property
+    def branch_std(self) -> float:
+        """Of the values of attention and the first matrices of a feed-forward."""
+        return self.std * self.branch_scale
 
 
 @dataclass(frozen=True, slots=True)

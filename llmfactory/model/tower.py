@@ -13,6 +13,8 @@ from llmfactory.model.spec import TowerSpec
 
 def frame_of(spec: TowerSpec, dim: int, max_positions: int, std: float, causal: bool, name: str = "") -> Frame:
     """What the blocks of a stack are told."""
+    branch_scale = spec.block.branch_scale(spec.n_layers)
+    out_std = std * branch_scale
     return Frame(
         dim=dim,
         n_layers=spec.n_layers,
@@ -20,10 +22,11 @@ def frame_of(spec: TowerSpec, dim: int, max_positions: int, std: float, causal: 
         head_dim=spec.attention.head_width(dim),
         max_positions=max_positions,
         std=std,
-        out_std=std / (2 * spec.n_layers) ** 0.5 if spec.depth_scaled_init else std,
+        out_std=out_std / (2 * spec.n_layers) ** 0.5 if spec.depth_scaled_init else out_std,
         causal=causal,
         norm=spec.norm.build,
         name=name,
+        branch_scale=branch_scale,
     )
 
 

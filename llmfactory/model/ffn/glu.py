@@ -17,7 +17,7 @@ class GatedLinearUnit(Part):
 
     def __init__(self, spec: Glu, site: Site) -> None:
         super().__init__()
-        dim, self.std, self.out_std = site.frame.dim, site.frame.std, site.frame.out_std
+        dim, self.std, self.out_std = site.frame.dim, site.frame.branch_std, site.frame.out_std
         self.activation = FUNCTIONS[spec.activation]
         self.gate = nn.Linear(dim, spec.hidden, bias=spec.bias)
         self.up = nn.Linear(dim, spec.hidden, bias=spec.bias)

@@ -17,7 +17,7 @@ class MultiLayerPerceptron(Part):
 
     def __init__(self, spec: Mlp, site: Site) -> None:
         super().__init__()
-        dim, self.std, self.out_std = site.frame.dim, site.frame.std, site.frame.out_std
+        dim, self.std, self.out_std = site.frame.dim, site.frame.branch_std, site.frame.out_std
         self.activation = FUNCTIONS[spec.activation]
         self.up = nn.Linear(dim, spec.hidden, bias=spec.bias)
         self.down = nn.Linear(spec.hidden, dim, bias=spec.bias)
