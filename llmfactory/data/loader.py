@@ -57,22 +57,25 @@ class StepLoader:
 
     def sample_ids(self, step: int) -> NDArray[np.int64]:
         """Row numbers that this rank reads at a step."""
-        found: NDArray[np.int64] = self._rows_of(step, 1)[0]
+        found: NDArray[np.int64] = self._rows_of(self._samples_of(step, 1))[0]
         return found
 
     def __iter__(self) -> Iterator[Batch]:
         step, steps = self.start_step, max(1, AHEAD * self.world // self.batch_size)
         while True:
             # The order of many steps at once costs little more than that of one.
-            for rows in self._rows_of(step, steps):
-                yield self.rows.read(rows)
+            samples = self._samples_of(step, steps)
+            for rows, numbers in zip(self._rows_of(samples), samples, strict=True):
+                yield self.rows.draw(rows, numbers)
             step += steps
 
-    def _rows_of(self, step: int, steps: int) -> NDArray[np.int64]:
-        """[steps, rows of this rank]"""
+    def _samples_of(self, step: int, steps: int) -> NDArray[np.int64]:
+        """[steps, rows of this rank], numbers in the global order."""
         low, high = share(0, self.batch_size, self.rank, self.world)
         first = np.arange(step, step + steps, dtype=np.int64) * self.batch_size
-        samples = first[:, None] + np.arange(low, high, dtype=np.int64)
+        return first[:, None] + np.arange(low, high, dtype=np.int64)
+
+    def _rows_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         if self.order is None:
             return samples % len(self.rows)
         return self.order(samples.ravel()).reshape(samples.shape)
@@ -95,7 +98,8 @@ def held_out_batches(rows: Rows, *, batch_size: int, rank: int = 0, world: int =
 
 
 def _padding(batch: Batch) -> Batch:
+    for name, field in batch.items():
+        if name.endswith(("segments", "positions")):
+            field.zero_()
     batch["labels"].fill_(IGNORE)
-    batch["segments"].zero_()
-    batch["positions"].zero_()
     return batch

@@ -23,13 +23,13 @@ class Order:
         self.bits = max(1, -(-(size - 1).bit_length() // 2))  # of each half: the domain is 4^bits, less than 4 times the size
 
         words = np.array([seed & (2**64 - 1), size], np.uint64)
-        self._key: Words = _mix(_mix(words[:1]) ^ words[1:])
+        self._key: Words = mix(mix(words[:1]) ^ words[1:])
 
     def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row number of each global sample number. Sample i is in epoch i // size."""
         samples: NDArray[np.int64] = np.asarray(indices, np.int64)
         epoch, place = samples // self.size, samples % self.size
-        key = _mix(epoch.astype(np.uint64) ^ self._key)
+        key = mix(epoch.astype(np.uint64) ^ self._key)
         value: Words = self._feistel(place.astype(np.uint64), key)
         while (outside := np.flatnonzero(value >= self.size)).size:
             value[outside] = self._feistel(value[outside], key[outside])
@@ -39,12 +39,12 @@ class Order:
         bits, mask = np.uint64(self.bits), np.uint64((1 << self.bits) - 1)
         left, right = value >> bits, value & mask
         for number in range(ROUNDS):
-            left, right = right, left ^ (_mix(key + right + (np.uint64(number) << np.uint64(32))) & mask)
+            left, right = right, left ^ (mix(key + right + (np.uint64(number) << np.uint64(32))) & mask)
         mixed: Words = (left << bits) | right
         return mixed
 
 
-def _mix(x: Words) -> Words:
+def mix(x: Words) -> Words:
     """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the result depends on every bit of x."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

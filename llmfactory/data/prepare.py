@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,16 +26,22 @@ from llmfactory.data.source.document import Drops, Source
 from llmfactory.data.spec import Corpus
 from llmfactory.data.split import split
 from llmfactory.data.spool import Spool
-from llmfactory.data.tokenizer.tokenizer import FOLDER, TokenizerSource
+from llmfactory.data.tokenizer.tokenizer import FOLDER, Special, TokenizerSource
 from llmfactory.data.tokens import dtype_for
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what is done, bytes or documents done, of how many)."""
 
 
-def prepare(spec: Corpus, vocab_size: int, progress: Progress | None = None) -> Prepared:
-    """The corpus, from the cache or made now. `vocab_size` is the model's: no id reaches it."""
-    source, tokenizer = spec.source.build(), spec.tokenizer.build(vocab_size)
+def prepare(
+    spec: Corpus, vocab_size: int, progress: Progress | None = None, *, specials: Sequence[Special] = ()
+) -> Prepared:
+    """The corpus, from the cache or made now.
+
+    `vocab_size` is the model's: no id reaches it. `specials`: tokens that the objective needs besides those of the text; a
+    tokenizer that is trained leaves the highest ids to them.
+    """
+    source, tokenizer = spec.source.build(), spec.tokenizer.build(vocab_size, specials)
     folder = cache_folder(spec) / content_hash(spec, source, tokenizer)
     prepared = _cached(folder) or _make(spec, source, tokenizer, folder, progress or _silent)
     if isinstance(spec.pack, Concat) and prepared.train.targets < spec.seq_len:

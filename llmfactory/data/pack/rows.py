@@ -32,6 +32,10 @@ class Rows(ABC):
     def read(self, indices: Int64) -> Batch:
         """The rows of these numbers, as `core/batch.py` has it. Its tensors are the caller's own: nothing writes to them later."""
 
+    def draw(self, indices: Int64, samples: Int64) -> Batch:
+        """The rows as training sees them when they are the samples of these numbers: where something is random, anew each time."""
+        return self.read(indices)
+
     @property
     def targets(self) -> int:
         """Labels that are not ignored, over all rows."""

@@ -28,8 +28,8 @@ class ByteTokenizer(Tokenizer):
 
 
 class ByteTokenizerSource(TokenizerSource):
-    def __init__(self, vocab_size: int) -> None:
-        check_size(ByteTokenizer.vocab_size, vocab_size, "data/tokenizer=bytes")
+    def __init__(self, vocab_size: int, reserved: int = 0) -> None:
+        check_size(ByteTokenizer.vocab_size, vocab_size, "data/tokenizer=bytes", reserved)
 
     def fingerprint(self) -> str:
         return "bytes"

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.tokenizer.spec import HfFile
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, check_size, write_about
+from llmfactory.data.tokenizer.tokenizer import Special, Tokenizer, TokenizerSource, check_size, lacking, write_about
 
 END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "[SEP]")
 """How known tokenizers spell the end of a document."""
@@ -40,18 +40,21 @@ class HfTokenizer(Tokenizer):
         text: str = self.inner.decode([i for i in ids if i != self.end_id], skip_special_tokens=False)
         return text
 
+    def specials(self) -> dict[str, int]:
+        return {token.content: number for number, token in self.inner.get_added_tokens_decoder().items()}
+
     def save(self, folder: Path) -> None:
         write_about(folder, "hf", self.end_id)
         self.inner.save(str(folder / "tokenizer.json"))
 
 
 class TokenizerFile(TokenizerSource):
-    def __init__(self, spec: HfFile, vocab_size: int) -> None:
+    def __init__(self, spec: HfFile, vocab_size: int, specials: Sequence[Special] = ()) -> None:
         path = Path(spec.file).expanduser()
         self.path = path / "tokenizer.json" if path.is_dir() else path
         inner = parse(self.path)
         self.tokenizer = HfTokenizer(inner, self._end(inner, spec.end_token))
-        check_size(self.tokenizer.vocab_size, vocab_size, str(self.path))
+        check_size(self.tokenizer.vocab_size, vocab_size, str(self.path), lacking(self.tokenizer, specials))
 
     def _end(self, inner: Any, token: str | None) -> int:
         for name in END_TOKENS if token is None else (token,):

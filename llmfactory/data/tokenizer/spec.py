@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -11,15 +11,19 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
 
 if TYPE_CHECKING:
-    from llmfactory.data.tokenizer.tokenizer import TokenizerSource
+    from llmfactory.data.tokenizer.tokenizer import Special, TokenizerSource
 
 
 @dataclass(kw_only=True, slots=True)
 class TokenizerSpec(Spec):
     """Base of the tokenizers."""
 
-    def build(self, vocab_size: int) -> TokenizerSource:
-        """`vocab_size` is the model's; a tokenizer may use fewer ids, never more."""
+    def build(self, vocab_size: int, specials: Sequence[Special] = ()) -> TokenizerSource:
+        """`vocab_size` is the model's; a tokenizer may use fewer ids, never more.
+
+        `specials`: further tokens that the model's vocabulary must hold. Those that the tokenizer lacks take the highest ids,
+        which its own must not reach.
+        """
         raise TypeError(f"{type(self).__name__} is a base: pick an option of data/tokenizer")
 
 
@@ -49,20 +53,20 @@ class ByteBpe(TokenizerSpec):
         yield from at_least(self, 257, "vocab_size")
         yield from at_least(self, 1, "train_bytes")
 
-    def build(self, vocab_size: int) -> TokenizerSource:
+    def build(self, vocab_size: int, specials: Sequence[Special] = ()) -> TokenizerSource:
         from llmfactory.data.tokenizer.byte_bpe import BytePairTrainer
 
-        return BytePairTrainer(self, vocab_size)
+        return BytePairTrainer(self, vocab_size - len(specials))
 
 
 @dataclass(kw_only=True, slots=True)
 class Bytes(TokenizerSpec):
     """One id a byte and one for the end of a document: 257 ids, nothing to train."""
 
-    def build(self, vocab_size: int) -> TokenizerSource:
+    def build(self, vocab_size: int, specials: Sequence[Special] = ()) -> TokenizerSource:
         from llmfactory.data.tokenizer.bytes import ByteTokenizerSource
 
-        return ByteTokenizerSource(vocab_size)
+        return ByteTokenizerSource(vocab_size, len(specials))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,7 +78,7 @@ class HfFile(TokenizerSpec):
     end_token: str | None = None
     """The token between documents; None: the first of <|endoftext|>, </s>, <|end_of_text|>, [SEP] that the file knows."""
 
-    def build(self, vocab_size: int) -> TokenizerSource:
+    def build(self, vocab_size: int, specials: Sequence[Special] = ()) -> TokenizerSource:
         from llmfactory.data.tokenizer.hf_file import TokenizerFile
 
-        return TokenizerFile(self, vocab_size)
+        return TokenizerFile(self, vocab_size, specials)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from llmfactory.core.errors import UserError
 
+Special = tuple[str, ...]
+"""How tokenizers spell one special token; the first is its name."""
 FOLDER = "tokenizer"
 """Name of the folder in a run or checkpoint folder."""
 ABOUT = "about.json"
@@ -35,6 +37,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text, without end tokens. Ids that stand for broken UTF-8 give U+FFFD."""
+
+    def specials(self) -> dict[str, int]:
+        """Ids of the tokens that stand for no text (masks, sentinels, turns of a chat), by name."""
+        return {}
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -79,8 +85,19 @@ def load(folder: Path) -> Tokenizer:
     raise UserError(f"{folder / ABOUT} names an unknown kind of tokenizer, {kind!r}: it was written by another version")
 
 
-def check_size(size: int, vocab_size: int, name: str) -> None:
-    """Every id must have its row in the model's embedding."""
+def lacking(tokenizer: Tokenizer, specials: Sequence[Special]) -> int:
+    """How many of these special tokens the tokenizer does not have."""
+    known = tokenizer.specials()
+    return sum(not any(name in known for name in special) for special in specials)
+
+
+def check_size(size: int, vocab_size: int, name: str, reserved: int = 0) -> None:
+    """Every id must have its row in the model's embedding, and so must each special token that is none of the tokenizer's."""
+    if size + reserved > vocab_size and reserved:
+        raise UserError(
+            f"{name} has {size} ids and the objective needs {reserved} more for its special tokens, the model has only {vocab_size} "
+            f"(model.vocab_size). Try model.vocab_size={size + reserved}"
+        )
     if size > vocab_size:
         raise UserError(
             f"{name} has {size} ids, the model only {vocab_size} (model.vocab_size): an id without its row cannot be embedded. "
