@@ -22,7 +22,7 @@ import torch
 from llmfactory.config.compose import compose_job
 from llmfactory.config.register import classes, groups
 from llmfactory.config.spec import Job
-from llmfactory.core.context import CausalMask, Context
+from llmfactory.core.context import CausalMask, Context, Record
 from llmfactory.core.spec import Spec, stem
 from llmfactory.data.prepare import prepare
 from llmfactory.model.declarations import declarations
@@ -35,6 +35,7 @@ TESTS = Path(__file__).resolve().parent
 SMALL = ["model.vocab_size=300", "model.dim=16", "model.n_layers=2", "model.attention.n_heads=2", "model.ffn.hidden=24"]
 SMALL += ["model.max_positions=64", "data.seq_len=16", "trainer.max_steps=500", "optim.schedule.warmup_steps=2"]
 LLAMA, GPT = ["model=llama_tiny", *SMALL], ["model=gpt2_tiny", *SMALL]
+MOE, SWITCH = [*LLAMA, "model/ffn=moe", "model.ffn.balance=1"], [*GPT, "model/ffn=switch"]
 COSINE = ["optim/schedule=cosine"]
 TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
 LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
@@ -65,6 +66,12 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/attention/gqa.n_heads": (LLAMA, "model.attention.n_heads=4"),
     "model/attention/gqa.n_kv_heads": (LLAMA, "model.attention.n_kv_heads=1"),
     "model/attention/gqa.bias": (LLAMA, "model.attention.bias=true"),
+    "model/attention/gqa.head_dim": (LLAMA, "model.attention.head_dim=4"),
+    "model/attention/gqa.qkv_bias": (LLAMA, "model.attention.qkv_bias=true"),
+    "model/attention/gqa.qk_norm": (LLAMA, "model/attention=gqa_qk_norm"),
+    "model/attention/gqa.scale": (LLAMA, "model.attention.scale=1.0"),
+    "model/attention/gqa.window": (LLAMA, "model.attention.window=3"),
+    "model/attention/gqa.softcap": (LLAMA, "model.attention.softcap=0.1"),
     "model/attention/gqa.dropout": (LLAMA, "model.attention.dropout=0.3"),
     "model/ffn/glu.hidden": (LLAMA, "model.ffn.hidden=32"),
     "model/ffn/glu.activation": (LLAMA, "model.ffn.activation=relu"),
@@ -72,6 +79,30 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/ffn/mlp.hidden": (GPT, "model.ffn.hidden=32"),
     "model/ffn/mlp.activation": (GPT, "model.ffn.activation=relu2"),
     "model/ffn/mlp.bias": (GPT, "model.ffn.bias=false"),
+    "model/ffn/moe.hidden": (MOE, "model.ffn.hidden=32"),
+    "model/ffn/moe.n_experts": (MOE, "model.ffn.n_experts=4"),
+    "model/ffn/moe.activation": (MOE, "model.ffn.activation=relu"),
+    "model/ffn/moe.gated": (MOE, "model.ffn.gated=false"),
+    "model/ffn/moe.balance": (MOE, "model.ffn.balance=0"),
+    "model/ffn/moe.balance_over": (MOE, "model.ffn.balance_over=batch"),
+    "model/ffn/moe.z": (MOE, "model.ffn.z=1"),
+    "model/ffn/moe.jitter": (MOE, "model.ffn.jitter=0.2"),
+    "model/ffn/moe.k": (MOE, "model.ffn.k=3"),
+    "model/ffn/moe.score": (MOE, "model.ffn.score=sigmoid"),
+    "model/ffn/moe.normalize": (MOE, "model.ffn.normalize=false"),
+    "model/ffn/moe.scale": (MOE, "model.ffn.scale=2"),
+    "model/ffn/moe.shared_hidden": (MOE, "model.ffn.shared_hidden=8"),
+    "model/ffn/moe.shared_gate": ([*MOE, "model.ffn.shared_hidden=8"], "model.ffn.shared_gate=true"),
+    "model/ffn/switch.hidden": (SWITCH, "model.ffn.hidden=32"),
+    "model/ffn/switch.n_experts": (SWITCH, "model.ffn.n_experts=4"),
+    "model/ffn/switch.activation": (SWITCH, "model.ffn.activation=gelu"),
+    "model/ffn/switch.gated": (SWITCH, "model.ffn.gated=true"),
+    "model/ffn/switch.balance": (SWITCH, "model.ffn.balance=1"),
+    "model/ffn/switch.balance_over": (SWITCH, "model.ffn.balance_over=batch"),
+    "model/ffn/switch.z": (SWITCH, "model.ffn.z=1"),
+    "model/ffn/switch.jitter": (SWITCH, "model.ffn.jitter=0.2"),
+    "model/ffn/switch.capacity_factor": (SWITCH, "model.ffn.capacity_factor=0.5"),
+    "model/ffn/switch.capacity": (SWITCH, "model.ffn.capacity=1"),
     "model/block/parallel.shared_norm": ([*LLAMA, "model/block=parallel"], "model.block.shared_norm=true"),
     "model/block/deep_norm.power": ([*LLAMA, "model/block=deep_norm"], "model.block.power=0.5"),
     "model/block/deep_norm.beta_layers": ([*LLAMA, "model/block=deep_norm"], "model.block.beta_layers=2.0"),
@@ -263,10 +294,11 @@ def numbers_of_training(job: Job) -> list[Any]:
     tokens = torch.randint(0, 256, (3, 2, length + 1))
     losses = []
     for step in range(3):
-        context = Context(torch.arange(length).expand(2, length), CausalMask(length))
+        record = Record()
+        context = Context(torch.arange(length).expand(2, length), CausalMask(length), record=record)
         batch = {"tokens": tokens[step, :, :-1], "labels": tokens[step, :, 1:]}
         (total, count) = objective(Outputs(model(batch["tokens"], context), model.head), batch)["loss"]
-        (total / count).backward()
+        (total / count + sum(record.sums.values()) / (2 * length)).backward()
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         scale_(gradients, clip_factor(global_norm(gradients), job.optim.clip_norm))
         for group in optimizer.param_groups:

@@ -24,47 +24,89 @@ class Mask(ABC):
     is_causal: bool = False
     """True where the mask is exactly the lower triangle over [T, T], for which kernels have a fast path."""
 
+    def __init__(self) -> None:
+        self._dense: dict[int | None, Tensor | None] = {}
+
+    def dense(self, window: int | None = None) -> Tensor | None:
+        """Bool [B or 1, 1, T, S], True where query t may see key s; None: everything may see everything.
+
+        `window`: a query sees the keys less than so many places away from it, of those that the mask lets it see: itself
+        and the `window - 1` nearest ones on each side. None: no limit. Built once a forward, shared by the layers.
+        """
+        if window not in self._dense:
+            seen = self.seen()
+            if window is not None:
+                order_BT, order_BS = self.order()
+                near = (order_BT[:, None, :, None] - order_BS[:, None, None, :]).abs() < window
+                seen = near if seen is None else seen & near
+            self._dense[window] = seen
+        return self._dense[window]
+
     @abstractmethod
-    def dense(self) -> Tensor | None:
-        """Bool [B or 1, 1, T, S], True where query t may see key s; None: everything may see everything."""
+    def seen(self) -> Tensor | None:
+        """`dense` without a window."""
+
+    @abstractmethod
+    def order(self) -> tuple[Tensor, Tensor]:
+        """[B or 1, T] and [B or 1, S]: places of queries and keys in their row."""
 
 
 class FullMask(Mask):
-    """Everything sees everything: no padding, one text a row."""
+    """Everything sees everything: no padding, one text a row. A window needs the row's length."""
 
-    def dense(self) -> None:
+    def __init__(self, length: int | None = None, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.length, self.device = length, device
+
+    def seen(self) -> None:
         return None
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        if self.length is None:
+            raise ValueError("a window over tokens whose number and order are unknown")
+        places_1T = _places(self.length, self.device)
+        return places_1T, places_1T
 
 
 class SegmentMask(Mask):
     """Everything sees everything of its own document: queries of `segments_BT`, keys of `segments_BS`; 0 is padding.
 
-    The mask of encoders, and of cross-attention from a decoder's rows to the encoder's.
+    The mask of encoders, and of cross-attention from a decoder's rows to the encoder's, which have no common order.
     """
 
     def __init__(self, segments_BT: Tensor, segments_BS: Tensor | None = None) -> None:
+        super().__init__()
         self.segments_BT = segments_BT
         self.segments_BS = segments_BT if segments_BS is None else segments_BS
-        self._dense: Tensor | None = None
 
-    def dense(self) -> Tensor:
-        if self._dense is None:
-            self._dense = self.segments_BT[:, None, :, None] == self.segments_BS[:, None, None, :]
-        return self._dense
+    def seen(self) -> Tensor:
+        return self.segments_BT[:, None, :, None] == self.segments_BS[:, None, None, :]
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        if self.segments_BS is not self.segments_BT:
+            raise ValueError("a window over two texts that have no common order")
+        places_1T = _places(self.segments_BT.shape[1], self.segments_BT.device)
+        return places_1T, places_1T
 
 
 class CausalMask(Mask):
-    """Each token sees itself and all before it in its row."""
+    """Each token sees itself and all before it in its row: `length` keys, of which the last `queries` (None: all) ask."""
 
-    is_causal = True
-
-    def __init__(self, length: int, device: torch.device | None = None) -> None:
+    def __init__(self, length: int, device: torch.device | None = None, queries: int | None = None) -> None:
+        super().__init__()
         self.length, self.device = length, device
+        self.queries = length if queries is None else queries
+        self.is_causal = self.queries == length
 
-    def dense(self) -> Tensor:
-        import torch
+    def seen(self) -> Tensor | None:
+        if self.queries == 1:
+            return None
+        order_1T, order_1S = self.order()
+        return (order_1T[:, :, None] >= order_1S[:, None, :])[:, None]
 
-        return torch.ones(1, 1, self.length, self.length, dtype=torch.bool, device=self.device).tril()
+    def order(self) -> tuple[Tensor, Tensor]:
+        places_1S = _places(self.length, self.device)
+        return places_1S[:, self.length - self.queries :], places_1S
 
 
 class DocumentMask(Mask):
@@ -82,23 +124,72 @@ class DocumentMask(Mask):
         order_BT: Tensor | None = None,
         order_BS: Tensor | None = None,
     ) -> None:
+        super().__init__()
         self.segments_BT = segments_BT
         self.segments_BS = segments_BT if segments_BS is None else segments_BS
         self.order_BT, self.order_BS = order_BT, order_BS
-        self._dense: Tensor | None = None
 
-    def dense(self) -> Tensor:
-        if self._dense is None:  # built once a forward, shared by the layers
-            import torch
+    def seen(self) -> Tensor:
+        order_BT, order_BS = self.order()
+        same = self.segments_BT[:, :, None] == self.segments_BS[:, None, :]
+        return (same & (order_BT[:, :, None] >= order_BS[:, None, :]))[:, None]
 
-            same = self.segments_BT[:, None, :, None] == self.segments_BS[:, None, None, :]
-            if self.order_BT is None or self.order_BS is None:
-                order = torch.arange(self.segments_BT.shape[1], device=self.segments_BT.device)
-                before = order[None, None, :, None] >= order[None, None, None, :]
-            else:
-                before = self.order_BT[:, None, :, None] >= self.order_BS[:, None, None, :]
-            self._dense = same & before
-        return self._dense
+    def order(self) -> tuple[Tensor, Tensor]:
+        if self.order_BT is None or self.order_BS is None:
+            places_1T = _places(self.segments_BT.shape[1], self.segments_BT.device)
+            return places_1T, places_1T
+        return self.order_BT, self.order_BS
+
+
+class PrefixMask(DocumentMask):
+    """Causal within each document, but its prefix is seen by all of it, so that the prefix sees itself in both directions
+    (Dong et al. 2019, UniLM, figure 1; GLM).
+
+    `prefix_BT` is 1 for the tokens of a document's prefix, which stand at its beginning; `prefix_BS` the same of the keys
+    (None: S = T).
+    """
+
+    def __init__(
+        self,
+        prefix_BT: Tensor,
+        segments_BT: Tensor,
+        prefix_BS: Tensor | None = None,
+        segments_BS: Tensor | None = None,
+        order_BT: Tensor | None = None,
+        order_BS: Tensor | None = None,
+    ) -> None:
+        super().__init__(segments_BT, segments_BS, order_BT, order_BS)
+        self.prefix_BS = prefix_BT if prefix_BS is None else prefix_BS
+
+    def seen(self) -> Tensor:
+        order_BT, order_BS = self.order()
+        same = self.segments_BT[:, :, None] == self.segments_BS[:, None, :]
+        before = order_BT[:, :, None] >= order_BS[:, None, :]
+        return (same & (before | self.prefix_BS.bool()[:, None, :]))[:, None]
+
+
+class PermutationMask(SegmentMask):
+    """Each token sees those that come before it in a factorization order (Yang et al. 2019, section 2.3), within its document.
+
+    `place_BT`: place of each token in that order. Tokens that share a place see each other; those to be predicted have
+    places of their own, behind the others.
+    `strict`: the mask of the query stream, in which a token does not see its own place; else that of the content stream.
+    """
+
+    def __init__(self, place_BT: Tensor, segments_BT: Tensor, strict: bool) -> None:
+        super().__init__(segments_BT)
+        self.place_BT, self.strict = place_BT, strict
+
+    def seen(self) -> Tensor:
+        own_BT, others_BT = self.place_BT[:, None, :, None], self.place_BT[:, None, None, :]
+        return super().seen() & (own_BT > others_BT if self.strict else own_BT >= others_BT)
+
+
+def _places(length: int, device: torch.device | None) -> Tensor:
+    """[1, length]."""
+    import torch
+
+    return torch.arange(length, device=device)[None]
 
 
 class State(Protocol):

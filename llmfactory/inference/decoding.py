@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llmfactory.core.context import CausalMask, Context, DocumentMask, FullMask, Mask, SegmentMask, Source
+from llmfactory.core.context import CausalMask, Context, DocumentMask, Mask, SegmentMask, Source
 from llmfactory.core.errors import UserError
 from llmfactory.inference.cache import KvCache
 from llmfactory.model.skeleton import Skeleton
@@ -107,5 +107,5 @@ def columns(padding: Sequence[int], start: int, end: int, device: torch.device) 
         segments_BT = segments_BS[:, start:]
         mask = DocumentMask(segments_BT, segments_BS, columns_BT, columns_S)
     else:
-        mask = FullMask() if end - start == 1 else CausalMask(end, device)
+        mask = CausalMask(end, device, queries=end - start)
     return Context(positions_BS[:, start:], mask, segments=segments_BT, key_positions=positions_BS)

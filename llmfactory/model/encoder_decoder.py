@@ -87,13 +87,19 @@ class EncoderDecoderModel(Skeleton):
             raise UserError("an encoder-decoder needs the encoder's tokens beside the decoder's (`source` in the batch)")
         tokens_BM, positions_BM = batch["source"], batch["source_positions"]
         if not isolated:
-            source = Source(tokens_BM, Context(positions_BM, FullMask()), FullMask())
+            source = Source(tokens_BM, Context(positions_BM, FullMask(tokens_BM.shape[1], tokens_BM.device)), FullMask())
             tokens_BT = batch["tokens"]
             return Context(batch["positions"], CausalMask(tokens_BT.shape[1], tokens_BT.device), source=source)
         segments_BT, segments_BM = batch["segments"], batch["source_segments"]
         inner = Context(positions_BM, SegmentMask(segments_BM), segments=segments_BM)
         source = Source(tokens_BM, inner, SegmentMask(segments_BT, segments_BM))
         return Context(batch["positions"], DocumentMask(segments_BT), segments=segments_BT, source=source)
+
+    def term_tokens(self, batch: Batch) -> dict[str, float]:
+        """Terms of the encoder's parts are sums over the tokens that it reads."""
+        read = float((batch["source_segments"] > 0).sum().item())
+        found = super().term_tokens(batch)
+        return {name: read if name.startswith("encoder_") else count for name, count in found.items()}
 
     @property
     def position_limit(self) -> int | None:

@@ -39,7 +39,7 @@ def test_equals_the_parts_in_a_row(family, build):
         normed = block.attention_norm(x)
         q, k, v = (linear(normed).view(2, 9, -1, part.head_dim).transpose(1, 2) for linear in (part.q, part.k, part.v))
         q, k = model.position.rotate(q, k, context)
-        x = x + part.o(reference.attend(q, k, v, context).transpose(1, 2).reshape(2, 9, -1))
+        x = x + part.o(reference.attend(q, k, v, context.mask).transpose(1, 2).reshape(2, 9, -1))
         x = x + block.ffn(block.ffn_norm(x), context)
     torch.testing.assert_close(model(tokens, plain(tokens)), model.norm(x), rtol=1e-10, atol=1e-10)
 
@@ -177,7 +177,7 @@ def test_a_bias_set_by_a_position_part_reaches_the_scores(llama, build, monkeypa
         block.attention.rotate = model.position.rotate
     tokens = ids(2, 9)
     got = model(tokens, plain(tokens))
-    monkeypatch.setattr(gqa, "attend", lambda q, k, v, context, dropout: reference.attend(q, k, v, context))
+    monkeypatch.setattr(gqa, "attend", lambda *given, dropout, **options: reference.attend(*given, **options))
     torch.testing.assert_close(got, model(tokens, plain(tokens)), rtol=1e-10, atol=1e-10)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, at_least, between
+from llmfactory.core.spec import Spec, above, at_least, between
+from llmfactory.model.norm.spec import NormSpec
 
 if TYPE_CHECKING:
     from llmfactory.model.frame import Site
@@ -29,7 +30,7 @@ class AttentionSpec(Spec):
         return {"n_heads": min(self.n_heads, 4)}
 
     def head_width(self, dim: int) -> int:
-        """Width of one head in a model of width `dim`."""
+        """Width of what a position part rotates in a head, in a model of width `dim`."""
         return dim // self.n_heads
 
     def score_width(self, dim: int) -> int:
@@ -52,14 +53,28 @@ class Gqa(AttentionSpec):
 
     n_kv_heads: int | None = None
     """Number of key/value heads; None: as many as n_heads."""
+    head_dim: int | None = None
+    """Width of one head; None: dim / n_heads. All heads together may be wider or narrower than the model (T5 11B, PaLM 540B)."""
     bias: bool = False
     """Whether the four projections have a bias."""
+    qkv_bias: bool | None = None
+    """Whether those of queries, keys and values have one; None: as `bias` says, which then holds for the output's alone."""
+    qk_norm: NormSpec | None = None
+    """Norm over each head of the queries and of the keys, before the rotation (Qwen 3); None: there is none."""
+    scale: float | None = None
+    """Factor of the products of queries and keys; None: 1 / sqrt(width of a head). T5: 1."""
+    window: int | None = None
+    """Tokens that a query sees at most, itself and those nearest to it (Beltagy et al. 2020, Mistral); None: no limit."""
+    softcap: float | None = None
+    """Bound of the scores: softcap * tanh(score / softcap), which no fused kernel computes (Gemma 2); None: no bound."""
     dropout: float = 0.0
     """Share of attention probabilities dropped, in training only."""
 
     def problems(self) -> Iterator[Problem]:
         yield from AttentionSpec.problems(self)
-        yield from at_least(self, 1, "n_kv_heads")
+        yield from at_least(self, 1, "n_kv_heads", "head_dim", "window")
+        yield from above(self, 0.0, "scale", repair=1.0)
+        yield from above(self, 0.0, "softcap", repair=50.0)
         yield from between(self, 0.0, 0.99, "dropout")
         if self.n_kv_heads and self.n_kv_heads >= 1 and self.n_heads % self.n_kv_heads:
             yield Problem("n_kv_heads", self.n_kv_heads, f"does not divide n_heads={self.n_heads}", "n_kv_heads=null")
@@ -67,11 +82,35 @@ class Gqa(AttentionSpec):
     def small(self, scale: float) -> dict[str, Any]:
         """Few heads in the same ratio: two key/value heads where there were several, one where there was one."""
         if self.n_kv_heads is None:
-            return AttentionSpec.small(self, scale)
-        kept = min(self.n_kv_heads, 2)
-        return {"n_heads": self.n_heads // self.n_kv_heads * kept, "n_kv_heads": kept}
+            heads = AttentionSpec.small(self, scale)
+        else:
+            kept = min(self.n_kv_heads, 2)
+            heads = {"n_heads": self.n_heads // self.n_kv_heads * kept, "n_kv_heads": kept}
+        if self.window is not None:
+            heads["window"] = min(self.window, TOY_WINDOW)
+        if self.head_dim is not None:
+            heads["head_dim"] = small_head(self.head_dim, self.n_heads, heads["n_heads"], scale)
+        return heads
+
+    def head_width(self, dim: int) -> int:
+        return self.head_dim or AttentionSpec.head_width(self, dim)
+
+    def problems_at_width(self, dim: int) -> Iterator[Problem]:
+        for problem in AttentionSpec.problems_at_width(self, dim) if self.head_dim is None else ():
+            fewer = int((problem.repair or "").partition("=")[2])
+            shared = self.n_kv_heads is not None and fewer % self.n_kv_heads
+            yield replace(problem, repair=f"{problem.repair} n_kv_heads=null") if shared else problem
 
     def build(self, site: Site) -> Part:
         from llmfactory.model.attention.gqa import GroupedQueryAttention
 
         return GroupedQueryAttention(self, site)
+
+
+TOY_WINDOW = 16
+"""Tokens: less than a laptop-sized row, so that the window shows."""
+
+
+def small_head(width: int, n_heads: int, fewer: int, scale: float) -> int:
+    """A head's width at laptop size, a multiple of 4, that keeps the ratio of all heads together to the model."""
+    return max(1, round(width * n_heads * scale / fewer / 4)) * 4
