@@ -75,6 +75,10 @@ def parse(overrides: Sequence[str]) -> tuple[list[Argument], list[Problem]]:
             problems.append(_no_override(text))
             continue
         raw = match["raw"] or ""
+        if ".." in match["key"] or match["key"].endswith("."):
+            key = re.sub(r"\.+", ".", match["key"]).strip(".")
+            problems.append(Problem(match["key"], raw, "has a dot too many", shlex.quote(f"{key}={raw}")))
+            continue
         try:
             override = parser.parse_override(text)
         except HydraException as error:
@@ -122,7 +126,7 @@ def typed(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{typed(item)}" for key, item in value.items()) + "}"
     text = str(value)
-    if not isinstance(value, str) or (re.fullmatch(_PLAIN, text) and not re.fullmatch(_OTHER, text)):
+    if not isinstance(value, str) or (re.fullmatch(_PLAIN, text, re.ASCII) and not re.fullmatch(_OTHER, text)):
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 

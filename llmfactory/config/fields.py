@@ -126,7 +126,7 @@ def convert(kind: Type, value: Any) -> Any:
         return {str(key): convert(kind.item, item) for key, item in value.items()}
     if kind.base is str and type(value) in (str, int, float):
         return str(value)
-    if kind.base is float and type(value) in (int, float) and not math.isnan(value):
+    if kind.base is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if kind.base in (bool, int) and type(value) is kind.base:
         return value
@@ -141,11 +141,22 @@ def _member(kind: Type, value: Any) -> Enum:
     if name in kind.base.__members__:
         return kind.base[name]  # type: ignore[no-any-return]
     choices = "; ".join(f"{member.name} ({member.value})" for member in kind.base)
-    raise WrongType(f"must be one of {choices}", nearest(name, list(kind.base.__members__)))
+    raise WrongType(f"must be one of {choices}", _meant(name, list(kind.base.__members__)))
+
+
+ALSO_CALLED = {"gpu": "cuda", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+"""What other programs call some of our names."""
+
+
+def _meant(name: str, members: list[str]) -> str | None:
+    other = ALSO_CALLED.get(name)
+    return other if other in members else nearest(name, members)
 
 
 def _described(value: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
+    if isinstance(value, float) and not math.isfinite(value):
+        return "one that is infinite or none at all"
     return names.get(type(value), type(value).__name__)
 
 
@@ -191,5 +202,7 @@ def nearest(word: str, words: list[str]) -> str | None:
         starts = (b[: len(a) + more] for more in (-1, 0, 1))  # lama for llama_tiny
         return min(whole, (0.5 + min(distance(a, start) for start in starts)) / len(a))
 
+    if len(word) <= 3:  # two changes make any short word of another
+        words = [candidate for candidate in words if distance(word.lower(), candidate.lower()) <= 1]
     scored = sorted((measure(candidate), number) for number, candidate in enumerate(words))
     return words[scored[0][1]] if scored and scored[0][0] <= 0.4 else None

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
+from llmfactory.core.spec import walk
 from llmfactory.data.tokenizer.spec import ByteBpe, Bytes
 from llmfactory.launch.spec import Local
+from llmfactory.model.ffn.spec import BalanceOver, MoeSpec
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Backend, Mesh
 from llmfactory.run.spec import Device
@@ -161,6 +163,21 @@ def sample_is_made(job: Job) -> Iterator[Problem]:
         )
 
 
+def balance_over_the_batch_sees_all_of_it(job: Job) -> Iterator[Problem]:
+    """What is no sum over rows would be another number for each cut of the step."""
+    if not isinstance(job.stage, TrainingSpec):
+        return
+    degrees = job.parallel.degrees_for(job.launch.world())
+    ranks = math.prod(size for name, size in degrees.items() if name.startswith("dp_"))
+    share = math.ceil(job.trainer.batch_size / ranks)
+    pieces = math.ceil(share / (job.trainer.micro_batch_size or share))
+    for path, part in walk(job.model, "model"):
+        if isinstance(part, MoeSpec) and part.balance and part.balance_over is BalanceOver.batch and (ranks > 1 or pieces > 1):
+            cut = f"{ranks} data-parallel processes" if ranks > 1 else f"{pieces} micro-batches (trainer.micro_batch_size)"
+            reason = f"the rows of a step are cut into {cut}, and none of them sees the whole batch"
+            yield Problem(f"{path}.balance_over", "batch", reason, f"{path}.balance_over=sequence")
+
+
 RULES: tuple[Rule, ...] = (
     world_is_the_product_of_degrees,
     every_process_gets_a_row,
@@ -176,4 +193,5 @@ RULES: tuple[Rule, ...] = (
     best_is_looked_for,
     held_out_text_is_there,
     sample_is_made,
+    balance_over_the_batch_sees_all_of_it,
 )

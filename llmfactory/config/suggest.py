@@ -38,11 +38,33 @@ def unknown_key(item: Unknown, tree: Tree, groups: Sequence[str], folders: Seque
     if other is not None:
         return other
     key = nearest_key(item.path, list(keys))
+    if key is None or key.rpartition(".")[0] != item.path.rpartition(".")[0]:
+        part = _part_meant(item, tree, groups, folders)
+        if part is not None:
+            return part
     if key is not None:
         reason = f"no such key{where}: did you mean {key}?"
         return Problem(item.path, item.value, reason, _with_value(key, keys[key], item.value))
     fields = ", ".join(field.name for field in dataclasses.fields(item.inside))
     return Problem(item.path, item.value, f"no such key{where}: {item.inside.__name__} has {fields or 'no fields'}")
+
+
+def _part_meant(item: Unknown, tree: Tree, groups: Sequence[str], folders: Sequence[Path]) -> Problem | None:
+    """`trainer.precision=bf16`, `modle=3`: the last word is that of a part, whose type is chosen through its group."""
+    leaf = item.path.rpartition(".")[2]
+    parts = {path.rpartition(".")[2]: (path, branch) for path, branch in reversed(list(tree.branches())) if path}
+    name = nearest(leaf, list(parts))
+    if name is None:
+        return None
+    path, branch = parts[name]
+    group = group_of(branch.cls)
+    if group not in groups:
+        return None
+    choices = options(group, folders)
+    choice = nearest(str(item.value), choices)
+    key = override_key(group, path)
+    reason = f"no such key: did you mean {path}? It is a part, chosen by {key}={choice or choices[0]}, with fields of its own"
+    return Problem(item.path, item.value, reason, None if choice is None else f"{key}={choice}")
 
 
 def nearest_key(path: str, keys: Sequence[str]) -> str | None:
@@ -55,9 +77,6 @@ def nearest_key(path: str, keys: Sequence[str]) -> str | None:
     same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
     if same_leaf:
         return min(same_leaf, key=lambda key: (key.count("."), distance(key, path)))
-    whole = nearest(path, list(keys))
-    if whole is not None:
-        return whole
     leaves = {key.rpartition(".")[2]: key for key in sorted(keys, key=lambda key: -key.count("."))}
     found = nearest(leaf, list(leaves))
     return leaves[found] if found is not None else None
@@ -78,6 +97,9 @@ def _foreign(
     """A name from another program."""
     if " " in meaning:
         sentence, _, repair = meaning.rpartition(": ")
+        group = repair.partition("=")[0]
+        if " " not in repair and item.value in options(group, folders):
+            repair = f"{group}={item.value}"
         return Problem(item.path, item.value, f"is called otherwise here{where}: {sentence}", repair)
     if "=" in meaning:
         return Problem(item.path, item.value, f"is called otherwise here{where}: {meaning}", meaning)
@@ -130,7 +152,7 @@ def _type_key(item: Unknown, tree: Tree, folders: Sequence[Path], where: str) ->
     parent, _, leaf = item.path.rpartition(".")
     holder = tree.find(parent)
     reason = f"{leaf} is no key{where}: types are chosen by the group"
-    if not isinstance(holder, Branch):
+    if not isinstance(holder, Branch) or not parent:
         return Problem(item.path, item.value, reason)
     group = group_of(holder.cls)
     choices = options(group, folders)

@@ -211,10 +211,13 @@ class Tree:
 
     def _repair(self, path: str, kind: Type, error: WrongType) -> str:
         """What was meant, or the value that the key has had so far, or any of the right type."""
-        if error.better is not None:
-            return f"{path}={error.better}"
         old = self.find(path)
+        one_of_several = kind.base is list and isinstance(old, list) and len(old) > 1
+        if error.better is not None and not one_of_several:
+            return f"{path}={error.better}"
         try:
+            if old is MISSING:
+                raise WrongType("there is none yet")
             return override(path, convert(kind, old))
         except WrongType:
             return f"{path}={kind.example()}"

@@ -34,7 +34,8 @@ def refused(argument: Argument) -> list[Problem]:
     if argument.sweeps:
         quoted = override(argument.group_key, argument.raw)
         first = argument.raw.partition(",")[0]
-        plain = f"{argument.group_key}={first}" if first.isidentifier() or first.replace(".", "").isdigit() else quoted
+        one = (first.isidentifier() or first.replace(".", "").isdigit()) and ", " not in argument.raw
+        plain = f"{argument.group_key}={first}" if one else quoted
         reason = "several values are a sweep: add -m; a list is written in [brackets], a text with a comma in 'quotes'"
         return [Problem(argument.key, argument.raw, reason, plain)]
     return []
@@ -54,9 +55,17 @@ def put(tree: Tree, argument: Argument) -> None:
             tree.assign(argument.key, argument.raw, COMMAND_LINE, literal=True)
         else:
             reason = f"cannot be read ({argument.unread}); it must be {kind.expected()}"
-            tree.problems.append(Problem(argument.key, argument.raw, reason, f"{argument.key}={kind.example()}"))
+            tree.problems.append(Problem(argument.key, argument.raw, reason, _readable(argument, kind)))
         return
     tree.assign(argument.key, argument.value, COMMAND_LINE)
+
+
+def _readable(argument: Argument, kind: Type) -> str:
+    """The same list with its texts in quotes, or any value of the right type."""
+    raw = argument.raw.strip()
+    if kind.base is list and kind.item is not None and kind.item.base is str and raw.startswith("[") and raw.endswith("]"):
+        return override(argument.key, [item.strip().strip("'\"") for item in raw[1:-1].split(",")])
+    return f"{argument.key}={kind.example()}"
 
 
 def _deleted(tree: Tree, argument: Argument, kind: Type) -> Problem:

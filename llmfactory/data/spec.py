@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, at_least, between
+from llmfactory.core.spec import Spec, at_least
 from llmfactory.data.pack.spec import PackSpec
 from llmfactory.data.source.spec import SourceSpec
 from llmfactory.data.tokenizer.spec import TokenizerSpec
@@ -30,5 +30,6 @@ class Corpus(Spec):
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 2, "seq_len")
-        yield from between(self, 0.0, 0.9, "held_out")
+        if not 0.0 <= self.held_out <= 0.9:
+            yield Problem("held_out", self.held_out, "must lie between 0.0 and 0.9", "held_out=0.05")
         yield from at_least(self, 1, "workers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -291,3 +292,38 @@ def test_a_wrong_value_of_a_key_that_must_be_given_is_told_once() -> None:
     assert len(raised.value.problems) == 1
     with pytest.raises(ConfigError, match="is no encoding that Python knows"):
         compose_job(["data=text", "data.source.files=[a.txt]", "data.source.encoding=hex"])
+
+
+@pytest.mark.parametrize(
+    ("line", "repair"),
+    [
+        (["optim.betas=0.9"], "optim.betas=[0.9,0.95]"),
+        (["num_train_epochs=3"], "trainer.max_steps=500"),
+        (["stage=generate", "init=.", "stage.prompt=null"], "stage.prompt=text"),
+        (["data.held_out=-1"], "data.held_out=0.05"),
+        (["model.dim=0"], "model.dim=128"),
+        (["trainer.device=gpu"], "trainer.device=cuda"),
+        (["lr_scheduler_type=linear"], "optim/schedule=linear"),
+        (["trainer.precision=bf16"], "precision=bf16_mixed"),
+        (["optim..lr=1"], "optim.lr=1"),
+        (["optim.lr=inf"], "optim.lr=0.006"),
+        (["model.attention.heads=8"], "model.attention.n_heads=8"),
+        (["stage=generate", "init=.", "stage.prompt=Hello, world"], "stage.prompt='Hello, world'"),
+        (["data=text", "data.source.files=[ä.txt,~/b.txt]"], "data.source.files=['ä.txt','~/b.txt']"),
+    ],
+)
+def test_repairs_that_compose(line: list[str], repair: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_job(line)
+    (problem,) = caught.value.problems
+    assert problem.repair is not None
+    assert shlex.split(problem.repair) == [repair]
+    key = repair.partition("=")[0]
+    compose_job([*(word for word in line if word.partition("=")[0] != problem.path and word.partition("=")[0] != key), repair])
+
+
+@pytest.mark.parametrize("line", [["foo=1"], ["stage.objective.foo=1"], ["type=Job"]])
+def test_nothing_is_suggested_where_nothing_is_near(line: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_job(line)
+    assert [problem.repair for problem in caught.value.problems] == [None]

@@ -34,6 +34,10 @@ FIRES = {
     "best_is_looked_for": [["trainer.eval_every=null"]],
     "held_out_text_is_there": [["data.held_out=0"]],
     "sample_is_made": [["stage.sample_prompt=x", "trainer.sample=false"]],
+    "balance_over_the_batch_sees_all_of_it": [
+        ["model/ffn=moe", "model.ffn.balance_over=batch", "trainer.micro_batch_size=2"],
+        ["model/ffn=switch", "model.ffn.balance_over=batch", "launch=local", "parallel=ddp"],
+    ],
 }
 CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]
 
