@@ -36,7 +36,9 @@ class ModelSpec(Spec):
     """Standard deviation of the initial weight matrices."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from at_least(self, 1, "vocab_size", "dim", "max_positions")
+        yield from at_least(self, 1, "vocab_size", "max_positions")
+        if self.dim < 1:
+            yield Problem("dim", self.dim, "must be at least 1", "dim=128")
         yield from above(self, 0.0, "init_std", repair=0.02)
 
     def build(self) -> Skeleton:
