@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -25,6 +25,16 @@ class Layout(str, Enum):
     """Input features are cut: dimension 1 of a linear weight; the partial results are summed."""
     vocab = "vocab"
     """The vocabulary is cut: dimension 0 of an embedding or of a head."""
+    expert = "expert"
+    """Experts are dealt out whole: dimension 0 of a stack of their matrices."""
+
+
+class Start(Protocol):
+    """How a parameter's first values are made; its text says so in `stage=describe`."""
+
+    def fill(self, tensor: Tensor, generator: Generator) -> None:
+        """Fill the whole parameter, float32 on the CPU; all randomness comes from the generator."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,22 @@ class Normal:
     def fill(self, tensor: Tensor, generator: Generator) -> None:
         tensor.normal_(0.0, self.std, generator=generator)
 
+    def __str__(self) -> str:
+        return f"normal, std {self.std:.4g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Independent numbers spread evenly over [-bound, bound]."""
+
+    bound: float
+
+    def fill(self, tensor: Tensor, generator: Generator) -> None:
+        tensor.uniform_(-self.bound, self.bound, generator=generator)
+
+    def __str__(self) -> str:
+        return f"uniform, up to {self.bound:.4g}"
+
 
 @dataclass(frozen=True, slots=True)
 class Constant:
@@ -46,12 +72,15 @@ class Constant:
     def fill(self, tensor: Tensor, generator: Generator) -> None:
         tensor.fill_(self.value)
 
+    def __str__(self) -> str:
+        return f"constant {self.value:g}"
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """The declaration of one parameter."""
 
-    start: Normal | Constant
+    start: Start
     layout: Layout = Layout.replicated
     decay: bool = True
     """Whether weight decay applies: matrices yes, norms and biases no."""

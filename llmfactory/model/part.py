@@ -23,6 +23,11 @@ class Part(nn.Module):
         `model/declarations.py` collects them over a whole model and insists on exactly one for each parameter.
         """
 
+    @property
+    def own_terms(self) -> tuple[str, ...]:
+        """Names of the terms that this part itself adds to `Context.record` in training."""
+        return ()
+
     def visited(self) -> float:
         """Elements of matrices that one token is multiplied by: all of this part's and of the parts within it.
 

@@ -25,8 +25,15 @@ class Skeleton(Part):
 
     spec: ModelSpec
     head: Head
-    terms: tuple[str, ...] = ()
-    """Names of the terms that parts add to `Context.record`, each divided by the number of tokens of the step."""
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms that parts add to `Context.record`, each divided by its `term_tokens` over the whole step."""
+        return tuple(dict.fromkeys(name for part in self.modules() if isinstance(part, Part) for name in part.own_terms))
+
+    def term_tokens(self, batch: Batch) -> dict[str, float]:
+        """By name, the number of tokens of a batch that each of `terms` is a sum over; padding does not count."""
+        return dict.fromkeys(self.terms, float((batch["segments"] > 0).sum().item()))
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor: ...

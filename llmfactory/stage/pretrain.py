@@ -75,7 +75,7 @@ class PretrainStage(pl.LightningModule):
     def count(self, batch: Batch) -> dict[str, float]:
         denominators = {name: value.item() for name, value in self.objective.denominators(batch).items()}
         tokens = float((batch["segments"] > 0).sum().item())
-        return {**denominators, **dict.fromkeys(self.model.terms, tokens), "tokens": tokens}
+        return {**denominators, **self.model.term_tokens(batch), "tokens": tokens}
 
     def configure_optimizers(self) -> Optimizer:
         return self.optim.build(groups(self.model.named_parameters(), self.decays, self.optim.weight_decay))

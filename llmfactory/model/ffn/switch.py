@@ -1,0 +1,58 @@
+"""Top-1 routing with a capacity (Fedus et al. 2021, equations 1-3): y = p_i(x) expert_i(x) for the likeliest expert i.
+
+An expert takes the first tokens of a row that choose it, up to its capacity; for those after them y = 0, so that the residual alone
+carries them on. The capacity is of each row, not of the whole batch, so that a text's output depends on no other row. Padding takes
+none of it. In cached decoding each call counts its own new tokens.
+
+Tokens over the capacity are computed and weighed by zero: all shapes are known before the routing is, so that a GPU need not
+wait for the counts.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from llmfactory.core.context import Context
+from llmfactory.core.sharding import Parameter
+from llmfactory.model.ffn.experts import Experts
+from llmfactory.model.ffn.router import Router
+from llmfactory.model.ffn.spec import Switch
+from llmfactory.model.frame import Site
+from llmfactory.model.part import Part
+
+
+class SwitchLayer(Part):
+    """[B, T, D] -> [B, T, D]."""
+
+    def __init__(self, spec: Switch, site: Site) -> None:
+        super().__init__()
+        self.factor, self.capacity = spec.capacity_factor, spec.capacity
+        self.router = Router(spec, site)
+        self.experts = Experts(spec, site, k=1)
+
+    def declare(self) -> dict[str, Parameter]:
+        return {}
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        logits_BTE = self.router(x_BTD)
+        shares_BTE = logits_BTE.softmax(-1)
+        weights_BT1, experts_BT1 = shares_BTE.max(-1, keepdim=True)
+        self.router.leave_losses(logits_BTE, shares_BTE, experts_BT1, context)
+        weights_BT1 = weights_BT1 * self.within(experts_BT1[..., 0], shares_BTE.shape[-1], context)[..., None]
+        y_NkD = self.experts(x_BTD.flatten(0, 1), experts_BT1.flatten(0, 1))
+        return y_NkD[:, 0].view_as(x_BTD) * weights_BT1.to(y_NkD.dtype)  # type: ignore[no-any-return]
+
+    def within(self, experts_BT: Tensor, n_experts: int, context: Context) -> Tensor:
+        """Bool [B, T]: the expert that a token chose has room for it."""
+        chosen_BTE = one_hot(experts_BT, n_experts)
+        if context.segments is not None:
+            chosen_BTE = chosen_BTE * (context.segments > 0)[..., None]
+        tokens_B1 = chosen_BTE.sum((1, 2))[:, None]
+        place_BT = chosen_BTE.cumsum(1).gather(-1, experts_BT[..., None])[..., 0]
+        fits_BT = place_BT <= (math.inf if self.capacity is None else self.capacity)
+        if self.factor is not None:
+            fits_BT &= place_BT <= (tokens_B1.double() * self.factor / n_experts).ceil()
+        return fits_BT

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmfactory.kernel.grouped_linear import grouped_linear, reference
+
+
+def operands(dtype, inner=16, outer=24, counts=(3, 0, 5, 1)):
+    torch.manual_seed(0)
+    x = torch.randn(sum(counts), inner, dtype=dtype, requires_grad=True)
+    weight = torch.randn(len(counts), outer, inner, dtype=dtype, requires_grad=True)
+    return x, weight, torch.tensor(counts).cumsum(0).to(torch.int32)
+
+
+def plainly(x, weight, ends):
+    """Each row by itself."""
+    groups = [sum(int(end) <= row for end in ends) for row in range(len(x))]
+    return torch.stack([weight[group] @ row for group, row in zip(groups, x, strict=True)])
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 5, 1), (0, 0, 4, 0), (9, 1, 1, 0)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_values_and_gradients(dtype, tolerance, counts):
+    x, weight, ends = operands(dtype, counts=counts)
+    coefficients = torch.randn(len(x), 24, dtype=dtype)
+    results = []
+    for function in (grouped_linear, reference, plainly):
+        x.grad = weight.grad = None
+        y = function(x, weight, ends)
+        (y * coefficients).sum().backward()
+        results.append((y.detach(), x.grad, weight.grad))
+    for ours in results[:2]:
+        for got, want in zip(ours, results[2], strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=tolerance * max(1.0, float(want.abs().max())))
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(15, 24), (16, 23)])
+def test_widths_that_the_grouped_product_refuses(inner, outer):
+    x, weight, ends = operands(torch.float32, inner, outer)
+    torch.testing.assert_close(grouped_linear(x, weight, ends), plainly(x, weight, ends))
+
+
+def test_a_view_with_other_strides():
+    x, weight, ends = operands(torch.float32)
+    wide = torch.cat([x.detach(), x.detach()], 1)[:, 16:]
+    turned = weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(grouped_linear(wide, turned, ends), plainly(wide, turned, ends))
+
+
+def test_autocast():
+    x, weight, ends = operands(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = grouped_linear(x, weight, ends)
+    assert y.dtype is torch.bfloat16
+    assert torch.equal(y, grouped_linear(x.bfloat16(), weight.bfloat16(), ends))
