@@ -21,6 +21,7 @@ ACTIVATIONS = {
     "silu": Activation.silu,
     "swish": Activation.silu,
     "relu2": Activation.relu2,
+    "tanh": Activation.tanh,
 }
 """Their names; of several, the first is written."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,4 +23,5 @@ FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.gelu_tanh: partial(F.gelu, approximate="tanh"),
     Activation.silu: F.silu,
     Activation.relu2: squared_relu,
+    Activation.tanh: torch.tanh,
 }

@@ -26,6 +26,7 @@ class Activation(Enum):
     gelu_tanh = "GELU by its tanh approximation (GPT-2)"
     silu = "x sigmoid(x)"
     relu2 = "max(x, 0)^2 (So et al. 2021)"
+    tanh = "hyperbolic tangent (BERT's pooler)"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,19 +1,20 @@
 """The interface of heads.
 
-A head's answers are activation-free linear maps of features: logits = softcap(features(pool(hidden)) @ weight.T + bias). A loss
-may take the pieces instead, to fuse the product with itself. What a head answers about, its spec says (`HeadSpec.answers`):
+Logits are softcap(features(pool(hidden)) @ weight.T + bias). A loss may take these pieces instead of the logits, to fuse the
+product with itself. What the logits mean, the spec says (`HeadSpec.answers`), and what they are about, `pool`:
 
-- each token (a language model, a tagger, the ends of an answer): `pool` changes nothing, and labels are [B, T];
-- each document of a row (a classifier, a reward): `pool` gives one vector a document, [B, K, D], and labels are [B, K].
-  Document k, from 0, is the one whose tokens have segment k + 1.
+- tokens (a language model, a tagger, the ends of an answer): `pool` changes nothing, and labels are [B, T];
+- documents of a row (a classifier, a reward): `pool` gives a vector for each, [B, K, D], and labels are [B, K]. Document k,
+  from 0, is the one whose tokens have segment k + 1.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from llmfactory.core.sharding import Constant, Normal, Parameter
 from llmfactory.model.part import Part
 
 
@@ -43,3 +44,17 @@ class Head(Part):
         """Logits of vectors that `pool` gave, or of some of them."""
         logits = F.linear(self.features(hidden), self.weight, self.bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+class LinearHead(Head):
+    """A matrix of its own with a row for each of a few numbers to say."""
+
+    def __init__(self, outputs: int, dim: int, std: float, bias: bool) -> None:
+        super().__init__()
+        self.std = std
+        self.weight = nn.Parameter(torch.zeros(outputs, dim))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def declare(self) -> dict[str, Parameter]:
+        weight = {"weight": Parameter(Normal(self.std))}
+        return weight if self.bias is None else {**weight, "bias": Parameter(Constant(0.0), decay=False)}

@@ -14,6 +14,7 @@ PLAIN = {
     Activation.gelu_tanh: lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     Activation.silu: lambda x: x / (1 + math.exp(-x)),
     Activation.relu2: lambda x: max(x, 0.0) ** 2,
+    Activation.tanh: math.tanh,
 }
 
 
