@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "llmfactory"
 LAYERS = [
     {"run"},
     {"stage"},
-    {"objective", "inference", "checkpoint"},
+    {"objective", "inference", "checkpoint", "metric"},
     {"model", "data", "optim", "parallel", "precision", "peft", "tracking", "launch"},
     {"kernel"},
     {"core"},
