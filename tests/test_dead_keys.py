@@ -175,6 +175,12 @@ EFFECTS: dict[str, str] = {
     "job.peft": "peft/test_none.py::test_training_asks_the_method_what_to_train",
     "job.tracking": "run/test_start.py::test_tracking_none_leaves_no_metrics",
     "job.launch": "run/test_start.py::test_two_processes_give_the_numbers_of_one",
+    **{
+        f"model/attention/cross.{field}": "model/attention/test_cross.py::test_equals_the_equation"
+        for field in ("n_heads", "head_dim", "bias", "scale")
+    },
+    "model/attention/cross.qkv_bias": "model/attention/test_cross.py::test_which_projections_have_a_bias",
+    "model/attention/cross.dropout": "model/attention/test_cross.py::test_dropout_in_training_only",
     "model/decoder_only.others": "model/test_tower.py::test_a_pattern_repeats_over_the_depth",
     "model/decoder_only.pattern": "model/test_tower.py::test_a_pattern_repeats_over_the_depth",
     "model/decoder_only.cross": "model/test_tower.py::test_cross_attention_needs_an_encoder",

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llmfactory.config.spec import Job
+from llmfactory.config.tree import override_key
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import walk
+from llmfactory.core.spec import stem, walk
 from llmfactory.data.tokenizer.spec import ByteBpe, Bytes
 from llmfactory.launch.spec import Local
 from llmfactory.model.ffn.spec import BalanceOver, MoeSpec
+from llmfactory.model.spec import TowerSpec
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Backend, Mesh
 from llmfactory.run.spec import Device
@@ -178,6 +180,20 @@ def balance_over_the_batch_sees_all_of_it(job: Job) -> Iterator[Problem]:
             yield Problem(f"{path}.balance_over", "batch", reason, f"{path}.balance_over=sequence")
 
 
+def cross_attention_stands_at_cross(job: Job) -> Iterator[Problem]:
+    """Attention to an encoder's output reads no tokens of its own, and the other way round."""
+    for path, tower in walk(job.model, "model"):
+        if not isinstance(tower, TowerSpec):
+            continue
+        places = {"attention": tower.attention} | ({} if tower.cross is None else {"cross": tower.cross})
+        for name, part in places.items():
+            if part.of_memory is not (name == "cross"):
+                reason = f"attends to {'an encoder' if part.of_memory else 'its own text'}, which is not what is wanted here"
+                key = override_key("model/attention", f"{path}.{name}")
+                other = "cross" if name == "cross" else "gqa"
+                yield Problem(f"{path}.{name}", stem(type(part)), reason, f"{key}={other}")
+
+
 RULES: tuple[Rule, ...] = (
     world_is_the_product_of_degrees,
     every_process_gets_a_row,
@@ -194,4 +210,5 @@ RULES: tuple[Rule, ...] = (
     held_out_text_is_there,
     sample_is_made,
     balance_over_the_batch_sees_all_of_it,
+    cross_attention_stands_at_cross,
 )

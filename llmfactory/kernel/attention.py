@@ -61,8 +61,10 @@ def plain(
     dropout: float,
 ) -> Tensor:
     """The same in separate steps, for what no fused kernel computes. Half precision has its scores and softmax in float32."""
-    q_BGRTD = q_BHTD.unflatten(1, (k_BGSD.shape[1], -1))
-    factor = q_BHTD.shape[-1] ** -0.5 if scale is None else scale
+    rows, n_heads, queries, width = q_BHTD.shape
+    n_kv_heads = k_BGSD.shape[1]
+    q_BGRTD = q_BHTD.reshape(rows, n_kv_heads, n_heads // n_kv_heads, queries, width)
+    factor = width**-0.5 if scale is None else scale
     scores = (q_BGRTD * factor) @ k_BGSD[:, :, None].transpose(-1, -2)
     scores_BHTS = scores.flatten(1, 2).to(torch.promote_types(scores.dtype, torch.float32))
     if softcap is not None:
@@ -75,4 +77,6 @@ def plain(
     if seen is not None:
         shares_BHTS = shares_BHTS.masked_fill(~seen, 0.0)  # of a query that sees nothing; as the fused kernels do
     shares_BHTS = F.dropout(shares_BHTS, dropout, training=dropout > 0)
-    return (shares_BHTS.unflatten(1, (k_BGSD.shape[1], -1)) @ v_BGSE[:, :, None]).flatten(1, 2)
+    shares_BGRTS = shares_BHTS.reshape(rows, n_kv_heads, n_heads // n_kv_heads, queries, k_BGSD.shape[2])
+    y_BGRTE: Tensor = shares_BGRTS @ v_BGSE[:, :, None]
+    return y_BGRTE.flatten(1, 2)

@@ -38,6 +38,7 @@ FIRES = {
         ["model/ffn=moe", "model.ffn.balance_over=batch", "trainer.micro_batch_size=2"],
         ["model/ffn=switch", "model.ffn.balance_over=batch", "launch=local", "parallel=ddp"],
     ],
+    "cross_attention_stands_at_cross": [["model/attention=cross"]],
 }
 CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]
 

@@ -31,10 +31,9 @@ class GroupedQueryAttention(Part):
         # A bound method, not a submodule: the skeleton owns the position part, and with it the part's parameters.
         self.rotate: Callable[[Tensor, Tensor, Context], tuple[Tensor, Tensor]] = site.position.rotate
         q_dim, kv_dim = spec.n_heads * self.head_dim, (spec.n_kv_heads or spec.n_heads) * self.head_dim
-        qkv_bias = spec.bias if spec.qkv_bias is None else spec.qkv_bias
-        self.q = nn.Linear(dim, q_dim, bias=qkv_bias)
-        self.k = nn.Linear(dim, kv_dim, bias=qkv_bias)
-        self.v = nn.Linear(dim, kv_dim, bias=qkv_bias)
+        self.q = nn.Linear(dim, q_dim, bias=spec.qkv_biased)
+        self.k = nn.Linear(dim, kv_dim, bias=spec.qkv_biased)
+        self.v = nn.Linear(dim, kv_dim, bias=spec.qkv_biased)
         self.o = nn.Linear(q_dim, dim, bias=spec.bias)
         self.q_norm = spec.qk_norm.build(self.head_dim) if spec.qk_norm else nn.Identity()
         self.k_norm = spec.qk_norm.build(self.head_dim) if spec.qk_norm else nn.Identity()

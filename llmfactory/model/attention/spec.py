@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class AttentionSpec(Spec):
     """Base of the attention parts."""
 
+    of_memory: ClassVar[bool] = False
+    """Whether it attends to an encoder's output, not to its own tokens."""
     n_heads: int
     """Number of query heads."""
 
@@ -48,34 +50,65 @@ class AttentionSpec(Spec):
 
 
 @dataclass(kw_only=True, slots=True)
-class Gqa(AttentionSpec):
-    """Multi-head attention with shared key/value heads (Ainslie et al. 2023). MHA: n_kv_heads = n_heads; MQA: 1."""
+class MultiHeadSpec(AttentionSpec):
+    """Base of the attention parts whose heads are cut out of one projection each for queries, keys and values."""
 
-    n_kv_heads: int | None = None
-    """Number of key/value heads; None: as many as n_heads."""
     head_dim: int | None = None
     """Width of one head; None: dim / n_heads. All heads together may be wider or narrower than the model (T5 11B, PaLM 540B)."""
     bias: bool = False
     """Whether the four projections have a bias."""
     qkv_bias: bool | None = None
     """Whether those of queries, keys and values have one; None: as `bias` says, which then holds for the output's alone."""
-    qk_norm: NormSpec | None = None
-    """Norm over each head of the queries and of the keys, before the rotation (Qwen 3); None: there is none."""
     scale: float | None = None
     """Factor of the products of queries and keys; None: 1 / sqrt(width of a head). T5: 1."""
+    dropout: float = 0.0
+    """Share of attention probabilities dropped, in training only."""
+
+    @property
+    def qkv_biased(self) -> bool:
+        """Whether the projections of queries, keys and values have a bias."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    def problems(self) -> Iterator[Problem]:
+        yield from AttentionSpec.problems(self)
+        yield from at_least(self, 1, "head_dim")
+        yield from above(self, 0.0, "scale", repair=1.0)
+        yield from between(self, 0.0, 0.99, "dropout")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        return self.small_heads(AttentionSpec.small(self, scale), scale)
+
+    def small_heads(self, heads: dict[str, Any], scale: float) -> dict[str, Any]:
+        """`heads` with a width of one head, a multiple of 4, that keeps the ratio of all together to the model."""
+        if self.head_dim is None:
+            return heads
+        return heads | {"head_dim": max(1, round(self.head_dim * self.n_heads * scale / heads["n_heads"] / 4)) * 4}
+
+    def head_width(self, dim: int) -> int:
+        return self.head_dim or AttentionSpec.head_width(self, dim)
+
+    def problems_at_width(self, dim: int) -> Iterator[Problem]:
+        if self.head_dim is None:
+            yield from AttentionSpec.problems_at_width(self, dim)
+
+
+@dataclass(kw_only=True, slots=True)
+class Gqa(MultiHeadSpec):
+    """Multi-head attention with shared key/value heads (Ainslie et al. 2023). MHA: n_kv_heads = n_heads; MQA: 1."""
+
+    n_kv_heads: int | None = None
+    """Number of key/value heads; None: as many as n_heads."""
+    qk_norm: NormSpec | None = None
+    """Norm over each head of the queries and of the keys, before the rotation (Qwen 3); None: there is none."""
     window: int | None = None
     """Tokens that a query sees at most, itself and those nearest to it (Beltagy et al. 2020, Mistral); None: no limit."""
     softcap: float | None = None
     """Bound of the scores: softcap * tanh(score / softcap), which no fused kernel computes (Gemma 2); None: no bound."""
-    dropout: float = 0.0
-    """Share of attention probabilities dropped, in training only."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from AttentionSpec.problems(self)
-        yield from at_least(self, 1, "n_kv_heads", "head_dim", "window")
-        yield from above(self, 0.0, "scale", repair=1.0)
+        yield from MultiHeadSpec.problems(self)
+        yield from at_least(self, 1, "n_kv_heads", "window")
         yield from above(self, 0.0, "softcap", repair=50.0)
-        yield from between(self, 0.0, 0.99, "dropout")
         if self.n_kv_heads and self.n_kv_heads >= 1 and self.n_heads % self.n_kv_heads:
             yield Problem("n_kv_heads", self.n_kv_heads, f"does not divide n_heads={self.n_heads}", "n_kv_heads=null")
 
@@ -88,15 +121,10 @@ class Gqa(AttentionSpec):
             heads = {"n_heads": self.n_heads // self.n_kv_heads * kept, "n_kv_heads": kept}
         if self.window is not None:
             heads["window"] = min(self.window, TOY_WINDOW)
-        if self.head_dim is not None:
-            heads["head_dim"] = small_head(self.head_dim, self.n_heads, heads["n_heads"], scale)
-        return heads
-
-    def head_width(self, dim: int) -> int:
-        return self.head_dim or AttentionSpec.head_width(self, dim)
+        return self.small_heads(heads, scale)
 
     def problems_at_width(self, dim: int) -> Iterator[Problem]:
-        for problem in AttentionSpec.problems_at_width(self, dim) if self.head_dim is None else ():
+        for problem in MultiHeadSpec.problems_at_width(self, dim):
             fewer = int((problem.repair or "").partition("=")[2])
             shared = self.n_kv_heads is not None and fewer % self.n_kv_heads
             yield replace(problem, repair=f"{problem.repair} n_kv_heads=null") if shared else problem
@@ -107,10 +135,17 @@ class Gqa(AttentionSpec):
         return GroupedQueryAttention(self, site)
 
 
+@dataclass(kw_only=True, slots=True)
+class Cross(MultiHeadSpec):
+    """Attention from a decoder's tokens to an encoder's output (Vaswani et al. 2017, section 3.2.3)."""
+
+    of_memory: ClassVar[bool] = True
+
+    def build(self, site: Site) -> Part:
+        from llmfactory.model.attention.cross import CrossAttention
+
+        return CrossAttention(self, site)
+
+
 TOY_WINDOW = 16
 """Tokens: less than a laptop-sized row, so that the window shows."""
-
-
-def small_head(width: int, n_heads: int, fewer: int, scale: float) -> int:
-    """A head's width at laptop size, a multiple of 4, that keeps the ratio of all heads together to the model."""
-    return max(1, round(width * n_heads * scale / fewer / 4)) * 4

@@ -119,7 +119,7 @@ def test_problems_and_repairs():
     with pytest.raises(ConfigError) as caught:
         Gqa(n_heads=4, n_kv_heads=3, head_dim=0, window=0, scale=0.0, softcap=-1.0, dropout=1.0)
     repairs = [problem.repair for problem in caught.value.problems]
-    assert repairs == ["head_dim=1", "window=1", "scale=1.0", "softcap=50.0", "dropout=0.99", "n_kv_heads=null"]
+    assert repairs == ["head_dim=1", "scale=1.0", "dropout=0.99", "window=1", "softcap=50.0", "n_kv_heads=null"]
     (problem,) = Gqa(n_heads=32, n_kv_heads=8).problems_at_width(100)
     assert (problem.path, problem.repair) == ("n_heads", "n_heads=25 n_kv_heads=null")
     (problem,) = Gqa(n_heads=32, n_kv_heads=5 - 1).problems_at_width(120)
