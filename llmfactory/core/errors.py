@@ -21,10 +21,15 @@ class Problem:
     """Overrides that mend it, as typed on the command line (several separated by a space); None where only the user can know."""
 
     def below(self, prefix: str) -> Problem:
-        """The same problem seen from the root: keys of `path` and of `repair` get `prefix` in front."""
+        """The same problem seen from the root: keys of `path` and of `repair` get `prefix` in front.
+
+        A repair that chooses another part, `model/embedding=token`, names it from the root already.
+        """
         if not prefix:
             return self
-        repair = self.repair and " ".join(f"{prefix}.{part}" for part in self.repair.split(" "))
+        repair = self.repair and " ".join(
+            part if "/" in part.partition("=")[0] else f"{prefix}.{part}" for part in self.repair.split(" ")
+        )
         return replace(self, path=f"{prefix}.{self.path}" if self.path else prefix, repair=repair)
 
     def __str__(self) -> str:

@@ -28,7 +28,11 @@ class Decoder(Tower, Skeleton):
         return {}
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        x_BTD = self.position.embed(self.embedding(tokens_BT, context), context)
+        return self.read(self.embedding(tokens_BT, context), context)
+
+    def read(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Embedded tokens [B, T, D] -> hidden [B, T, D]."""
+        x_BTD = self.position.embed(x_BTD, context)
         if self.embedding_norm is not None:
             x_BTD = self.embedding_norm(x_BTD)
         return Tower.forward(self, self.dropout(x_BTD), context)

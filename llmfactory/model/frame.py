@@ -34,6 +34,8 @@ class Frame:
     """Makes a norm of a width."""
     name: str = ""
     """Of the stack, where a model has several: slots of the decoding state begin with it."""
+    memory_dim: int | None = None
+    """Width of the vectors that cross-attention reads; None: `dim`."""
     branch_scale: float = 1.0
     """Factor on the std of the matrices that a sub-layer's output grows with; `out_std` holds it already."""
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between, stem
 from llmfactory.model.attention.spec import AttentionSpec
 from llmfactory.model.block.spec import BlockSpec
-from llmfactory.model.embedding.spec import EmbeddingSpec
+from llmfactory.model.connector.spec import ConnectorSpec
+from llmfactory.model.embedding.spec import EmbeddingSpec, Patch
 from llmfactory.model.ffn.spec import FfnSpec
 from llmfactory.model.head.spec import HeadSpec
+from llmfactory.model.mixer.spec import MixerSpec
 from llmfactory.model.norm.spec import NormSpec
 from llmfactory.model.position.spec import PositionSpec
 
@@ -134,7 +136,10 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
 
 
 def head_problems(head: HeadSpec, embedding: EmbeddingSpec, dim: int) -> Iterator[Problem]:
-    """Whether the head can borrow the embedding's vectors, in a model of width `dim`."""
+    """Whether the embedding is one of tokens, and the head can borrow its vectors, in a model of width `dim`."""
+    if embedding.reads != "tokens":
+        reason = f"it reads {embedding.reads}, and the model reads tokens"
+        yield Problem("embedding", stem(type(embedding)), reason, "model/embedding=token")
     yield from (problem.below("head") for problem in head.problems_at_embedding(embedding.vector_width(dim), dim))
 
 
@@ -185,7 +190,9 @@ class EncoderDecoder(ModelSpec):
         for name, tower in (("encoder", self.encoder), ("decoder", self.decoder)):
             yield from (problem.below(name) for problem in tower.problems_at_width(self.dim))
         if self.encoder.cross is not None:
-            yield Problem("encoder.cross", stem(type(self.encoder.cross)), "an encoder has nothing to attend to but its own tokens")
+            yield Problem(
+                "encoder.cross", stem(type(self.encoder.cross)), "an encoder has nothing to attend to but its own tokens"
+            )
         if self.decoder.cross is None:
             reason = "the decoder has no attention to the encoder's output: the preset chooses none for decoder.cross"
             yield Problem("decoder.cross", None, reason)
@@ -194,3 +201,128 @@ class EncoderDecoder(ModelSpec):
         from llmfactory.model.encoder_decoder import EncoderDecoderModel
 
         return EncoderDecoderModel(self)
+
+
+@dataclass(kw_only=True)
+class VisionSpec(TowerSpec):
+    """A vision encoder: a picture's squares through a stack of blocks (Dosovitskiy et al. 2021)."""
+
+    dim: int
+    """Width of the stack."""
+    embedding: Patch
+    embedding_norm: bool = False
+    """Normalize the embeddings before the first block (CLIP)."""
+    layers_used: int | None = None
+    """The features are what so many blocks give, without the last norm (LLaVA: all but one); None: all blocks and the norm."""
+    keep_class: bool = True
+    """Whether the class vector is one of the features."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from TowerSpec.problems(self)
+        if self.dim < 1:
+            yield Problem("dim", self.dim, "must be at least 1", "dim=128")
+        else:
+            yield from self.problems_at_width(self.dim)
+        if self.layers_used is not None:
+            yield from between(self, 1, self.n_layers, "layers_used")
+        if self.cross is not None:
+            yield Problem(
+                "cross", stem(type(self.cross)), "a vision encoder has nothing to attend to but the picture's own squares"
+            )
+        if not self.keep_class and not self.embedding.class_token:
+            yield Problem(
+                "keep_class", False, "there is no class vector to drop (embedding.class_token=false)", "keep_class=true"
+            )
+
+    def small(self, scale: float) -> dict[str, Any]:
+        """As many layers left out as there are, of two layers at least one used; heads of at least two coordinates."""
+        layers, heads = TowerSpec.small(self, scale)["n_layers"], self.attention.small(scale)["n_heads"]
+        unused = 0 if self.layers_used is None else min(self.n_layers - self.layers_used, layers - 1)
+        used = None if self.layers_used is None else layers - unused
+        return {"n_layers": layers, "layers_used": used, "dim": heads * max(2, round(self.dim * scale / heads))}
+
+    @property
+    def n_features(self) -> int:
+        """Vectors that a picture becomes."""
+        return self.embedding.n_vectors - (not self.keep_class)
+
+
+@dataclass(kw_only=True, slots=True)
+class Multimodal(DecoderOnly):
+    """A decoder that reads pictures among its tokens: vision encoder, connector, decoder (LLaVA, MiniGPT-4).
+
+    All fields but those below are the decoder's. Batches without pictures are text like any other.
+    """
+
+    graph: ClassVar[str] = "multimodal"
+    vision: VisionSpec
+    connector: ConnectorSpec
+    image_token: int
+    """Id of the token that holds a vector's place; a picture takes as many as the connector makes of it."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from DecoderOnly.problems(self)
+        if not 0 <= self.image_token < self.vocab_size:
+            reason = f"is no id of the embedding's {self.vocab_size} (vocab_size)"
+            yield Problem("image_token", self.image_token, reason, f"image_token={self.vocab_size - 1}")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        """The id stays within a vocabulary of laptop size."""
+        return {**DecoderOnly.small(self, scale), "image_token": min(self.image_token, TOY_IMAGE_TOKEN)}
+
+    @property
+    def language(self) -> DecoderOnly:
+        """The decoder alone."""
+        return DecoderOnly(**{item.name: getattr(self, item.name) for item in fields(DecoderOnly)})
+
+    @property
+    def vectors_per_image(self) -> int:
+        """Placeholders that a picture takes."""
+        return self.connector.n_vectors(self.vision.n_features)
+
+    def build(self) -> Skeleton:
+        from llmfactory.model.multimodal import MultimodalModel
+
+        return MultimodalModel(self)
+
+
+TOY_IMAGE_TOKEN = 383
+"""The last id of a vocabulary of laptop size."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Recurrent(ModelSpec):
+    """A stack of sequence mixers, which carry a state from token to token (Mikolov et al. 2010): LSTM, GRU, Mamba."""
+
+    graph: ClassVar[str] = "recurrent"
+    n_layers: int
+    """Number of layers."""
+    embedding: EmbeddingSpec
+    mixer: MixerSpec
+    norm: NormSpec
+    """Of each layer's input, and of the last output."""
+    head: HeadSpec
+    ffn: FfnSpec | None = None
+    """Feed-forward part after each mixer; None: there is none."""
+    residual: bool
+    """Whether a mixer (and a feed-forward part) adds to its input or replaces it."""
+    dropout: float = 0.0
+    """Share of activations dropped after the embedding, each mixer and each feed-forward part, in training only; never between
+    steps of a recurrence (Zaremba et al. 2014)."""
+    depth_scaled_init: bool = True
+    """With `residual`: divide the initial std of matrices that write to the residual stream by the square root of their number."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from ModelSpec.problems(self)
+        yield from at_least(self, 1, "n_layers")
+        yield from between(self, 0.0, 0.99, "dropout")
+        yield from head_problems(self.head, self.embedding, self.dim)
+        yield from (problem.below("mixer") for problem in self.mixer.problems_at_width(self.dim))
+
+    def small(self, scale: float) -> dict[str, Any]:
+        return {"n_layers": min(self.n_layers, 2)}
+
+    def build(self) -> Skeleton:
+        from llmfactory.model.recurrent import RecurrentModel
+
+        return RecurrentModel(self)
