@@ -27,10 +27,10 @@ class CrossAttention(Part):
         self.scale, self.dropout = spec.scale, spec.dropout
         self.std, self.out_std = frame.std, frame.out_std
         self.head_dim = spec.head_width(dim)
-        width = spec.n_heads * self.head_dim
+        width, memory_dim = spec.n_heads * self.head_dim, frame.memory_dim or dim
         self.q = nn.Linear(dim, width, bias=spec.qkv_biased)
-        self.k = nn.Linear(dim, width, bias=spec.qkv_biased)
-        self.v = nn.Linear(dim, width, bias=spec.qkv_biased)
+        self.k = nn.Linear(memory_dim, width, bias=spec.qkv_biased)
+        self.v = nn.Linear(memory_dim, width, bias=spec.qkv_biased)
         self.o = nn.Linear(width, dim, bias=spec.bias)
 
     def declare(self) -> dict[str, Parameter]:
