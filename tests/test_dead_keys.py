@@ -63,6 +63,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/norm/layer_norm.gain": (GPT, "model.norm.gain=false"),
     "model/norm/rms_norm.offset": (LLAMA, "model.norm.offset=1.0"),
     "model/position/rope.theta": (LLAMA, "model.position.theta=100.0"),
+    "model/position/learned.offset": (GPT, "model.position.offset=2"),
     "model/attention/gqa.n_heads": (LLAMA, "model.attention.n_heads=4"),
     "model/attention/gqa.n_kv_heads": (LLAMA, "model.attention.n_kv_heads=1"),
     "model/attention/gqa.bias": (LLAMA, "model.attention.bias=true"),

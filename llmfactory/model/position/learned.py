@@ -16,28 +16,29 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Normal, Parameter
 from llmfactory.model.frame import Frame
 from llmfactory.model.position.part import Position
+from llmfactory.model.position.spec import Learned
 
 
 class LearnedPosition(Position):
-    """x + table[position]."""
+    """x + table[position + offset]."""
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, spec: Learned, frame: Frame) -> None:
         super().__init__()
-        self.std = frame.std
+        self.std, self.offset = frame.std, spec.offset
         self.limit = frame.max_positions
-        self.weight = nn.Parameter(torch.zeros(frame.max_positions, frame.dim))
+        self.weight = nn.Parameter(torch.zeros(frame.max_positions + spec.offset, frame.dim))
 
     def declare(self) -> dict[str, Parameter]:
         return {"weight": Parameter(Normal(self.std))}
 
     def embed(self, x_BTD: Tensor, context: Context) -> Tensor:
         self._check(context.positions)
-        return x_BTD + F.embedding(context.positions, self.weight)
+        return x_BTD + F.embedding(context.positions + self.offset, self.weight)
 
     def _check(self, positions_BT: Tensor) -> None:
         if torch.compiler.is_compiling() or positions_BT.is_meta:
             return
-        rows = self.weight.shape[0]
+        rows = self.weight.shape[0] - self.offset
         if positions_BT.device.type != "cpu":
             inside = ((positions_BT >= 0) & (positions_BT < rows)).all()
             torch._assert_async(inside, f"a position lies outside the {rows} learned ones (model.max_positions={rows})")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, above
+from llmfactory.core.spec import Spec, above, at_least
 
 if TYPE_CHECKING:
     from llmfactory.model.frame import Frame
@@ -50,10 +50,16 @@ class Rope(PositionSpec):
 class Learned(PositionSpec):
     """One trained vector a position, added to the embedding (GPT-2, BERT)."""
 
+    offset: int = 0
+    """Rows of the table that stand before the first position's and are never used (BART, OPT: 2)."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 0, "offset")
+
     def build(self, frame: Frame) -> Position:
         from llmfactory.model.position.learned import LearnedPosition
 
-        return LearnedPosition(frame)
+        return LearnedPosition(self, frame)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -45,3 +45,13 @@ def test_limit_and_start(part):
     assert part.limit == 10
     assert part.declare()["weight"].decay
     assert 0.01 < part.weight.std() < 0.03
+
+
+def test_rows_before_the_first_position_are_never_used(frame):
+    part = Learned(offset=2).build(frame(dim=8, max_positions=10))
+    initialize(part, 0)
+    assert part.weight.shape == (12, 8)
+    assert part.limit == 10
+    torch.testing.assert_close(part.embed(torch.zeros(1, 2, 8), context([[0, 9]]))[0], part.weight[[2, 11]])
+    with pytest.raises(UserError, match="position 10 lies outside the 10 learned ones"):
+        part.embed(torch.zeros(1, 2, 8), context([[0, 10]]))
