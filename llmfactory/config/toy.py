@@ -12,11 +12,14 @@ from llmfactory.core.spec import Spec, walk
 from llmfactory.data.spec import Corpus
 from llmfactory.data.tokenizer.spec import ByteBpe, HfFile
 from llmfactory.model.attention.spec import AttentionSpec
+from llmfactory.model.mixer.spec import LinearAttention
 from llmfactory.model.spec import ModelSpec
 
 POSITIONS = 64
 VOCAB = 384
 """More than the 257 ids that bytes take."""
+HEADLESS = 4
+"""As many heads' width for a model without heads."""
 WIDEST = 128
 """Width of the model, unless its ratio of heads needs more."""
 
@@ -30,8 +33,8 @@ def toy(job: Job) -> Job:
 
 def small_model(model: ModelSpec, vocab: int = VOCAB) -> ModelSpec:
     """The skeleton with few layers (a whole `pattern`), at most `POSITIONS` positions and `vocab` ids."""
-    heads = [part.small(1.0)["n_heads"] for _, part in walk(model) if isinstance(part, AttentionSpec)]
-    together = math.lcm(*heads)
+    heads = [part.small(1.0)["n_heads"] for _, part in walk(model) if isinstance(part, (AttentionSpec, LinearAttention))]
+    together = math.lcm(*heads) if heads else HEADLESS
     width = next((width for width in (8, 4) if together * width <= WIDEST), 2)
     dim = together * width
     limits = {"vocab_size": min(model.vocab_size, vocab), "max_positions": min(model.max_positions, POSITIONS)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -127,6 +128,10 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
         """Two layers, or a whole pattern."""
         return {"n_layers": min(self.n_layers, max(2, len(self.pattern)))}
 
+    def repeats(self) -> int:
+        """How many layers in a row are the same block."""
+        return 1
+
     def kinds(self) -> list[Kind]:
         """The parts of each layer."""
         base = Kind(self.attention, self.ffn)
@@ -135,35 +140,89 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
         return [named.get(names[layer % len(names)], base) for layer in range(self.n_layers)]
 
 
-def head_problems(head: HeadSpec, embedding: EmbeddingSpec, dim: int) -> Iterator[Problem]:
-    """Whether the embedding is one of tokens, and the head can borrow its vectors, in a model of width `dim`."""
+def head_problems(head: HeadSpec, embedding: EmbeddingSpec, width: int, dim: int) -> Iterator[Problem]:
+    """Whether the embedding is one of tokens, and the head can borrow its vectors, built `width` wide in a model of width `dim`."""
     if embedding.reads != "tokens":
         reason = f"it reads {embedding.reads}, and the model reads tokens"
         yield Problem("embedding", stem(type(embedding)), reason, "model/embedding=token")
-    yield from (problem.below("head") for problem in head.problems_at_embedding(embedding.vector_width(dim), dim))
+    yield from (problem.below("head") for problem in head.problems_at_embedding(embedding.vector_width(width), dim))
 
 
-@dataclass(kw_only=True, slots=True)
-class DecoderOnly(TowerSpec, ModelSpec):
-    """A stack of causal self-attention blocks (Radford et al. 2018): GPT, LLaMA and their kin."""
+@dataclass(kw_only=True)
+class TextSpec(TowerSpec, ModelSpec):
+    """Base of the skeletons that are one stack of blocks over one text."""
 
     embedding: EmbeddingSpec
     head: HeadSpec
     embedding_norm: bool = False
-    """Normalize the embeddings before the first block (BLOOM)."""
+    """Normalize the embeddings, with position vectors where there are, before the first block (BLOOM, BERT)."""
+
+    def mapped_width(self) -> int | None:
+        """Width of the embeddings where a linear map takes them to the model's; None: it is the model's."""
+        return None
 
     def problems(self) -> Iterator[Problem]:
         yield from ModelSpec.problems(self)
         yield from TowerSpec.problems(self)
         yield from self.problems_at_width(self.dim)
-        yield from head_problems(self.head, self.embedding, self.dim)
+        yield from head_problems(self.head, self.embedding, self.mapped_width() or self.dim, self.dim)
         if self.cross is not None:
             yield Problem("cross", stem(type(self.cross)), "there is no encoder to attend to", "model=<an encoder-decoder>")
+
+
+@dataclass(kw_only=True, slots=True)
+class DecoderOnly(TextSpec):
+    """A stack of causal self-attention blocks (Radford et al. 2018): GPT, LLaMA and their kin."""
 
     def build(self) -> Skeleton:
         from llmfactory.model.decoder_only import Decoder
 
         return Decoder(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class EncoderOnly(TextSpec):
+    """A stack of self-attention blocks in which each token sees its whole document (Devlin et al. 2018): BERT and its kin."""
+
+    graph: ClassVar[str] = "encoder"
+    embedding_dim: int | None = None
+    """Width of token, kind and position vectors, whose sum is normalized and mapped to the model's width (ALBERT, ELECTRA); None:
+    the model's width, without a map."""
+    unique_layers: int | None = None
+    """Number of blocks with weights of their own, each used for n_layers / unique_layers layers in a row (ALBERT: 1); None: all."""
+
+    def mapped_width(self) -> int | None:
+        return self.embedding_dim
+
+    def problems(self) -> Iterator[Problem]:
+        yield from TextSpec.problems(self)
+        yield from at_least(self, 1, "embedding_dim", "unique_layers")
+        unique = self.unique_layers
+        if unique is None or unique < 1:
+            return
+        if self.n_layers % unique:
+            reason = f"does not divide n_layers={self.n_layers}"
+            yield Problem("unique_layers", unique, reason, f"unique_layers={math.gcd(unique, self.n_layers)}")
+        if self.pattern:
+            reason = "layers that share their weights are of one kind, but there is a pattern"
+            yield Problem("unique_layers", unique, reason, "unique_layers=null")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        """Two layers that share what the layers shared."""
+        changes = TowerSpec.small(self, scale)
+        if self.embedding_dim is not None:
+            changes["embedding_dim"] = max(1, round(self.embedding_dim * scale))
+        if self.unique_layers is not None:
+            changes["unique_layers"] = changes["n_layers"] if self.unique_layers == self.n_layers else 1
+        return changes
+
+    def repeats(self) -> int:
+        return 1 if self.unique_layers is None else self.n_layers // self.unique_layers
+
+    def build(self) -> Skeleton:
+        from llmfactory.model.encoder_only import Encoder
+
+        return Encoder(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -186,7 +245,7 @@ class EncoderDecoder(ModelSpec):
     def problems(self) -> Iterator[Problem]:
         yield from ModelSpec.problems(self)
         yield from above(self, 0.0, "embedding_std", repair=1.0)
-        yield from head_problems(self.head, self.embedding, self.dim)
+        yield from head_problems(self.head, self.embedding, self.dim, self.dim)
         for name, tower in (("encoder", self.encoder), ("decoder", self.decoder)):
             yield from (problem.below(name) for problem in tower.problems_at_width(self.dim))
         if self.encoder.cross is not None:
@@ -316,7 +375,7 @@ class Recurrent(ModelSpec):
         yield from ModelSpec.problems(self)
         yield from at_least(self, 1, "n_layers")
         yield from between(self, 0.0, 0.99, "dropout")
-        yield from head_problems(self.head, self.embedding, self.dim)
+        yield from head_problems(self.head, self.embedding, self.dim, self.dim)
         yield from (problem.below("mixer") for problem in self.mixer.problems_at_width(self.dim))
 
     def small(self, scale: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 
 from llmfactory.config.explain import explain
 from llmfactory.config.spec import Job
-from llmfactory.core.sharding import Normal, Parameter
+from llmfactory.core.sharding import Parameter
 from llmfactory.model.count import by_part, parameters, train_flops_per_token
 from llmfactory.model.declarations import declarations
 from llmfactory.model.skeleton import Skeleton
@@ -84,18 +84,13 @@ def _layout(model: Skeleton) -> Iterator[str]:
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     rows: dict[tuple[str, ...], int] = {}
     for name, declared in declarations(model).items():
-        key = (re.sub(r"\b\d+\b", "*", name), _shape(shapes[name]), declared.layout.value, _start(declared), _decay(declared))
+        key = (re.sub(r"\b\d+\b", "*", name), _shape(shapes[name]), declared.layout.value, str(declared.start), _decay(declared))
         rows[key] = rows.get(key, 0) + 1
     yield from table([("parameter", "shape", "cut", "starts as", "decays"), *rows])
 
 
 def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _start(declared: Parameter) -> str:
-    start = declared.start
-    return f"normal, std {start.std:.4g}" if isinstance(start, Normal) else f"constant {start.value:g}"
 
 
 def _decay(declared: Parameter) -> str:

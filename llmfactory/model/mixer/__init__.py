@@ -1,0 +1,1 @@
+"""Options of the group model/mixer; spec.py is the catalogue page."""

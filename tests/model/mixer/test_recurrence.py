@@ -1,0 +1,27 @@
+"""Rows cut into runs."""
+
+from __future__ import annotations
+
+import torch
+
+from llmfactory.core.context import Context, DocumentMask
+from llmfactory.model.mixer.documents import documents
+from llmfactory.model.mixer.recurrence import runs
+
+
+def test_runs_of_packed_and_padded_rows() -> None:
+    segments = torch.tensor([[1, 1, 2, 2, 2], [0, 3, 3, 3, 3], [0, 0, 0, 0, 0]])
+    context = Context(segments, DocumentMask(segments), segments=segments)
+    cut = runs(documents(segments, context, torch.tensor([1, 2, 2])))
+    assert cut.sizes.tolist() == [3, 3, 2, 1]
+    assert cut.row_P.tolist() == [1, 0, 0]  # four, three and two tokens long
+    assert cut.token_N.tolist() == [6, 2, 0, 7, 3, 1, 8, 4, 9]
+    assert cut.continues_P.tolist() == [False, False, True]
+    assert cut.last_B.tolist() == [1, 0, -1]
+
+
+def test_nothing_but_padding() -> None:
+    segments = torch.zeros(2, 3, dtype=torch.int64)
+    cut = runs(documents(segments, Context(segments, DocumentMask(segments), segments=segments)))
+    assert len(cut.token_N) == 0
+    assert cut.last_B.tolist() == [-1, -1]
