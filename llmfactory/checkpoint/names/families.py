@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from llmfactory.checkpoint.names.family import Config, Family
+from llmfactory.checkpoint.names.bart import Bart
 from llmfactory.checkpoint.names.gpt2 import Gpt2
 from llmfactory.checkpoint.names.llama import Llama
 from llmfactory.core.errors import UserError
 
 FAMILIES: tuple[Family, ...] = (
+    Bart(),
     Gpt2(),
     Llama(),
 )
