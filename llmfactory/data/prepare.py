@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmfactory.core.errors import UserError
+from llmfactory.core.special import Special
 from llmfactory.data.encode import encode
 from llmfactory.data.lock import locked
 from llmfactory.data.marks import write_texts
@@ -26,16 +27,14 @@ from llmfactory.data.source.document import Drops, Source
 from llmfactory.data.spec import Corpus
 from llmfactory.data.split import split
 from llmfactory.data.spool import Spool
-from llmfactory.data.tokenizer.tokenizer import FOLDER, Special, TokenizerSource
+from llmfactory.data.tokenizer.tokenizer import FOLDER, TokenizerSource
 from llmfactory.data.tokens import dtype_for
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what is done, bytes or documents done, of how many)."""
 
 
-def prepare(
-    spec: Corpus, vocab_size: int, progress: Progress | None = None, *, specials: Sequence[Special] = ()
-) -> Prepared:
+def prepare(spec: Corpus, vocab_size: int, progress: Progress | None = None, *, specials: Sequence[Special] = ()) -> Prepared:
     """The corpus, from the cache or made now.
 
     `vocab_size` is the model's: no id reaches it. `specials`: tokens that the objective needs besides those of the text; a

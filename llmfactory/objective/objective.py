@@ -16,6 +16,10 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
+    from llmfactory.core.context import Context
+    from llmfactory.data.corruption.corruption import Corruption
+    from llmfactory.data.corruption.vocabulary import Vocabulary
+    from llmfactory.model.skeleton import Skeleton
 
 Terms = dict[str, tuple[Tensor, Tensor]]
 """Name of each term of the loss -> (sum, denominator), scalars; the loss is the sum over terms of sum / denominator."""
@@ -58,6 +62,24 @@ class Objective(ABC):
 
     terms: tuple[str, ...]
     """Names of the loss's terms."""
+
+    unit: str = "nats per token"
+    """What the loss is measured in."""
+    likelihood: bool = False
+    """Whether the loss of the plain measure is that of each token of the text, once, given those before it: only then perplexity
+    and bits per byte of the text follow from it."""
+
+    def corruption(self, vocabulary: Vocabulary, seq_len: int) -> Corruption | None:
+        """How the rows that it wants, `seq_len` tokens wide in the model, are made of plain ones; None: they are plain."""
+        return None
+
+    def equip(self, model: Skeleton) -> None:
+        """Give the model what training needs beside it (a generator), as a part of it; most need nothing."""
+        return
+
+    def outputs(self, model: Skeleton, batch: Batch, context: Context) -> Outputs:
+        """Run the model."""
+        return Outputs(model(batch["tokens"], context), model.head)
 
     @abstractmethod
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, between
+from llmfactory.core.spec import Spec, above, at_least, between
+from llmfactory.core.special import (
+    DOCUMENT_MASK,
+    END_OF_SPAN,
+    EXTREME,
+    MASK,
+    REGULAR,
+    SENTENCE_MASK,
+    SEQUENTIAL,
+    START_OF_SPAN,
+    Special,
+    sentinels,
+)
 
 if TYPE_CHECKING:
     from llmfactory.objective.objective import Objective
@@ -19,6 +31,13 @@ class ObjectiveSpec(Spec):
 
     graphs: ClassVar[tuple[str, ...]] = ("decoder", "recurrent")
     """Kinds of models (`ModelSpec.graph`) that it trains."""
+    answers: ClassVar[str] = "tokens"
+    """What the model's head must say (`HeadSpec.answers`)."""
+
+    def specials(self) -> tuple[Special, ...]:
+        """Tokens that it needs besides those of the text. Where the tokenizer lacks one it takes one of the highest ids of the
+        model's vocabulary, the first the highest."""
+        return ()
 
     def build(self) -> Objective:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of stage/objective")
@@ -38,3 +57,168 @@ class Causal(ObjectiveSpec):
         from llmfactory.objective.causal import CausalObjective
 
         return CausalObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Prefix(ObjectiveSpec):
+    """Read the beginning of a text in both directions, predict the rest token by token (Raffel et al. 2020, section 3.2.2)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("decoder",)
+
+    def build(self) -> Objective:
+        from llmfactory.objective.prefix import PrefixObjective
+
+        return PrefixObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Masked(ObjectiveSpec):
+    """Tell hidden tokens from those around them (BERT, Devlin et al. 2019, section 3.1)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("encoder",)
+    rate: float = 0.15
+    """Share of a row's tokens that are to be told."""
+    mask_share: float = 0.8
+    """Share of these that are shown as the mask."""
+    random_share: float = 0.1
+    """Share of these that are shown as a random token; the others are shown as they are."""
+    whole_words: bool = False
+    """Hide all tokens of a word together."""
+    static: bool = False
+    """Hide the same tokens of a row in every epoch (BERT) instead of others each time (RoBERTa)."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 0.01, 0.9, "rate")
+        yield from between(self, 0.0, 1.0, "mask_share", "random_share")
+        if 0 <= self.mask_share <= 1 and 0 <= self.random_share <= 1 < self.mask_share + self.random_share:
+            reason = f"mask_share={self.mask_share} and this are more than all"
+            yield Problem("random_share", self.random_share, reason, f"random_share={round(1 - self.mask_share, 6)}")
+
+    def specials(self) -> tuple[Special, ...]:
+        return (MASK,)
+
+    def build(self) -> Objective:
+        from llmfactory.objective.masked import MaskedObjective
+
+        return MaskedObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class SpanCorruption(ObjectiveSpec):
+    """Write the spans that are missing in a text (T5, Raffel et al. 2020, section 3.1.4)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
+    rate: float = 0.15
+    """Share of a document's tokens that are missing."""
+    mean_span: float = 3.0
+    """Mean length of a missing span, in tokens."""
+    sentinels: int = 100
+    """Tokens that stand for missing spans: no document has more spans."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 0.01, 0.9, "rate")
+        yield from at_least(self, 1, "mean_span", "sentinels")
+
+    def specials(self) -> tuple[Special, ...]:
+        return sentinels(self.sentinels)
+
+    def build(self) -> Objective:
+        from llmfactory.objective.span_corruption import SpanCorruptionObjective
+
+        return SpanCorruptionObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Ul2(ObjectiveSpec):
+    """Write what is missing in a text, under seven ways of taking it out (UL2, Tay et al. 2022, table 1)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
+    sentinels: int = 100
+    """Tokens that stand for missing spans: no document has more spans."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "sentinels")
+
+    def specials(self) -> tuple[Special, ...]:
+        return (*sentinels(self.sentinels), REGULAR, SEQUENTIAL, EXTREME)
+
+    def build(self) -> Objective:
+        from llmfactory.objective.ul2 import Ul2Objective
+
+        return Ul2Objective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Denoising(ObjectiveSpec):
+    """Write a damaged text as it was (BART, Lewis et al. 2020, section 2.2)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
+    rate: float = 0.3
+    """Share of a document's tokens that are missing."""
+    mean_span: float = 3.0
+    """Mean of the Poisson distribution of the lengths of missing spans, in tokens; each span is one mask."""
+    permute_sentences: bool = True
+    """Put the sentences of a document into random order."""
+    rotate: float = 0.0
+    """Share of the documents that begin at a random token and go on at their beginning."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 0.0, 0.9, "rate")
+        yield from above(self, 0.0, "mean_span", repair=3.0)
+        yield from between(self, 0.0, 1.0, "rotate")
+
+    def specials(self) -> tuple[Special, ...]:
+        return (MASK,)
+
+    def build(self) -> Objective:
+        from llmfactory.objective.denoising import DenoisingObjective
+
+        return DenoisingObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Permutation(ObjectiveSpec):
+    """Predict the last tokens of a random order (XLNet, Yang et al. 2019, equation 5)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("two_stream",)
+    one_in: int = 6
+    """One of so many tokens of a document is predicted, K."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "one_in")
+
+    def build(self) -> Objective:
+        from llmfactory.objective.permutation import PermutationObjective
+
+        return PermutationObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class BlankInfilling(ObjectiveSpec):
+    """Write the missing spans of a text behind it, in random order (GLM, Du et al. 2022)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("decoder",)
+    rate: float = 0.15
+    """Share of a document's tokens that are missing, but where its rest is."""
+    mean_span: float = 3.0
+    """Mean of the Poisson distribution of the lengths of short spans, in tokens."""
+    sentence_share: float = 0.0
+    """Share of the documents whose blanks are whole sentences."""
+    document_share: float = 0.0
+    """Share of the documents with one blank: their second half or more."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 0.01, 0.9, "rate")
+        yield from above(self, 0.0, "mean_span", repair=3.0)
+        yield from between(self, 0.0, 1.0, "sentence_share", "document_share")
+        if 0 <= self.sentence_share <= 1 and 0 <= self.document_share <= 1 < self.sentence_share + self.document_share:
+            reason = f"sentence_share={self.sentence_share} and this are more than all"
+            yield Problem("document_share", self.document_share, reason, f"document_share={round(1 - self.sentence_share, 6)}")
+
+    def specials(self) -> tuple[Special, ...]:
+        return (MASK, SENTENCE_MASK, DOCUMENT_MASK, START_OF_SPAN, END_OF_SPAN)
+
+    def build(self) -> Objective:
+        from llmfactory.objective.blank_infilling import BlankInfillingObjective
+
+        return BlankInfillingObjective(self)

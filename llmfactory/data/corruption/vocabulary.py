@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmfactory.data.tokenizer.tokenizer import Special, Tokenizer
+from llmfactory.core.special import Special
+from llmfactory.data.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
