@@ -27,6 +27,7 @@ NEEDS = {
     "data=jsonl": ["data.source.files=[a.jsonl]"],
     "data/source=text": ["data.source.files=[a.txt]"],
     "data/source=jsonl": ["data.source.files=[a.jsonl]"],
+    "data/tokenizer=gguf_file": ["data.tokenizer.file=model.gguf"],
     "data/tokenizer=hf_file": ["data.tokenizer.file=tokenizer.json"],
     "stage=generate": ["stage.prompt=Hello", "init=."],
     "stage=evaluate": ["init=."],
@@ -38,9 +39,10 @@ NEEDS = {
 """What an option cannot do without; everything else composes by itself."""
 ELSEWHERE = {
     "model/attention=cross": ["model=bart_base", "model/attention@model.decoder.cross=cross"],
+    **{f"model/mixer={option}": ["model=lstm_tiny", f"model/mixer={option}"] for option in options("model/mixer")},
 }
 """Options that the default model has no place for, at one of theirs."""
-SKELETONS = {"decoder_only": "llama_tiny"}
+SKELETONS = {"decoder_only": "llama_tiny", "recurrent": "lstm_tiny"}
 """One preset of each skeleton."""
 
 

@@ -24,8 +24,8 @@ from llmfactory.config import rules
 from llmfactory.config.arguments import Argument, parse
 from llmfactory.config.build import build, check, missing
 from llmfactory.config.choices import choose, wants_group
-from llmfactory.config.defaults import Pieces, collect
-from llmfactory.config.initial import start_from
+from llmfactory.config.defaults import Piece, Pieces, collect
+from llmfactory.config.initial import TAKEN, start_from
 from llmfactory.config.plain import from_plain, to_plain
 from llmfactory.config.register import doubles, groups, option_folders, packages
 from llmfactory.config.source import make_search_path
@@ -75,7 +75,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
     tree = grow(pieces, folders)
     places = {place_of(key): f"{key}={option}" for key, option in choices.items()}
     values = [argument for argument in arguments if argument not in group_arguments]
-    called = _start(tree, values, set(places), names)
+    called = _start(tree, values, pieces, names)
     for argument in values:
         if argument.key != "init":
             put(tree, argument)
@@ -104,8 +104,8 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
     for key, who in pieces.chosen_by.items():
         if f"{place_of(key)}." in origins:
             origins[f"{place_of(key)}."] += f", chosen by {who}"
-    if job.init is not None and ("data.tokenizer" in places or COMMAND_LINE in _origins_below(origins, "data.tokenizer")):
-        reason = "with init= data are read with the tokenizer of that run's checkpoint, so another one has no effect"
+    if job.init is not None and (who := _other_tokenizer(pieces, origins)):
+        reason = f"with init= data are read with the tokenizer that comes with it, so the one of {who} has no effect"
         raise ConfigError([Problem("data.tokenizer", places.get("data.tokenizer", "set"), reason, "init=null")])
     if job.toy:
         small = _toy_but_typed(job, origins)
@@ -158,13 +158,30 @@ def _existing(config_dirs: Sequence[Path]) -> list[Path]:
     return [Path(folder) for folder in config_dirs]
 
 
-def _start(tree: Tree, values: Sequence[Argument], places: set[str], names: tuple[str, ...]) -> dict[str, str]:
-    """`init` first, for what it brings is what the other values change."""
+def _start(tree: Tree, values: Sequence[Argument], pieces: Pieces, names: tuple[str, ...]) -> dict[str, str]:
+    """`init` first, for what it brings is what the other values change: those of an experiment, then the command line's."""
     for argument in values:
-        if argument.key in ("init", "output_dir"):
+        if argument.key in ("init", "output_dir", "name"):
             put(tree, argument)
     init = tree.root.values["init"]
-    return start_from(tree, init, places, names) if isinstance(init, str) and init else {}
+    if not isinstance(init, str) or not init:
+        return {}
+    called = start_from(tree, init, {place_of(key) for key in pieces.chosen_by}, names)
+    for piece in _free(pieces):
+        tree.merge("", {key: piece.body[key] for key in TAKEN if key in piece.body}, piece.origin)
+    return called
+
+
+def _free(pieces: Pieces) -> list[Piece]:
+    """Files that set values anywhere: the main config and experiments."""
+    return [piece for piece in pieces.pieces if piece.schema is None and not piece.package]
+
+
+def _other_tokenizer(pieces: Pieces, origins: Mapping[str, str]) -> str | None:
+    """Who picks or changes the tokenizer; None: nobody."""
+    chosen = next((who for key, who in pieces.chosen_by.items() if place_of(key) == "data.tokenizer"), None)
+    free = {COMMAND_LINE, *(piece.origin for piece in _free(pieces))}
+    return chosen or next(iter(sorted(free & _origins_below(origins, "data.tokenizer"))), None)
 
 
 def _add_plugins(tree: Tree, names: Sequence[str]) -> None:

@@ -1,4 +1,8 @@
-"""`init=<run folder>`: model and data start from that run's resolved config unless the command line picks others."""
+"""`init=`: the model, and of a run of ours the data too, start from what the path itself says of them.
+
+A run folder has its resolved config; a published model (HF folder, GGUF file) its metadata. What the command line or an
+experiment picks counts more.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from llmfactory.checkpoint.names.published import is_published, open_published
 from llmfactory.config.fields import field_types
 from llmfactory.config.plain import spec_from_plain
 from llmfactory.config.register import packages
 from llmfactory.config.tree import Branch, Tree
-from llmfactory.core.errors import ConfigError, Problem
+from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import Spec, stem
 
 CONFIG = "config.yaml"
@@ -27,18 +32,17 @@ def run_of(init: str) -> Path | None:
 
 
 def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, ...]) -> dict[str, str]:
-    """Put the run's model and data into the tree; returns what to call them. `chosen`: keys that the command line picked."""
-    path, output_dir = Path(init).expanduser(), tree.root.values["output_dir"]
-    if not path.is_dir():
-        tree.problems.append(_no_folder(init, str(output_dir)))
-        return {}
-    run = run_of(init)
+    """Put the model and data of `init` into the tree; returns what to call them. `chosen`: keys that somebody picked."""
+    path = Path(init).expanduser()
+    if is_published(path):
+        return _start_published(tree, init, path, chosen)
+    run = run_of(init) if path.is_dir() else _going_on(tree, init)
     if run is None:
+        if not path.is_dir():
+            tree.problems.append(_no_folder(init, str(tree.root.values["output_dir"])))
         return {}
     try:
-        saved = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(saved, dict):
-            raise ConfigError([Problem("", saved, "it holds no config")])
+        saved = _saved(run)
         names = tuple(dict.fromkeys([*names, *packages(plugins=saved.get("plugins") or ())]))
         types = field_types(tree.root.cls)
         found = {key: spec_from_plain(saved.get(key, {}), types[key].base, names, key) for key in TAKEN}
@@ -46,16 +50,57 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
         reason = f"{run / CONFIG} is not one that this version can read: {' '.join(str(error).split())}"
         tree.problems.append(Problem("init", init, reason, "init=null"))
         return {}
-    chosen, called = set(chosen), {}
-    for key, spec in found.items():
-        if key in chosen:
-            continue
-        new = branch_of(spec, f"init ({run / CONFIG})")
-        for part in (part for part in chosen if part.startswith(f"{key}.")):
-            _keep_part(tree, new, part)
-        tree.root.values[key] = new
-        called[key] = run.name if key == "model" else stem(new.values["source"].cls)
+    called = {"model": run.name, "data": ""}
+    origin = f"init ({run / CONFIG})"
+    for key in [key for key, spec in found.items() if not _put(tree, key, spec, origin, chosen)]:
+        del called[key]
+    if "data" in called:
+        called["data"] = stem(tree.root.values["data"].values["source"].cls)
     return called
+
+
+def _start_published(tree: Tree, init: str, path: Path, chosen: Iterable[str]) -> dict[str, str]:
+    """The model that the metadata describe."""
+    try:
+        published = open_published(path)
+    except UserError as error:
+        tree.problems.append(Problem("init", init, str(error).rstrip("."), "init=null"))
+        return {}
+    if not _put(tree, "model", published.spec, f"init ({published.origin})", chosen):
+        return {}
+    return {"model": path.stem if published.is_gguf else path.resolve().name}
+
+
+def _put(tree: Tree, key: str, spec: Spec, origin: str, chosen: Iterable[str]) -> bool:
+    """The spec at a key, unless somebody picked another; parts that were picked stay."""
+    chosen = set(chosen)
+    if key in chosen:
+        return False
+    new = branch_of(spec, origin)
+    for part in (part for part in chosen if part.startswith(f"{key}.")):
+        _keep_part(tree, new, part)
+    tree.root.values[key] = new
+    return True
+
+
+def _saved(run: Path) -> dict[str, Any]:
+    """The resolved config of a run folder."""
+    saved = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(saved, dict):
+        raise ConfigError([Problem("", saved, "it holds no config")])
+    return saved
+
+
+def _going_on(tree: Tree, init: str) -> Path | None:
+    """The job's own run folder where it was begun with this `init`, which may be gone by now."""
+    name, output_dir = tree.root.values["name"], tree.root.values["output_dir"]
+    if not isinstance(name, str) or not name:
+        return None
+    run = Path(str(output_dir), name).expanduser()
+    try:
+        return run if _saved(run).get("init") == init else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError):
+        return None
 
 
 def branch_of(spec: Spec, origin: str) -> Branch:
@@ -87,10 +132,10 @@ def _keep_part(tree: Tree, new: Branch, path: str) -> None:
 
 
 def _no_folder(init: str, output_dir: str) -> Problem:
-    """No such folder; the runs that there are."""
+    """No such file or folder; the runs that there are."""
     runs = sorted(Path(output_dir).glob(f"*/{CONFIG}"), key=lambda file: -file.stat().st_mtime)
     if not runs:
-        return Problem("init", init, f"there is no such folder, and no run below {output_dir} yet", "init=null")
+        return Problem("init", init, f"there is no such file or folder, and no run below {output_dir} yet", "init=null")
     folders = [str(file.parent) for file in runs]
     shown = ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "")
-    return Problem("init", init, f"there is no such folder; runs: {shown}", f"init={folders[0]}")
+    return Problem("init", init, f"there is no such file or folder; runs: {shown}", f"init={folders[0]}")

@@ -50,7 +50,8 @@ class Job(Spec):
     output_dir: str = "outputs"
     """Folder of the run folders, relative to where the command runs."""
     init: str | None = None
-    """Run folder (or one of its checkpoints) whose weights, model, tokenizer and data the job starts with; None: random weights."""
+    """What the job starts with: a run folder (or one of its checkpoints) with its weights, model, tokenizer and data, or a
+    published model (a Hugging Face folder, a GGUF file) with its weights, model and tokenizer; None: random weights."""
     resume: Resume = Resume.auto
     """What to do when the run folder is there already."""
     toy: bool = False

@@ -46,6 +46,7 @@ from llmfactory.run.progress import Progress
 from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
 from llmfactory.run.watching import Watching
+from llmfactory.stage.initial import checkpoint_of, fill
 from llmfactory.stage.pretrain import PretrainStage
 from llmfactory.stage.spec import Pretrain
 from llmfactory.tracking.tracker import Tracker
@@ -182,7 +183,7 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
     decays = {name: declared.decay for name, declared in declarations(model).items()}
     job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
     if fresh and job.init is not None:
-        io.load_weights(io.find(Path(job.init).expanduser()), model)
+        fill(model, checkpoint_of(job, "starting"))
     elif fresh:
         initialize(model, job.seed)
     job.peft.apply(model)

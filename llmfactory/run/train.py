@@ -47,7 +47,7 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
         here: dict[str, Any] = {"environment": environment(world.device, world.size)}
         display = make_display(job.trainer.progress, world.rank)
         try:
-            data = prepare_in_turn(job, world, display)
+            data = prepare_in_turn(job, folder, world, display)
             here["data"] = data.folder.name
             if world.rank == 0:
                 insist_same_data(job, folder, data)
@@ -89,12 +89,14 @@ def insist_same_data(job: Job, folder: Path, data: Prepared) -> None:
     )
 
 
-def prepare_in_turn(job: Job, world: World, display: Display) -> Prepared:
+def prepare_in_turn(job: Job, folder: Path, world: World, display: Display) -> Prepared:
     """Rank 0 prepares and shows how far it is; the others wait for its lock, however long that takes, and read.
 
     They are let go as soon as rank 0 holds the lock: waiting in a collective operation would run into its time limit.
     """
-    corpus = job.data if job.init is None else corpus_for(job.data, checkpoint_of(job, "starting"))
+    corpus = job.data
+    if job.init is not None:  # a run that goes on has its own copy of the tokenizer
+        corpus = corpus_for(corpus, latest(folder / "checkpoints") or checkpoint_of(job, "starting"))
     waiting = world.size > 1
 
     def let_go() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from llmfactory.config.spec import Job
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
 from llmfactory.inference.beam import beam_search
+from llmfactory.inference.chat import chat_ids
 from llmfactory.inference.generate import generate
 from llmfactory.inference.sampler import Sampling
 from llmfactory.inference.text import UNFINISHED, TextStream
@@ -31,16 +32,25 @@ class GenerateJob(StageJob):
         with open_world(job.parallel, device_type(job.trainer.device)) as world:
             precision = job.precision.build(world.device.type)
             model = load_model(job, checkpoint, precision, world)
-            tokenizer = load_tokenizer(checkpoint)
+            tokenizer = load_tokenizer(checkpoint, job.model.vocab_size)
             writer = Writer(shown=world.rank == 0)
-            writer.write(spec.prompt)
+            writer.write(spec.prompt + ("\n" if spec.chat else ""))
             streams = [TextStream(tokenizer, spec.stop) for _ in range(spec.samples)]
-            prompt = [tokenizer.end_id, *tokenizer.encode(spec.prompt)]
+            prompt = prompt_ids(tokenizer, spec)
             with precision.forward_context():
                 continue_prompt(model, tokenizer, prompt, spec, job.seed, streams, writer)
             for number, stream in enumerate(streams[1:], start=2):
                 writer.write(f"\n--- sample {number} of {spec.samples}\n{spec.prompt}{stream.text}\n")
         return {"checkpoint": str(checkpoint), "prompt": spec.prompt, "texts": [stream.text for stream in streams]}
+
+
+def prompt_ids(tokenizer: Tokenizer, spec: Generate) -> list[int]:
+    """The prompt as the model reads it: a text from its beginning, or a question in a conversation."""
+    if not spec.chat:
+        ids = [*tokenizer.usage.begin_ids, *tokenizer.encode(spec.prompt)]
+        return ids or [tokenizer.end_id]  # something must be there to be continued
+    messages = [] if spec.system is None else [{"role": "system", "content": spec.system}]
+    return chat_ids(tokenizer, [*messages, {"role": "user", "content": spec.prompt}])
 
 
 def continue_prompt(
@@ -55,6 +65,8 @@ def continue_prompt(
     """Fill a stream for each sample; the first one is written while it comes."""
 
     def on_token(row: int, token: int) -> bool:
+        if token in tokenizer.usage.stop_ids:
+            return True
         shown = streams[row].push(token)
         if row == 0:
             writer.write(shown)

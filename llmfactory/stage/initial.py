@@ -1,4 +1,4 @@
-"""What a job starts with: `init` names a run folder, or one of its checkpoints.
+"""What a job starts with: `init` names a run folder, one of its checkpoints, or a published model (HF folder, GGUF file).
 
 A run folder means its newest checkpoint. Each checkpoint carries the tokenizer that its model reads with; data are read with
 that one too, whatever tokenizer the config would train on them: other ids would be noise to the model.
@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llmfactory.checkpoint.io import find, load_weights
+from llmfactory.checkpoint import io
+from llmfactory.checkpoint.names.published import GGUF, is_published, open_published
+from llmfactory.checkpoint.published import load_published
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.data.spec import Corpus
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
-from llmfactory.data.tokenizer.hf_file import HfTokenizer
-from llmfactory.data.tokenizer.spec import Bytes, HfFile, TokenizerSpec
+from llmfactory.data.tokenizer.spec import Bytes, GgufFile, HfFile, TokenizerSpec
 from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, load
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World
@@ -26,30 +27,42 @@ def checkpoint_of(job: Job, need: str) -> Path:
     """The checkpoint that `init` means; `need` says in a message what it is for."""
     if job.init is None:
         raise ConfigError([Problem("init", None, f"{need} needs a trained model", "init=outputs/<run>")])
-    return find(Path(job.init).expanduser())
+    path = Path(job.init).expanduser()
+    return path if is_published(path) else io.find(path)
+
+
+def fill(model: Skeleton, checkpoint: Path) -> None:
+    """The weights of a checkpoint into a plain model, in the model's own format."""
+    if is_published(checkpoint):
+        load_published(open_published(checkpoint), model)
+    else:
+        io.load_weights(checkpoint, model)
 
 
 def load_model(job: Job, checkpoint: Path, precision: MeshPrecision, world: World) -> Skeleton:
     """The job's model with the weights of a checkpoint, on this process's device, in evaluation mode."""
     model = job.model.build()
     precision.convert_module(model)  # first: weights kept in float64 must not pass through float32
-    load_weights(checkpoint, model)
+    fill(model, checkpoint)
     model.to(world.device).eval()
     return model
 
 
-def load_tokenizer(checkpoint: Path) -> Tokenizer:
-    return load(checkpoint / FOLDER)
+def load_tokenizer(checkpoint: Path, vocab_size: int) -> Tokenizer:
+    """That of a checkpoint, whose ids must all be below the model's `vocab_size`."""
+    return tokenizer_of(checkpoint).build(vocab_size).make(())
+
+
+def tokenizer_of(checkpoint: Path) -> TokenizerSpec:
+    """What reads the tokenizer that comes with a checkpoint."""
+    if checkpoint.suffix == GGUF:
+        return GgufFile(file=str(checkpoint))
+    if is_published(checkpoint):
+        return HfFile(file=str(checkpoint))
+    kept = load(checkpoint / FOLDER)
+    return Bytes() if isinstance(kept, ByteTokenizer) else HfFile(file=str(checkpoint / FOLDER))
 
 
 def corpus_for(corpus: Corpus, checkpoint: Path) -> Corpus:
     """The corpus, read with the checkpoint's tokenizer."""
-    tokenizer = load_tokenizer(checkpoint)
-    spec: TokenizerSpec
-    if isinstance(tokenizer, ByteTokenizer):
-        spec = Bytes()
-    elif isinstance(tokenizer, HfTokenizer):
-        spec = HfFile(file=str(checkpoint / FOLDER), end_token=tokenizer.inner.id_to_token(tokenizer.end_id))
-    else:
-        raise TypeError(f"{type(tokenizer).__name__} has no spec that reads it back")
-    return replace(corpus, tokenizer=spec)
+    return replace(corpus, tokenizer=tokenizer_of(checkpoint))

@@ -43,6 +43,10 @@ class Generate(StageSpec):
 
     prompt: str
     """The text to continue."""
+    chat: bool = False
+    """The prompt is a question, put to the model by its own chat template; false: a text that the model goes on with."""
+    system: str | None = None
+    """With `chat`: the system message before the question; None: what the template says without one."""
     max_tokens: int = 200
     """Most tokens to add; generation also ends at the end-of-document token."""
     temperature: float = 0.8
@@ -66,6 +70,8 @@ class Generate(StageSpec):
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "max_tokens", "top_k", "samples", "beams")
+        if self.system is not None and not self.chat:
+            yield Problem("system", self.system, "a text that is continued has no system message", "chat=true")
         yield from at_least(self, 0.0, "temperature")
         yield from between(self, 0.01, 1.0, "top_p")
         yield from between(self, 0.0, 1.0, "min_p")

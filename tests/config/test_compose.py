@@ -20,6 +20,7 @@ NEEDS = {
     "data=jsonl": ["data.source.files=[a.jsonl]"],
     "data/source=text": ["data.source.files=[a.txt]"],
     "data/source=jsonl": ["data.source.files=[a.jsonl]"],
+    "data/tokenizer=gguf_file": ["data.tokenizer.file=model.gguf"],
     "data/tokenizer=hf_file": ["data.tokenizer.file=tokenizer.json"],
     "stage=generate": ["stage.prompt=Hello"],
     "model/attention=gqa_kv8": ["model.attention.n_heads=8"],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from llmfactory.checkpoint.names.family import Entry, Family
 from llmfactory.core.errors import UserError
 from llmfactory.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def to_ours(entries: Iterable[Entry], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:

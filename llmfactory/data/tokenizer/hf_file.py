@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.core.errors import UserError
+from llmfactory.core.special import Special
 from llmfactory.data.tokenizer.spec import HfFile
-from llmfactory.data.tokenizer.tokenizer import Special, Tokenizer, TokenizerSource, check_size, lacking, write_about
+from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, Usage, between_ends, check_size, lacking, write_about
 
 END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "[SEP]")
 """How known tokenizers spell the end of a document."""
@@ -18,16 +19,17 @@ END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "[SEP]")
 class HfTokenizer(Tokenizer):
     """Around a `tokenizers.Tokenizer`; neither adds special tokens nor recognizes them in text."""
 
-    def __init__(self, inner: Any, end_id: int) -> None:
+    def __init__(self, inner: Any, end_id: int, usage: Usage | None = None) -> None:
+        """`usage`: None for a model that we train."""
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True
-        self.inner, self.end_id = inner, end_id
+        self.inner, self.end_id, self.usage = inner, end_id, usage or between_ends(end_id)
         self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
-    def read(cls, path: Path, end_id: int) -> HfTokenizer:
-        return cls(parse(path), end_id)
+    def read(cls, path: Path, end_id: int, usage: Usage | None = None) -> HfTokenizer:
+        return cls(parse(path), end_id, usage)
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.inner.encode(text, add_special_tokens=False).ids
@@ -36,6 +38,9 @@ class HfTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        return [(int(start), int(end)) for start, end in self.inner.encode(text, add_special_tokens=False).offsets]
+
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self.inner.decode([i for i in ids if i != self.end_id], skip_special_tokens=False)
         return text
@@ -43,32 +48,41 @@ class HfTokenizer(Tokenizer):
     def specials(self) -> dict[str, int]:
         return {token.content: number for number, token in self.inner.get_added_tokens_decoder().items()}
 
+    def fingerprint(self) -> str:
+        """Of everything that a text's tokens, and what is kept with them, depend on."""
+        return f"hf {hashlib.sha256(self.inner.to_str().encode()).hexdigest()} {self.end_id} {self.usage}"
+
     def save(self, folder: Path) -> None:
-        write_about(folder, "hf", self.end_id)
+        write_about(folder, "hf", self.end_id, self.usage)
         self.inner.save(str(folder / "tokenizer.json"))
 
 
 class TokenizerFile(TokenizerSource):
     def __init__(self, spec: HfFile, vocab_size: int, specials: Sequence[Special] = ()) -> None:
-        path = Path(spec.file).expanduser()
-        self.path = path / "tokenizer.json" if path.is_dir() else path
-        inner = parse(self.path)
-        self.tokenizer = HfTokenizer(inner, self._end(inner, spec.end_token))
-        check_size(self.tokenizer.vocab_size, vocab_size, str(self.path), lacking(self.tokenizer, specials))
+        from llmfactory.data.tokenizer.hf_folder import read_folder
 
-    def _end(self, inner: Any, token: str | None) -> int:
-        for name in END_TOKENS if token is None else (token,):
-            if (found := inner.token_to_id(name)) is not None:
-                return int(found)
-        looked = "none of " + ", ".join(END_TOKENS) if token is None else f"no {token!r}"
-        raise UserError(f"{self.path} knows {looked}: name its end token, data.tokenizer.end_token=...")
+        path = Path(spec.file).expanduser()
+        if path.is_dir():
+            self.tokenizer = read_folder(path, spec.end_token)
+        else:
+            inner = parse(path)
+            self.tokenizer = HfTokenizer(inner, end_of(inner, path, spec.end_token))
+        check_size(self.tokenizer.vocab_size, vocab_size, str(path), lacking(self.tokenizer, specials))
 
     def fingerprint(self) -> str:
-        content = self.tokenizer.inner.to_str()
-        return f"hf {hashlib.sha256(content.encode()).hexdigest()} {self.tokenizer.end_id}"
+        return self.tokenizer.fingerprint()
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
         return self.tokenizer
+
+
+def end_of(inner: Any, path: Path, token: str | None) -> int:
+    """The id of the end token; None: of the first that is known."""
+    for name in END_TOKENS if token is None else (token,):
+        if (found := inner.token_to_id(name)) is not None:
+            return int(found)
+    looked = "none of " + ", ".join(END_TOKENS) if token is None else f"no {token!r}"
+    raise UserError(f"{path} knows {looked}: name its end token, data.tokenizer.end_token=...")
 
 
 def parse(path: Path) -> Any:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
+from llmfactory.core.special import Special
 
 if TYPE_CHECKING:
-    from llmfactory.data.tokenizer.tokenizer import Special, TokenizerSource
+    from llmfactory.data.tokenizer.tokenizer import TokenizerSource
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,9 +77,23 @@ class HfFile(TokenizerSpec):
     file: str
     """Path of the file, or of a folder that holds it."""
     end_token: str | None = None
-    """The token between documents; None: the first of <|endoftext|>, </s>, <|end_of_text|>, [SEP] that the file knows."""
+    """The token between documents; None: the one that the folder's other files name, else the first of <|endoftext|>, </s>,
+    <|end_of_text|>, [SEP] that the file knows."""
 
     def build(self, vocab_size: int, specials: Sequence[Special] = ()) -> TokenizerSource:
         from llmfactory.data.tokenizer.hf_file import TokenizerFile
 
         return TokenizerFile(self, vocab_size, specials)
+
+
+@dataclass(kw_only=True, slots=True)
+class GgufFile(TokenizerSpec):
+    """The tokenizer in a GGUF file's metadata: byte-level pairs (GPT-2's kind) or scored pieces (SentencePiece)."""
+
+    file: str
+    """Path of the file."""
+
+    def build(self, vocab_size: int, specials: Sequence[Special] = ()) -> TokenizerSource:
+        from llmfactory.data.tokenizer.gguf_file import GgufTokenizerFile
+
+        return GgufTokenizerFile(self, vocab_size, specials)

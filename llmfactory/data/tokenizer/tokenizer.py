@@ -8,15 +8,32 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmfactory.core.errors import UserError
+from llmfactory.core.special import Special
 
-Special = tuple[str, ...]
-"""How tokenizers spell one special token; the first is its name."""
 FOLDER = "tokenizer"
 """Name of the folder in a run or checkpoint folder."""
 ABOUT = "about.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How text is given to a model, and how it ends what it writes."""
+
+    begin_ids: tuple[int, ...]
+    """Stand before a text that is to be continued."""
+    stop_ids: tuple[int, ...]
+    """The model ends what it writes with one of them."""
+    chat_template: str | None = None
+    """A Jinja template that makes one text of a conversation; None: the model knows none."""
+
+
+def between_ends(end_id: int) -> Usage:
+    """Of models that we train: a text stands between two end tokens."""
+    return Usage((end_id,), (end_id,))
 
 
 class Tokenizer(ABC):
@@ -27,12 +44,18 @@ class Tokenizer(ABC):
     end_id: int
     """Stands before the first, between two, and after the last document."""
 
+    usage: Usage
+
     @abstractmethod
     def encode(self, text: str) -> list[int]: ...
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode` of each; several threads may call it at once."""
+
+    @abstractmethod
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """For each token of `encode`, the characters of the text that it stands for: first, and behind the last."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -61,9 +84,10 @@ class TokenizerSource(ABC):
     def make(self, texts: Iterable[str]) -> Tokenizer: ...
 
 
-def write_about(folder: Path, kind: str, end_id: int) -> None:
+def write_about(folder: Path, kind: str, end_id: int, usage: Usage) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / ABOUT).write_text(json.dumps({"kind": kind, "end_id": end_id}) + "\n", encoding="utf-8")
+    about = {"kind": kind, "end_id": end_id, **asdict(usage)}
+    (folder / ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> Tokenizer:
@@ -74,14 +98,16 @@ def load(folder: Path) -> Tokenizer:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         kind, end_id = str(about["kind"]), int(about["end_id"])
+        begin, stop = (tuple(map(int, about.get(key, [end_id]))) for key in ("begin_ids", "stop_ids"))
+        template = about.get("chat_template")
     except OSError as error:
         raise UserError(f"no tokenizer in {folder}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / ABOUT} is damaged: {error}") from error
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "hf":
-        return HfTokenizer.read(folder / "tokenizer.json", end_id)
+        return HfTokenizer.read(folder / "tokenizer.json", end_id, Usage(begin, stop, template))
     raise UserError(f"{folder / ABOUT} names an unknown kind of tokenizer, {kind!r}: it was written by another version")
 
 

@@ -1,0 +1,131 @@
+"""A published model on disk: an HF folder or a GGUF file, understood from its own metadata.
+
+Nothing is read but the metadata and the tables of tensors; torch is not imported. So `init=<path>` is judged while composing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmfactory.checkpoint.names.families import family_of
+from llmfactory.checkpoint.names.family import Config, Family
+from llmfactory.checkpoint.names.folder import CONFIG, read_config, read_tables, refuse_pickle
+from llmfactory.checkpoint.names.gguf import ARCHITECTURE, FREQUENCIES, Names, config_of
+from llmfactory.checkpoint.names.translate import check_names
+from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.core.gguf_file import read_gguf
+from llmfactory.core.safetensors_file import Stored
+from llmfactory.model.head.spec import Lm
+from llmfactory.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GGUF = ".gguf"
+RUN = "config.yaml"
+"""What only a run folder of ours has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A model that somebody published."""
+
+    path: Path
+    """Folder, or GGUF file."""
+    config: Config
+    """As a config.json."""
+    family: Family
+    spec: ModelSpec
+    tensors: Mapping[str, Stored]
+    """By their names in the family's table."""
+    tied: Mapping[str, Stored]
+    """Tensors that must equal the embedding, because the config says so."""
+    names: Names | None
+    """Of GGUF; None: the file has the family's own names and shapes."""
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path.suffix == GGUF
+
+    @property
+    def origin(self) -> Path:
+        """The file that says what model it is."""
+        return self.path if self.is_gguf else self.path / CONFIG
+
+    def restore(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor as it is in the family's table, from what the file holds."""
+        return tensor if self.names is None else self.names.restore(name, tensor)
+
+    def store(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor as the file holds it, from what the family's table has."""
+        return tensor if self.names is None else self.names.store(name, tensor)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a path is for this module: a file, or a folder that is no run of ours."""
+    return path.is_file() or (path.is_dir() and not (path / RUN).is_file() and (path / CONFIG).is_file())
+
+
+def open_published(path: Path) -> Published:
+    """Raises UserError: an unknown family, a key without counterpart, a damaged file, tensors that are not the family's."""
+    refuse_pickle(path)
+    if path.is_dir():
+        return _made(path, read_config(path), read_tables(path), None)
+    if path.suffix != GGUF:
+        raise UserError(f"{path} is neither a folder with {CONFIG} nor a GGUF file")
+    file = read_gguf(path)
+    config = config_of(file)
+    names = Names(str(file.metadata[ARCHITECTURE]), config)
+    family, spec = _understood(path, config)
+    of_gguf = {names.to_gguf(name): name for name in (*_expected(family, spec), *_tied(family, spec))}
+    tables = {of_gguf.get(name, name): stored for name, stored in file.tensors.items() if name != FREQUENCIES}
+    return _made(path, config, tables, names)
+
+
+def _made(path: Path, config: Config, tables: Mapping[str, Stored], names: Names | None) -> Published:
+    family, spec = _understood(path, config)
+    found, rest = {}, dict(tables)
+    for name in _expected(family, spec):
+        # A model saved without its head lacks the first part of the names (`h.0.ln_1.weight` of GPT-2).
+        stored_name = name if name in rest else name.partition(".")[2]
+        if stored_name in rest:
+            found[name] = rest.pop(stored_name)
+    tied = {name: rest.pop(name) for name in _tied(family, spec) if name in rest}
+    try:
+        check_names(family, spec, [*found, *rest])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Published(path, config, family, spec, found, tied, names)
+
+
+def _understood(path: Path, config: Config) -> tuple[Family, ModelSpec]:
+    """Family and model of a config, every fault in it told as one of the file."""
+    try:
+        family = family_of(config)
+        return family, family.spec(config)
+    except ConfigError as error:
+        problems = "; ".join(f"{problem.path}={problem.value!r} {problem.reason}" for problem in error.problems)
+        raise UserError(f"{path} describes a model that cannot be: {problems}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise UserError(f"{path}: its config lacks {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: its config cannot be read: {error}") from error
+
+
+def _expected(family: Family, spec: ModelSpec) -> Iterable[str]:
+    return (name for entry in family.entries(spec) for name in entry.theirs)
+
+
+def _tied(family: Family, spec: ModelSpec) -> list[str]:
+    """Names of the tensors that a model has only if its head is not tied to the embedding."""
+    head = getattr(spec, "head", None)
+    if not isinstance(head, Lm) or not head.tied:
+        return []
+    loose = dataclasses.replace(spec, head=dataclasses.replace(head, tied=False))  # type: ignore[call-arg]
+    return sorted(set(_expected(family, loose)) - set(_expected(family, spec)))

@@ -1,0 +1,105 @@
+"""Weights of a published model into a model of ours, tensor by tensor.
+
+Each tensor is read from its place in the file (not mapped into memory, where pages of the file would count as well), turned
+into ours and copied into the parameter, in the parameter's own format. So the peak is the model and the largest tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmfactory.checkpoint.names.published import Published
+from llmfactory.checkpoint.names.translate import to_ours, to_theirs
+from llmfactory.checkpoint.tensors import describe, differences, model_tensors
+from llmfactory.core.errors import UserError
+from llmfactory.core.gguf_file import package
+from llmfactory.core.safetensors_file import Stored
+from llmfactory.model.skeleton import Skeleton
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Formats that are numbers as they stand, under the names of safetensors and of GGUF."""
+SLAB = 1 << 22
+"""Bytes of quantized numbers that are turned into float32 at once."""
+
+
+@torch.no_grad()
+def load_published(published: Published, model: Skeleton) -> None:
+    """Fill the model. Raises UserError with every tensor that does not fit, before anything is read."""
+    check_shapes(published)
+    room = model_tensors(model)
+    with torch.device("meta"):
+        expected = describe(model_tensors(published.spec.build()))
+    if lines := differences(room, expected):
+        raise UserError(f"{published.path} does not fit the model:\n  " + "\n  ".join(_first(lines)))
+    for name, tensor in to_ours(published.family.entries(published.spec), lambda name: read(published, name)):
+        room[name].copy_(tensor)
+    for name, stored in published.tied.items():
+        if not torch.equal(_read(stored).to(room["embedding.weight"]), room["embedding.weight"]):
+            raise UserError(f"{published.path}: {name} differs from the embedding, though its config ties the two")
+
+
+def check_shapes(published: Published) -> None:
+    """Every tensor has the shape that its config implies and a format that can be read. Raises UserError with all that differ."""
+    with torch.device("meta"):
+        tensors: Mapping[str, Tensor] = dict(published.spec.build().named_parameters())
+    expected = dict(to_theirs(published.family.entries(published.spec), tensors))
+    lines = []
+    for name, stored in published.tensors.items():
+        wanted = list(published.store(name, expected[name]).shape)
+        if list(stored.shape) != wanted:
+            lines.append(f"another shape: {name} is {list(stored.shape)} in {stored.path.name}, its config says {wanted}")
+        elif stored.dtype not in DTYPES and not published.is_gguf:
+            lines.append(f"another format: {name} is stored as {stored.dtype}; {', '.join(DTYPES)} can be read")
+    if lines:
+        raise UserError(f"{published.path} is not what its config says:\n  " + "\n  ".join(_first(lines)))
+
+
+def read(published: Published, name: str) -> Tensor:
+    """A tensor under its name in the family's table: as it is stored, quantized ones as float32."""
+    return published.restore(name, _read(published.tensors[name]))
+
+
+def _read(stored: Stored) -> Tensor:
+    if stored.dtype not in DTYPES:
+        return _dequantized(stored)
+    if not stored.size:
+        return torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
+    with stored.path.open("rb") as file:
+        file.seek(stored.offset)
+        return torch.frombuffer(_bytes(stored, file, stored.size), dtype=DTYPES[stored.dtype]).reshape(stored.shape)
+
+
+def _dequantized(stored: Stored) -> Tensor:
+    """As float32, a slab of rows after the other, so that the file's own form never stands whole beside it."""
+    gguf = package(f"reading {stored.path.name}")
+    kind = gguf.GGMLQuantizationType[stored.dtype]
+    out = np.empty((math.prod(stored.shape[:-1]), stored.shape[-1]), np.float32)
+    row_bytes = stored.size // len(out)
+    slab = max(1, SLAB // row_bytes)
+    with stored.path.open("rb") as file:
+        file.seek(stored.offset)
+        for start in range(0, len(out), slab):
+            rows = out[start : start + slab]
+            content = np.frombuffer(_bytes(stored, file, len(rows) * row_bytes), np.uint8).reshape(len(rows), row_bytes)
+            try:
+                rows[:] = gguf.dequantize(content, kind)
+            except NotImplementedError as error:
+                raise UserError(f"{stored.path}: the format {stored.dtype} cannot be read: {error}") from error
+    return torch.from_numpy(out).reshape(stored.shape)
+
+
+def _bytes(stored: Stored, file: BinaryIO, size: int) -> bytearray:
+    content = bytearray(size)
+    if file.readinto(content) != size:  # type: ignore[attr-defined]
+        raise UserError(f"{stored.path} has been cut off since its table was read")
+    return content
+
+
+def _first(lines: list[str]) -> list[str]:
+    return lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else [])
