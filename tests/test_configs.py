@@ -42,7 +42,7 @@ ELSEWHERE = {
     **{f"model/mixer={option}": ["model=lstm_tiny", f"model/mixer={option}"] for option in options("model/mixer")},
 }
 """Options that the default model has no place for, at one of theirs."""
-SKELETONS = {"decoder_only": "llama_tiny", "recurrent": "lstm_tiny"}
+SKELETONS = {"decoder_only": "llama_tiny", "recurrent": "linear_transformer_tiny"}
 """One preset of each skeleton."""
 
 

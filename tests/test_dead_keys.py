@@ -36,6 +36,10 @@ SMALL = ["model.vocab_size=300", "model.dim=16", "model.n_layers=2", "model.atte
 SMALL += ["model.max_positions=64", "data.seq_len=16", "trainer.max_steps=500", "optim.schedule.warmup_steps=2"]
 LLAMA, GPT = ["model=llama_tiny", *SMALL], ["model=gpt2_tiny", *SMALL]
 MOE, SWITCH = [*LLAMA, "model/ffn=moe", "model.ffn.balance=1"], [*GPT, "model/ffn=switch"]
+RECURRENT = ["model.vocab_size=300", "model.dim=16", "model.n_layers=2", "model.max_positions=64", "data.seq_len=16"]
+RECURRENT += ["trainer.max_steps=500", "optim.schedule.warmup_steps=2"]
+LSTM, MAMBA = ["model=lstm_tiny", *RECURRENT], ["model=mamba_tiny", *RECURRENT]
+LINEAR = ["model=linear_transformer_tiny", *RECURRENT, "model.ffn.hidden=24"]
 COSINE = ["optim/schedule=cosine"]
 TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
 LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
@@ -64,6 +68,11 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/norm/rms_norm.offset": (LLAMA, "model.norm.offset=1.0"),
     "model/position/rope.theta": (LLAMA, "model.position.theta=100.0"),
     "model/position/learned.offset": (GPT, "model.position.offset=2"),
+    "model/position/t5_bias.n_buckets": ([*LLAMA, "model/position=t5_bias"], "model.position.n_buckets=16"),
+    "model/position/t5_bias.max_distance": (
+        [*LLAMA, "model/position=t5_bias", "model.position.n_buckets=8"],
+        "model.position.max_distance=10",
+    ),
     "model/attention/gqa.n_heads": (LLAMA, "model.attention.n_heads=4"),
     "model/attention/gqa.n_kv_heads": (LLAMA, "model.attention.n_kv_heads=1"),
     "model/attention/gqa.bias": (LLAMA, "model.attention.bias=true"),
@@ -116,6 +125,33 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/embedding/token.scale": (GPT, "model.embedding.scale=2.0"),
     "model/embedding/token.dim_power": (GPT, "model.embedding.dim_power=0.5"),
     "stage/objective/causal.label_smoothing": (LLAMA, "stage.objective.label_smoothing=0.1"),
+    "model/recurrent.vocab_size": (LSTM, "model.vocab_size=301"),
+    "model/recurrent.dim": (LSTM, "model.dim=24"),
+    "model/recurrent.init_std": (LSTM, "model.init_std=0.03"),
+    "model/recurrent.n_layers": (LSTM, "model.n_layers=3"),
+    "model/recurrent.embedding": (LSTM, "model/embedding=token_sqrt_dim"),
+    "model/recurrent.mixer": (LSTM, "model/mixer=gru"),
+    "model/recurrent.norm": (LSTM, "model/norm=rms_norm"),
+    "model/recurrent.head": (LSTM, "model/head=lm_tied"),
+    "model/recurrent.ffn": (LINEAR, "model/ffn=swiglu"),
+    "model/recurrent.residual": (LSTM, "model.residual=true"),
+    "model/recurrent.dropout": (LSTM, "model.dropout=0.2"),
+    "model/recurrent.depth_scaled_init": (MAMBA, "model.depth_scaled_init=false"),
+    "model/mixer/lstm.bias": ([*LSTM, "model/mixer=lstm"], "model.mixer.bias=false"),
+    "model/mixer/lstm.forget_bias": (LSTM, "model.mixer.forget_bias=0.5"),
+    "model/mixer/gru.bias": ([*LSTM, "model/mixer=gru"], "model.mixer.bias=false"),
+    "model/mixer/rnn.bias": ([*LSTM, "model/mixer=rnn"], "model.mixer.bias=false"),
+    "model/mixer/rnn.activation": ([*LSTM, "model/mixer=rnn"], "model.mixer.activation=relu"),
+    **{
+        f"model/mixer/mamba.{field}": (MAMBA, f"model.mixer.{field}={value}")
+        for field, value in {
+            **{"expand": 3, "state": 5, "conv": 2, "rank": 3, "bias": "true", "conv_bias": "false"},
+            **{"step_min": 0.01, "step_max": 0.5, "step_floor": 0.05},
+        }.items()
+    },
+    "model/mixer/linear_attention.n_heads": (LINEAR, "model.mixer.n_heads=2"),
+    "model/mixer/linear_attention.bias": (LINEAR, "model.mixer.bias=true"),
+    "model/mixer/linear_attention.eps": (LINEAR, "model.mixer.eps=0.1"),
     "optim/adamw.lr": (LLAMA, "optim.lr=2e-3"),
     "optim/adamw.schedule": (LLAMA, "optim/schedule=constant"),
     "optim/adamw.weight_decay": (LLAMA, "optim.weight_decay=0.5"),
@@ -212,6 +248,7 @@ EFFECTS: dict[str, str] = {
     "model/embedding/patch.channels": "model/embedding/test_patch.py::test_channels",
     "model/embedding/patch.class_token": "model/embedding/test_patch.py::test_a_linear_map_of_each_square",
     "model/embedding/patch.bias": "model/embedding/test_patch.py::test_a_linear_map_of_each_square",
+    "model/recurrent.max_positions": "model/test_recurrent.py::test_rows_longer_than_it_is_made_for",
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
     "data.workers": "data/test_encode.py::test_as_many_texts_at_once_as_there_are_workers",
     "data/source/text.bad_share": "data/source/test_text.py::test_undecodable_lines_within_the_share_are_dropped_and_counted",

@@ -158,6 +158,13 @@ def test_what_does_not_fit_is_refused() -> None:
         spec_of(n_layers=0)
 
 
+def test_rows_longer_than_it_is_made_for(build) -> None:
+    with pytest.raises(ConfigError, match="max_positions=1024"):
+        compose_job(["model=lstm_tiny", "data.seq_len=1025"])
+    with pytest.warns(UserWarning, match="rows of 32 tokens"):
+        assert len(generate(build(spec_of()), [[1, 2]], max_tokens=40, sampling=GREEDY)[0]) == 31
+
+
 @pytest.mark.parametrize("preset", ["mamba_2_8b", "lstm_large", "linear_transformer_tiny"])
 def test_toy(preset: str) -> None:
     job = compose_job([f"model={preset}", "toy=true"]).job
