@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
@@ -37,11 +39,12 @@ class Tower(Part):
         super().__init__()
         self.fill(spec, frame)
 
-    def fill(self, spec: TowerSpec, frame: Frame) -> None:
-        """Make the parts; a flat skeleton is its own tower."""
-        self.position = spec.position.build(frame)
+    def fill(self, spec: TowerSpec, frame: Frame, width: int | None = None) -> None:
+        """Make the parts; a flat skeleton is its own tower. `width`: of position vectors; None: the stack's."""
+        self.position = spec.position.build(frame if width is None else replace(frame, dim=width))
+        self.repeats = spec.repeats()
         blocks = []
-        for layer, kind in enumerate(spec.kinds()):
+        for layer, kind in list(enumerate(spec.kinds()))[:: self.repeats]:
             site = Site(frame, layer, self.position)
             cross = None if spec.cross is None else spec.cross.build(site)
             blocks.append(spec.block.build(site, kind.attention.build(site), kind.ffn.build(site), cross, spec.dropout))
@@ -52,11 +55,16 @@ class Tower(Part):
         return {}
 
     def blocks_visited(self) -> float:
-        """Matrix elements of all blocks that a token is multiplied by."""
-        return visited(self.blocks)
+        """Matrix elements of all layers that a token is multiplied by."""
+        return self.repeats * visited(self.blocks)
+
+    def layers(self) -> list[tuple[str, nn.Module]]:
+        """The block of each layer, by name."""
+        return [(f"blocks.{number}", block) for number, block in enumerate(self.blocks) for _ in range(self.repeats)]
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         context = self.position.prepare(context, x_BTD.dtype)
         for block in self.blocks:
-            x_BTD = block(x_BTD, context)
+            for _ in range(self.repeats):
+                x_BTD = block(x_BTD, context)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
