@@ -38,11 +38,15 @@ NEEDS = {
 }
 """What an option cannot do without; everything else composes by itself."""
 ELSEWHERE = {
-    "model/attention=cross": ["model=bart_base", "model/attention@model.decoder.cross=cross"],
+    **{
+        f"model/attention={option}": ["model=bart_base", f"model/attention@model.decoder.cross={option}"]
+        for option in options("model/attention")
+        if option.startswith("cross")
+    },
     **{f"model/mixer={option}": ["model=lstm_tiny", f"model/mixer={option}"] for option in options("model/mixer")},
 }
 """Options that the default model has no place for, at one of theirs."""
-SKELETONS = {"decoder_only": "llama_tiny", "recurrent": "linear_transformer_tiny"}
+SKELETONS = {"decoder_only": "llama_tiny", "encoder_decoder": "bart_base", "recurrent": "linear_transformer_tiny"}
 """One preset of each skeleton."""
 
 

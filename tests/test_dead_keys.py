@@ -222,6 +222,13 @@ EFFECTS: dict[str, str] = {
     "model/decoder_only.pattern": "model/test_tower.py::test_a_pattern_repeats_over_the_depth",
     "model/decoder_only.cross": "model/test_tower.py::test_cross_attention_needs_an_encoder",
     "model/decoder_only.block": "model/block/test_pre_norm.py::*",
+    **{
+        f"model/encoder_decoder.{name}": "model/test_encoder_decoder.py::test_every_field_changes_the_model"
+        for name in ("vocab_size", "dim", "max_positions", "init_std", "embedding", "encoder", "decoder", "head")
+    },
+    "model/encoder_decoder.shared_embedding": "model/test_encoder_decoder.py::test_every_field_changes_the_model",
+    "model/encoder_decoder.embedding_norm": "model/test_encoder_decoder.py::test_every_field_changes_the_model",
+    "model/encoder_decoder.embedding_std": "model/test_encoder_decoder.py::test_every_field_changes_the_model",
     "model/decoder_only.embedding": "model/embedding/test_token.py::*",
     "model/head/mlm.tied": "model/head/test_mlm.py::test_logits",
     "model/head/mlm.activation": "model/head/test_mlm.py::test_activation",

@@ -31,6 +31,7 @@ THROUGH = {
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
     **dict.fromkeys(("family", "families", "reading", "gpt2", "llama"), "parity/test_transformers.py"),
     "reference": "model/attention/test_gqa.py",
+    **dict.fromkeys(("bart", "t5"), "parity/test_encoder_decoder.py"),
     "mamba": "parity/test_mamba.py",
 }
 """Files that are steps of one thing, and the test file that proves the whole."""
