@@ -30,6 +30,7 @@ THROUGH = {
     "source": "config/test_register.py",
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
     **dict.fromkeys(("family", "families", "reading", "gpt2", "llama"), "parity/test_transformers.py"),
+    **dict.fromkeys(("mixtral", "qwen2_moe"), "parity/test_moe.py"),
     "reference": "model/attention/test_gqa.py",
     **dict.fromkeys(("bart", "t5"), "parity/test_encoder_decoder.py"),
     "mamba": "parity/test_mamba.py",
@@ -82,7 +83,7 @@ def test_every_spec_class_has_an_option(group: str) -> None:
     specs = {
         name for name, bases in classes.items() if any(base.endswith("Spec") for base in bases) and not name.endswith("Spec")
     }
-    stems = {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().rstrip("_") for name in specs}
+    stems = {re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower().rstrip("_") for name in specs}
     assert stems == set(concrete(group))
 
 

@@ -109,5 +109,5 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def stem(cls: type) -> str:
-    """The option name of a spec class: `RmsNorm` -> `rms_norm`; a trailing underscore (`None_`) is dropped."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower().rstrip("_")
+    """The option name of a spec class: `RmsNorm` -> `rms_norm`, `QFormer` -> `q_former`; a trailing underscore (`None_`) is dropped."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower().rstrip("_")
