@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from llmfactory.core.context import CausalMask, Context, DocumentMask
+from llmfactory.inference.beam import beam_search
 from llmfactory.inference.generate import generate
 from llmfactory.inference.sampler import GREEDY
 
@@ -72,3 +73,21 @@ def test_cached_decoding(pair):
     pair.ours.head.register_forward_hook(lambda module, inputs, output: output.index_fill(-1, torch.tensor([0]), float("-inf")))
     got = generate(pair.ours, prompts, max_tokens=15, sampling=GREEDY)
     assert got == want.tolist()
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.5])
+def test_beam_search(pair, penalty):
+    prompts = ids(3, 6)
+    want = pair.theirs.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=8,
+        num_beams=3,
+        length_penalty=penalty,
+        do_sample=False,
+        eos_token_id=5,
+        pad_token_id=0,
+    )[:, 6:]
+    got = beam_search(pair.ours, prompts.tolist(), beams=3, max_tokens=8, end_id=5, length_penalty=penalty)
+    for ours, theirs in zip(got, want.tolist(), strict=True):
+        assert ours == theirs[: theirs.index(5) if 5 in theirs else 8]
