@@ -34,6 +34,12 @@ NEEDS = {
     "optim/schedule=inverse_sqrt": ["optim.schedule.warmup_steps=100"],
     "launch=local": ["parallel=ddp"],
     "model/attention=gqa_kv8": ["model.attention.n_heads=8"],
+    "model/position/scaling=linear": ["model.position.scaling.factor=4"],
+    "model/position/scaling=ntk": ["model.position.scaling.factor=4"],
+    **{
+        f"model/position/scaling={name}": ["model.position.scaling.factor=4", "model.position.scaling.trained_positions=64"]
+        for name in ("dynamic_ntk", "yarn", "llama3")
+    },
     "experiment=gpt2_shakespeare_style": ["data.source.files=[a.txt]"],
 }
 """What an option cannot do without; everything else composes by itself."""
@@ -46,7 +52,7 @@ ELSEWHERE = {
     **{f"model/mixer={option}": ["model=lstm_tiny", f"model/mixer={option}"] for option in options("model/mixer")},
 }
 """Options that the default model has no place for, at one of theirs."""
-SKELETONS = {"decoder_only": "llama_tiny", "encoder_decoder": "bart_base", "recurrent": "linear_transformer_tiny"}
+SKELETONS = {"decoder_only": "llama_tiny", "encoder_only": "bert_tiny", "encoder_decoder": "bart_base", "recurrent": "linear_transformer_tiny"}
 """One preset of each skeleton."""
 
 

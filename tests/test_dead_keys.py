@@ -39,10 +39,16 @@ MOE, SWITCH = [*LLAMA, "model/ffn=moe", "model.ffn.balance=1"], [*GPT, "model/ff
 RECURRENT = ["model.vocab_size=300", "model.dim=16", "model.n_layers=2", "model.max_positions=64", "data.seq_len=16"]
 RECURRENT += ["trainer.max_steps=500", "optim.schedule.warmup_steps=2"]
 LSTM, MAMBA = ["model=lstm_tiny", *RECURRENT], ["model=mamba_tiny", *RECURRENT]
+BERT = ["model=bert_tiny", *SMALL, "stage/objective=masked"]
 LINEAR = ["model=linear_transformer_tiny", *RECURRENT, "model.ffn.hidden=24"]
 COSINE = ["optim/schedule=cosine"]
 TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
 LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
+TRAINED = {
+    "dynamic_ntk": ["model.position.scaling.trained_positions=4"],
+    "yarn": ["model.position.scaling.trained_positions=30", "model.position.scaling.fast=4"],
+    "llama3": ["model.position.scaling.trained_positions=30"],
+}
 
 # field -> (overrides of both sides, override of one side)
 CHANGES: dict[str, tuple[list[str], str]] = {
@@ -67,6 +73,40 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/norm/layer_norm.gain": (GPT, "model.norm.gain=false"),
     "model/norm/rms_norm.offset": (LLAMA, "model.norm.offset=1.0"),
     "model/position/rope.theta": (LLAMA, "model.position.theta=100.0"),
+    "model/position/rope.share": (LLAMA, "model.position.share=0.5"),
+    "model/position/rope.interleaved": (LLAMA, "model.position.interleaved=true"),
+    "model/position/rope.scaling": ([*LLAMA, "model.position.theta=100.0"], "model/position=rope_quarter"),
+    "model/position/rope2d.theta": ([*LLAMA, "model/position=rope_2d"], "model.position.theta=100.0"),
+    "model/position/sinusoidal.theta": ([*LLAMA, "model/position=sinusoidal"], "model.position.theta=100.0"),
+    "model/position/sinusoidal.interleaved": ([*LLAMA, "model/position=sinusoidal"], "model.position.interleaved=false"),
+    "model/position/t5_bias.n_buckets": ([*LLAMA, "model/position=t5_bias"], "model.position.n_buckets=8"),
+    "model/position/t5_bias.max_distance": (
+        [*LLAMA, "model/position=t5_bias", "model.position.n_buckets=8"],
+        "model.position.max_distance=6",
+    ),
+    "model/position/learned.offset": (GPT, "model.position.offset=2"),
+    **{
+        f"model/position/scaling/{name}.{field}": (
+            [*LLAMA, f"model/position/scaling={name}", "model.position.scaling.factor=2", *TRAINED.get(name, [])],
+            f"model.position.scaling.{field}={value}",
+        )
+        for name, field, value in (
+            ("linear", "factor", 3),
+            ("ntk", "factor", 3),
+            ("dynamic_ntk", "factor", 3),
+            ("dynamic_ntk", "trained_positions", 6),
+            ("yarn", "factor", 3),
+            ("yarn", "trained_positions", 60),
+            ("yarn", "fast", 8.0),
+            ("yarn", "slow", 2.0),
+            ("yarn", "attention_factor", 2.0),
+            ("yarn", "whole_pairs", "false"),
+            ("llama3", "factor", 3),
+            ("llama3", "trained_positions", 60),
+            ("llama3", "low", 2.0),
+            ("llama3", "high", 8.0),
+        )
+    },
     "model/position/learned.offset": (GPT, "model.position.offset=2"),
     "model/position/t5_bias.n_buckets": ([*LLAMA, "model/position=t5_bias"], "model.position.n_buckets=16"),
     "model/position/t5_bias.max_distance": (
@@ -125,6 +165,23 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/embedding/token.scale": (GPT, "model.embedding.scale=2.0"),
     "model/embedding/token.dim_power": (GPT, "model.embedding.dim_power=0.5"),
     "stage/objective/causal.label_smoothing": (LLAMA, "stage.objective.label_smoothing=0.1"),
+    "model/encoder_only.vocab_size": (BERT, "model.vocab_size=301"),
+    "model/encoder_only.dim": (BERT, "model.dim=24"),
+    "model/encoder_only.max_positions": (BERT, "model.max_positions=65"),
+    "model/encoder_only.init_std": (BERT, "model.init_std=0.03"),
+    "model/encoder_only.n_layers": (BERT, "model.n_layers=3"),
+    "model/encoder_only.norm": (BERT, "model/norm=rms_norm"),
+    "model/encoder_only.position": (BERT, "model/position=none"),
+    "model/encoder_only.attention": (BERT, "model/attention=gqa"),
+    "model/encoder_only.ffn": (BERT, "model/ffn=geglu"),
+    "model/encoder_only.block": (BERT, "model/block=pre_norm"),
+    "model/encoder_only.embedding": (BERT, "model/embedding=token"),
+    "model/encoder_only.head": (BERT, "model/head=lm"),
+    "model/encoder_only.dropout": (BERT, "model.dropout=0.2"),
+    "model/encoder_only.depth_scaled_init": (BERT, "model.depth_scaled_init=false"),
+    "model/encoder_only.embedding_norm": (BERT, "model.embedding_norm=false"),
+    "model/encoder_only.embedding_dim": ([*BERT, "model/head=lm"], "model.embedding_dim=8"),
+    "model/encoder_only.unique_layers": (BERT, "model.unique_layers=1"),
     "model/recurrent.vocab_size": (LSTM, "model.vocab_size=301"),
     "model/recurrent.dim": (LSTM, "model.dim=24"),
     "model/recurrent.init_std": (LSTM, "model.init_std=0.03"),
@@ -255,6 +312,9 @@ EFFECTS: dict[str, str] = {
     "model/embedding/patch.channels": "model/embedding/test_patch.py::test_channels",
     "model/embedding/patch.class_token": "model/embedding/test_patch.py::test_a_linear_map_of_each_square",
     "model/embedding/patch.bias": "model/embedding/test_patch.py::test_a_linear_map_of_each_square",
+    "model/encoder_only.others": "model/test_tower.py::test_a_pattern_repeats_over_the_depth",
+    "model/encoder_only.pattern": "model/test_tower.py::test_a_pattern_repeats_over_the_depth",
+    "model/encoder_only.cross": "model/test_tower.py::test_cross_attention_needs_an_encoder",
     "model/recurrent.max_positions": "model/test_recurrent.py::test_rows_longer_than_it_is_made_for",
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
     "data.workers": "data/test_encode.py::test_as_many_texts_at_once_as_there_are_workers",
