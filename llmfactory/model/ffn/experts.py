@@ -24,7 +24,7 @@ class Experts(Part):
     def __init__(self, spec: MoeSpec, site: Site, k: int) -> None:
         super().__init__()
         count, dim, hidden = spec.n_experts, site.frame.dim, spec.hidden
-        self.k, self.std, self.out_std = k, site.frame.std, site.frame.out_std
+        self.k, self.std, self.out_std = k, site.frame.branch_std, site.frame.out_std
         self.activation = FUNCTIONS[spec.activation]
         self.gate = nn.Parameter(torch.empty(count, hidden, dim)) if spec.gated else None
         self.up = nn.Parameter(torch.empty(count, hidden, dim))
