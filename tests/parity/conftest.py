@@ -23,11 +23,19 @@ class Pair:
     family: Family
 
     def to_ours(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Their tensors (weights or gradients) under our names and in our shapes."""
-        return dict(to_ours(self.family.entries(self.ours.spec), tensors.__getitem__))
+        """Their tensors (weights or gradients), as they hold them, under our names and in our shapes."""
+        return dict(to_ours(self.family.entries(self.ours.spec), as_in_files(self.theirs, tensors).__getitem__))
 
     def to_theirs(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(to_theirs(self.family.entries(self.ours.spec), tensors))
+
+
+def as_in_files(theirs: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Under the names that its files have: in memory some families hold several tensors in one (experts)."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with torch.no_grad():
+        return dict(revert_weight_conversion(theirs, dict(tensors)))
 
 
 def pair_of(theirs: Any, seed: int = 0) -> Pair:
@@ -40,11 +48,11 @@ def pair_of(theirs: Any, seed: int = 0) -> Pair:
     config["architectures"] = [type(theirs).__name__]
     family = family_of(config)
     spec = family.spec(config)
-    tensors = dict(theirs.named_parameters())
+    tensors = as_in_files(theirs, dict(theirs.named_parameters()))
     check_names(family, spec, tensors)
     pair = Pair(spec.build(), theirs.eval(), family)
     with torch.no_grad():
-        pair.ours.load_state_dict(pair.to_ours(tensors))
+        pair.ours.load_state_dict(pair.to_ours(dict(theirs.named_parameters())))
     pair.ours.eval()
     assert sum(p.numel() for p in pair.ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert family.spec(family.config(spec)) == spec, "config.json must say the same when it is written and read back"
@@ -58,6 +66,20 @@ def pair_of(theirs: Any, seed: int = 0) -> Pair:
 def make_pair() -> Any:
     """`pair_of`, for tests of one family."""
     return pair_of
+
+
+SMALL = {
+    "vocab_size": 103,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+"""Sizes under the names that most decoders have for them."""
 
 
 def gpt2() -> Any:
@@ -88,8 +110,24 @@ def llama(tied: bool) -> Any:
     return LlamaForCausalLM(config)
 
 
+def mixtral() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {**SMALL, "intermediate_size": 40, "num_local_experts": 6, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.03}
+    return MixtralForCausalLM(MixtralConfig(**sizes, sliding_window=12, rms_norm_eps=1e-6))
+
+
+def qwen2_moe() -> Any:
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    experts = {"moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3, "shared_expert_intermediate_size": 36}
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**SMALL, **experts, intermediate_size=80, mlp_only_layers=[1]))
+
+
 CAUSAL = {
     "gpt2": gpt2,
+    "mixtral": mixtral,
+    "qwen2_moe": qwen2_moe,
     "llama": lambda: llama(tied=False),
     "llama_tied": lambda: llama(tied=True),
 }
