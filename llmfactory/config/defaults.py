@@ -141,6 +141,7 @@ def _in_our_words(message: str, choices: dict[str, str | None]) -> Problem:
         key, others = unused[1], unused[2]
         value = choices.get(key)
         if others:
+            others = others.removeprefix("one of ")
             first = others.split(", ")[0]
             return Problem(key, value, f"the config has this part at another place: {others}", f"{first}={value}")
         return Problem(key, value, "the config has no such part")

@@ -23,13 +23,12 @@ class Problem:
     def below(self, prefix: str) -> Problem:
         """The same problem seen from the root: keys of `path` and of `repair` get `prefix` in front.
 
-        A repair that chooses another part, `model/embedding=token`, names it from the root already.
+        In a repair that chooses another part, `model/block@block=pre_norm`, that is the place behind the `@`; without one it
+        holds for the whole config already.
         """
         if not prefix:
             return self
-        repair = self.repair and " ".join(
-            part if "/" in part.partition("=")[0] else f"{prefix}.{part}" for part in self.repair.split(" ")
-        )
+        repair = self.repair and " ".join(_below(part, prefix) for part in self.repair.split(" "))
         return replace(self, path=f"{prefix}.{self.path}" if self.path else prefix, repair=repair)
 
     def __str__(self) -> str:
@@ -37,6 +36,17 @@ class Problem:
         if self.repair:
             lines.append(f"  try: {self.repair}")
         return "\n".join(lines)
+
+
+def _below(override: str, prefix: str) -> str:
+    key, _, value = override.partition("=")
+    group, _, place = key.partition("@")
+    if "/" not in group:
+        return f"{prefix}.{override}"
+    if not place:
+        return override
+    usual = f"{prefix}.{place}" == group.replace("/", ".")
+    return f"{group}={value}" if usual else f"{group}@{prefix}.{place}={value}"
 
 
 class ConfigError(ValueError):

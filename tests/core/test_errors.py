@@ -9,6 +9,13 @@ def test_below_prefixes_path_and_every_key_of_the_repair() -> None:
     assert problem.repair == "model.attention.n_heads=4 model.attention.dim=10"
 
 
+def test_below_leads_the_choice_of_a_part_to_its_place() -> None:
+    problem = Problem("block", "deep_norm", "has no place", "model/block@block=pre_norm n_heads=4")
+    assert problem.below("decoder").below("model").repair == "model/block@model.decoder.block=pre_norm model.decoder.n_heads=4"
+    assert problem.below("model").repair == "model/block=pre_norm model.n_heads=4"
+    assert Problem("x", 1, "why", "model/norm=rms_norm").below("model").repair == "model/norm=rms_norm"
+
+
 def test_below_without_prefix_or_path() -> None:
     assert Problem("a", 1, "why").below("") == Problem("a", 1, "why")
     assert Problem("", 1, "why", None).below("model") == Problem("model", 1, "why", None)
