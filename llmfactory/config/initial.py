@@ -55,7 +55,8 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
     for key in [key for key, spec in found.items() if not _put(tree, key, spec, origin, chosen)]:
         del called[key]
     if "data" in called:
-        called["data"] = stem(tree.root.values["data"].values["source"].cls)
+        values = tree.root.values["data"].values
+        called["data"] = stem(values["source" if "source" in values else "task"].cls)
     return called
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
-from llmfactory.data.spec import Corpus
+from llmfactory.data.spec import DataSpec
 from llmfactory.launch.spec import LaunchSpec
 from llmfactory.model.spec import ModelSpec
 from llmfactory.optim.spec import OptimSpec
@@ -34,7 +34,7 @@ class Job(Spec):
     """Everything one run needs, and nothing else."""
 
     model: ModelSpec
-    data: Corpus
+    data: DataSpec
     stage: StageSpec
     optim: OptimSpec
     parallel: ParallelSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmfactory.config.spec import Job
 from llmfactory.core.spec import Spec, walk
-from llmfactory.data.spec import Corpus
+from llmfactory.data.spec import DataSpec
 from llmfactory.data.tokenizer.spec import ByteBpe, HfFile
 from llmfactory.model.attention.spec import AttentionSpec
 from llmfactory.model.mixer.spec import LinearAttention
@@ -57,7 +57,7 @@ def _small(part: Spec, scale: float) -> Spec:
     return dataclasses.replace(part, **_changes(part, scale))
 
 
-def _fitting(data: Corpus, model: ModelSpec) -> Corpus:
+def _fitting(data: DataSpec, model: ModelSpec) -> DataSpec:
     tokenizer = data.tokenizer
     if isinstance(tokenizer, ByteBpe) and tokenizer.vocab_size is not None:
         tokenizer = dataclasses.replace(tokenizer, vocab_size=min(tokenizer.vocab_size, model.vocab_size))

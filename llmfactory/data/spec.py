@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
 from llmfactory.data.pack.spec import PackSpec
 from llmfactory.data.source.spec import SourceSpec
+from llmfactory.data.task.spec import TaskSpec
 from llmfactory.data.tokenizer.spec import TokenizerSpec
 
 
 @dataclass(kw_only=True, slots=True)
-class Corpus(Spec):
-    """Documents of one source, tokenized once, kept as memory-mapped token files, cut into rows when read."""
+class DataSpec(Spec):
+    """Base of what a job reads."""
 
-    source: SourceSpec
     tokenizer: TokenizerSpec
-    pack: PackSpec
     seq_len: int
     """Tokens in a row, T."""
     held_out: float = 0.05
-    """Share of the documents (by text length) kept for evaluation; split by a hash of the document's group, so that it is stable."""
+    """Share kept for evaluation (of documents by text length, or of examples); chosen by a hash, so that it is stable."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 2, "seq_len")
+        if not 0.0 <= self.held_out <= 0.9:
+            yield Problem("held_out", self.held_out, "must lie between 0.0 and 0.9", "held_out=0.05")
+
+
+@dataclass(kw_only=True, slots=True)
+class Corpus(DataSpec):
+    """Documents of one source, tokenized once, kept as memory-mapped token files, cut into rows when read."""
+
+    source: SourceSpec
+    pack: PackSpec
     cache: str | None = None
     """Folder of prepared data; None: llmfactory/ in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
     workers: int | None = None
     """Threads that tokenize; None: as many as the machine has cores. The result does not depend on it."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from at_least(self, 2, "seq_len")
-        if not 0.0 <= self.held_out <= 0.9:
-            yield Problem("held_out", self.held_out, "must lie between 0.0 and 0.9", "held_out=0.05")
+        yield from DataSpec.problems(self)
         yield from at_least(self, 1, "workers")
+
+
+@dataclass(kw_only=True, slots=True)
+class Labelled(DataSpec):
+    """Labelled examples from JSON lines, one row each (a text too long for one may take several)."""
+
+    task: TaskSpec
+    files: list[str]
+    """Files, folders or globs of JSON lines (.jsonl, .ndjson, .json)."""
+    held_out_files: list[str] = field(default_factory=list)
+    """The same, to evaluate on; empty: a share of `files`, as `held_out` says."""
+    bad_share: float = 0.0
+    """Share of lines that may be no example of the task; they are dropped and counted. 0: the first one is an error."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from DataSpec.problems(self)
+        if not self.files:
+            yield Problem("files", [], "names no file", "files=[my.jsonl]")
+        if not 0.0 <= self.bad_share <= 1.0:
+            yield Problem("bad_share", self.bad_share, "must lie between 0.0 and 1.0", "bad_share=0.01")

@@ -47,6 +47,14 @@ class Head(Protocol):
         """[..., D] -> [..., D], what the matrix is multiplied with."""
         ...
 
+    def pool(self, hidden_BTD: Tensor, segments_BT: Tensor | None = None, documents: int = 1) -> Tensor:
+        """[B, T, D] -> the vectors that the head speaks about: all of them, or one for each document of a row."""
+        ...
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of vectors [..., D]."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
@@ -68,6 +76,9 @@ class Objective(ABC):
     likelihood: bool = False
     """Whether the loss of the plain measure is that of each token of the text, once, given those before it: only then perplexity
     and bits per byte of the text follow from it."""
+
+    continues: bool = False
+    """Whether a model that was trained on it goes on with a text, as a language model does."""
 
     def corruption(self, vocabulary: Vocabulary, seq_len: int) -> Corruption | None:
         """How the rows that it wants, `seq_len` tokens wide in the model, are made of plain ones; None: they are plain."""

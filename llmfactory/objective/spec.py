@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
@@ -20,8 +20,11 @@ from llmfactory.core.special import (
     Special,
     sentinels,
 )
+from llmfactory.model.ffn.spec import Activation
+from llmfactory.model.head.spec import HeadSpec, Mlm
 
 if TYPE_CHECKING:
+    from llmfactory.model.spec import EncoderOnly, ModelSpec
     from llmfactory.objective.objective import Objective
 
 
@@ -222,3 +225,121 @@ class BlankInfilling(ObjectiveSpec):
         from llmfactory.objective.blank_infilling import BlankInfillingObjective
 
         return BlankInfillingObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class ReplacedToken(ObjectiveSpec):
+    """Tell which tokens a small masked language model, trained beside, has replaced (ELECTRA, Clark et al. 2020)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("encoder",)
+    answers: ClassVar[str] = "replaced"
+    rate: float = 0.15
+    """Share of a row's tokens that the generator is asked for, and may replace."""
+    generator_scale: float = 0.25
+    """Size of the generator: its heads and widths as a share of the model's. Depth and vocabulary vectors are the model's own."""
+    weight: float = 50.0
+    """Factor of the model's loss beside the generator's."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 0.01, 0.9, "rate")
+        yield from above(self, 0.0, "generator_scale", repair=0.25)
+        yield from above(self, 0.0, "weight", repair=50.0)
+
+    def specials(self) -> tuple[Special, ...]:
+        return (MASK,)
+
+    def generator(self, model: EncoderOnly) -> EncoderOnly:
+        """The small model. Raises ConfigError where there is none of that size."""
+        heads = max(1, round(model.attention.n_heads * self.generator_scale))
+        dim = heads * model.attention.head_width(model.dim)
+        hidden = max(1, round(model.ffn.hidden * dim / model.dim))
+        width = model.embedding_dim or model.dim
+        return replace(
+            model,
+            dim=dim,
+            embedding_dim=width,
+            attention=replace(model.attention, n_heads=heads),
+            ffn=replace(model.ffn, hidden=hidden),
+            head=Mlm(tied=True, activation=Activation.gelu, width=width),
+        )
+
+    def build(self) -> Objective:
+        from llmfactory.objective.replaced_token import ReplacedTokenObjective
+
+        return ReplacedTokenObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Classify(ObjectiveSpec):
+    """One of a few classes for each text: the mean of -log p(class) (Devlin et al. 2018, section 4.1)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("encoder", "decoder", "recurrent")
+    answers: ClassVar[str] = "label"
+    label_smoothing: float = 0.0
+    """Weight of the uniform distribution in the target."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 0.0, 0.99, "label_smoothing")
+
+    def build(self) -> Objective:
+        from llmfactory.objective.classify import ClassifyObjective
+
+        return ClassifyObjective(self.label_smoothing)
+
+
+@dataclass(kw_only=True, slots=True)
+class Tag(ObjectiveSpec):
+    """One of a few classes for each word, as in named entity recognition: the mean of -log p(tag)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("encoder", "decoder", "recurrent")
+    answers: ClassVar[str] = "labels"
+
+    def build(self) -> Objective:
+        from llmfactory.objective.tag import TagObjective
+
+        return TagObjective()
+
+
+@dataclass(kw_only=True, slots=True)
+class Span(ObjectiveSpec):
+    """First and last token of the answer to a question: the mean of -log p(token) over both (Devlin et al. 2018, section 4.2)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("encoder",)
+    answers: ClassVar[str] = "span"
+
+    def build(self) -> Objective:
+        from llmfactory.objective.span import SpanObjective
+
+        return SpanObjective()
+
+
+@dataclass(kw_only=True, slots=True)
+class Seq2seq(ObjectiveSpec):
+    """Write one text after reading another: the mean over target tokens of -log p(label | source, earlier labels)."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
+    label_smoothing: float = 0.0
+    """Weight of the uniform distribution in the target (Vaswani et al. 2017: 0.1)."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 0.0, 0.99, "label_smoothing")
+
+    def build(self) -> Objective:
+        from llmfactory.objective.seq2seq import Seq2seqObjective
+
+        return Seq2seqObjective(self.label_smoothing)
+
+
+PRETRAINING: tuple[type[ObjectiveSpec], ...] = (Causal, Masked, SpanCorruption, Permutation, ReplacedToken)
+"""What models are pretrained on, the usual one of a kind first."""
+
+
+def natural(graph: str, answers: str) -> type[ObjectiveSpec] | None:
+    """What a kind of model, with a head that says this, is usually pretrained on; None: it is no model to be pretrained."""
+    return next((cls for cls in PRETRAINING if graph in cls.graphs and cls.answers == answers), None)
+
+
+def answers_of(model: ModelSpec) -> str:
+    """What a model's head says (`HeadSpec.answers`)."""
+    heads = [value for field in fields(model) if isinstance(value := getattr(model, field.name), HeadSpec)]
+    return heads[0].answers if heads else ObjectiveSpec.answers

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.config.spec import Job
+from llmfactory.data.task.rewrite import start_id
+from llmfactory.data.task.task import separator_id
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
 from llmfactory.inference.beam import beam_search
 from llmfactory.inference.chat import chat_ids
@@ -36,7 +38,7 @@ class GenerateJob(StageJob):
             writer = Writer(shown=world.rank == 0)
             writer.write(spec.prompt + ("\n" if spec.chat else ""))
             streams = [TextStream(tokenizer, spec.stop) for _ in range(spec.samples)]
-            prompt = prompt_ids(tokenizer, spec)
+            prompt = prompt_ids(model, tokenizer, spec)
             with precision.forward_context():
                 continue_prompt(model, tokenizer, prompt, spec, job.seed, streams, writer)
             for number, stream in enumerate(streams[1:], start=2):
@@ -44,8 +46,10 @@ class GenerateJob(StageJob):
         return {"checkpoint": str(checkpoint), "prompt": spec.prompt, "texts": [stream.text for stream in streams]}
 
 
-def prompt_ids(tokenizer: Tokenizer, spec: Generate) -> list[int]:
-    """The prompt as the model reads it: a text from its beginning, or a question in a conversation."""
+def prompt_ids(model: Skeleton, tokenizer: Tokenizer, spec: Generate) -> list[int]:
+    """The prompt as the model reads it: a text from its beginning, or a question in a conversation; whole for an encoder."""
+    if model.spec.graph == "encoder_decoder" and not spec.chat:
+        return [*tokenizer.encode(spec.prompt), separator_id(tokenizer)]
     if not spec.chat:
         ids = [*tokenizer.usage.begin_ids, *tokenizer.encode(spec.prompt)]
         return ids or [tokenizer.end_id]  # something must be there to be continued
@@ -72,9 +76,13 @@ def continue_prompt(
             writer.write(shown)
         return streams[row].stopped
 
+    ends: dict[str, Any] = {
+        "end_id": tokenizer.end_id,
+        "start_id": start_id(tokenizer),
+        "vocab_size": tokenizer.vocab_size,
+    }
     if spec.beams > 1:
         options = {"beams": spec.beams, "length_penalty": spec.length_penalty, "max_tokens": spec.max_tokens}
-        ends: dict[str, Any] = {"end_id": tokenizer.end_id, "vocab_size": tokenizer.vocab_size}
         for token in beam_search(model, [prompt], **options, **ends)[0]:  # type: ignore[arg-type]
             if on_token(0, token):
                 break
@@ -84,8 +92,7 @@ def continue_prompt(
             [prompt] * len(streams),
             max_tokens=spec.max_tokens,
             sampling=sampling_of(spec),
-            end_id=tokenizer.end_id,
-            vocab_size=tokenizer.vocab_size,
+            **ends,
             seed=seed,
             on_token=on_token,
         )

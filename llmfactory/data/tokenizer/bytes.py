@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, between_ends, check_size, write_about
 
 END = 256
+END_TOKEN = "<|endoftext|>"
+"""How the end of a document is spelled where it must have a name."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -29,6 +32,25 @@ class ByteTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         write_about(folder, "bytes", END, self.usage)
+
+
+def as_pairs() -> HfTokenizer:
+    """The same tokenizer as byte-level pairs without a merge: for programs that know those."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Inner
+
+    inner = Inner(models.BPE({character: byte for byte, character in enumerate(_letters())}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(END_TOKEN, special=True, normalized=False)])
+    return HfTokenizer(inner, END)
+
+
+def _letters() -> list[str]:
+    """The character that stands for each byte (Radford et al. 2019): printable ones for themselves, the others from 256 on."""
+    themselves = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in themselves else next(others)) for byte in range(256)]
 
 
 class ByteTokenizerSource(TokenizerSource):

@@ -39,7 +39,9 @@ def read_folder(folder: Path, end_token: str | None = None) -> HfTokenizer:
     token = end_token or next((name for name in known if name is not None), None)
     end_id = end_of(inner, folder / FILE, token)
     stops = [stop for name in STOPS_IN for stop in _ids(_json(folder / name).get("eos_token_id"))]
-    usage = Usage(begin_of(inner), tuple(dict.fromkeys([end_id, *stops])), _template(folder, named))
+    starts = [start for name in STOPS_IN for start in _ids(_json(folder / name).get("decoder_start_token_id"))]
+    stop_ids = tuple(dict.fromkeys([end_id, *stops]))
+    usage = Usage(begin_of(inner), stop_ids, _template(folder, named), next(iter(starts), None))
     return HfTokenizer(inner, end_id, usage)
 
 
@@ -51,6 +53,19 @@ def begin_of(inner: Any) -> tuple[int, ...]:
     whole = inner.encode("a", add_special_tokens=True).ids
     added = len(whole) - len(bare)
     return next((tuple(whole[:at]) for at in range(added + 1) if whole[at : at + len(bare)] == bare), ())
+
+
+def with_begin(tokenizer: HfTokenizer) -> Any:
+    """The inner tokenizer with a post-processor that puts before a text what the model wants there."""
+    from tokenizers import Tokenizer, processors
+
+    inner = Tokenizer.from_str(tokenizer.inner.to_str())
+    begin = tokenizer.usage.begin_ids
+    if begin_of(inner) != begin:
+        tokens = [(inner.id_to_token(number), number) for number in begin]
+        whole = " ".join([*(token for token, _ in tokens), "$A"])
+        inner.post_processor = processors.TemplateProcessing(single=whole, pair=f"{whole} $B:1", special_tokens=tokens)
+    return inner
 
 
 def _template(folder: Path, named: dict[str, Any]) -> str | None:

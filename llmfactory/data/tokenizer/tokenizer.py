@@ -29,6 +29,8 @@ class Usage:
     """The model ends what it writes with one of them."""
     chat_template: str | None = None
     """A Jinja template that makes one text of a conversation; None: the model knows none."""
+    decoder_start_id: int | None = None
+    """What the decoder of a model with an encoder begins with; None: the end token."""
 
 
 def between_ends(end_id: int) -> Usage:
@@ -99,7 +101,7 @@ def load(folder: Path) -> Tokenizer:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         kind, end_id = str(about["kind"]), int(about["end_id"])
         begin, stop = (tuple(map(int, about.get(key, [end_id]))) for key in ("begin_ids", "stop_ids"))
-        template = about.get("chat_template")
+        template, start = about.get("chat_template"), about.get("decoder_start_id")
     except OSError as error:
         raise UserError(f"no tokenizer in {folder}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -107,7 +109,9 @@ def load(folder: Path) -> Tokenizer:
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "hf":
-        return HfTokenizer.read(folder / "tokenizer.json", end_id, Usage(begin, stop, template))
+        return HfTokenizer.read(
+            folder / "tokenizer.json", end_id, Usage(begin, stop, template, None if start is None else int(start))
+        )
     raise UserError(f"{folder / ABOUT} names an unknown kind of tokenizer, {kind!r}: it was written by another version")
 
 

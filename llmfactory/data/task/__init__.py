@@ -1,0 +1,1 @@
+"""Labelled examples: what a record means, how it becomes a row."""
