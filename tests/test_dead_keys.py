@@ -44,9 +44,10 @@ LINEAR = ["model=linear_transformer_tiny", *RECURRENT, "model.ffn.hidden=24"]
 COSINE = ["optim/schedule=cosine"]
 TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
 LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
+STRETCHED = [*LLAMA, "model.position.theta=20", "model.position.scaling.factor=2"]
 TRAINED = {
     "dynamic_ntk": ["model.position.scaling.trained_positions=4"],
-    "yarn": ["model.position.scaling.trained_positions=30", "model.position.scaling.fast=4"],
+    "yarn": ["model.position.scaling.trained_positions=30", "model.position.scaling.fast=2"],
     "llama3": ["model.position.scaling.trained_positions=30"],
 }
 
@@ -75,7 +76,6 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/position/rope.theta": (LLAMA, "model.position.theta=100.0"),
     "model/position/rope.share": (LLAMA, "model.position.share=0.5"),
     "model/position/rope.interleaved": (LLAMA, "model.position.interleaved=true"),
-    "model/position/rope.scaling": ([*LLAMA, "model.position.theta=100.0"], "model/position=rope_quarter"),
     "model/position/rope2d.theta": ([*LLAMA, "model/position=rope_2d"], "model.position.theta=100.0"),
     "model/position/sinusoidal.theta": ([*LLAMA, "model/position=sinusoidal"], "model.position.theta=100.0"),
     "model/position/sinusoidal.interleaved": ([*LLAMA, "model/position=sinusoidal"], "model.position.interleaved=false"),
@@ -84,10 +84,9 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         [*LLAMA, "model/position=t5_bias", "model.position.n_buckets=8"],
         "model.position.max_distance=6",
     ),
-    "model/position/learned.offset": (GPT, "model.position.offset=2"),
     **{
         f"model/position/scaling/{name}.{field}": (
-            [*LLAMA, f"model/position/scaling={name}", "model.position.scaling.factor=2", *TRAINED.get(name, [])],
+            [*STRETCHED, f"model/position/scaling={name}", *TRAINED.get(name, [])],
             f"model.position.scaling.{field}={value}",
         )
         for name, field, value in (
@@ -97,8 +96,8 @@ CHANGES: dict[str, tuple[list[str], str]] = {
             ("dynamic_ntk", "trained_positions", 6),
             ("yarn", "factor", 3),
             ("yarn", "trained_positions", 60),
-            ("yarn", "fast", 8.0),
-            ("yarn", "slow", 2.0),
+            ("yarn", "fast", 4.0),
+            ("yarn", "slow", 1.9),
             ("yarn", "attention_factor", 2.0),
             ("yarn", "whole_pairs", "false"),
             ("llama3", "factor", 3),
@@ -275,6 +274,7 @@ EFFECTS: dict[str, str] = {
     },
     "model/attention/cross.qkv_bias": "model/attention/test_cross.py::test_which_projections_have_a_bias",
     "model/attention/cross.dropout": "model/attention/test_cross.py::test_dropout_in_training_only",
+    "model/position/rope.scaling": "model/position/scaling/test_scaling.py::test_tables_carry_scaling_and_factor",
     "model/decoder_only.others": "model/test_tower.py::test_a_pattern_repeats_over_the_depth",
     "model/decoder_only.pattern": "model/test_tower.py::test_a_pattern_repeats_over_the_depth",
     "model/decoder_only.cross": "model/test_tower.py::test_cross_attention_needs_an_encoder",

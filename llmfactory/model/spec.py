@@ -107,7 +107,7 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
                 yield Problem(f"others.{name}", name, "no layer is of this kind", f"pattern=[{BASE},{name}]")
         if self.cross is not None and not self.block.takes_cross:
             reason = "has no place for attention to an encoder's output: pick pre_norm, post_norm or sandwich"
-            yield Problem("block", stem(type(self.block)), reason)
+            yield Problem("block", stem(type(self.block)), reason, "model/block@block=pre_norm")
         if len(self.pattern) > self.n_layers:
             reason = f"names more layers than the {self.n_layers} that there are"
             yield Problem("pattern", self.pattern, reason, f"n_layers={len(self.pattern)}")
@@ -116,13 +116,25 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
         """What is wrong once the model's width is known."""
         attentions = {"attention": self.attention}
         attentions |= {f"others.{name}.attention": kind.attention for name, kind in self.others.items() if kind.attention}
-        if self.cross is not None:
-            attentions["cross"] = self.cross
-        found = [problem.below(path) for path, part in attentions.items() for problem in part.problems_at_width(dim)]
+        crossing = {} if self.cross is None else {"cross": self.cross}
+        found = [problem.below(path) for path, part in (attentions | crossing).items() for problem in part.problems_at_width(dim)]
         yield from found
         if not found:  # else there is no head width to speak of
-            head_dim = self.attention.head_width(dim)
-            yield from (problem.below("position") for problem in self.position.problems_at_head(head_dim))
+            yield from self._problems_at_heads(attentions, dim)
+
+    def _problems_at_heads(self, attentions: dict[str, AttentionSpec], dim: int) -> Iterator[Problem]:
+        """Whether the position part fits the heads of every kind of layer."""
+        heads, width = self.attention.n_heads, self.attention.head_width(dim)
+        for path, part in attentions.items():
+            if (part.n_heads, part.head_width(dim)) != (heads, width):
+                reason = f"has {part.n_heads} heads with {part.head_width(dim)} coordinates to rotate, "
+                reason += f"and the stack's position part is made for {heads} with {width}"
+                yield Problem(f"{path}.n_heads", part.n_heads, reason, f"others.{path.split('.')[1]}.attention=null")
+        if width % self.position.head_multiple:
+            needs = f"the positions ({stem(type(self.position))}) need a multiple of {self.position.head_multiple}"
+            yield self.attention.misfit(dim, self.position.head_multiple, needs).below("attention")
+        else:
+            yield from (problem.below("position") for problem in self.position.problems_at_head(width))
 
     def small(self, scale: float) -> dict[str, Any]:
         """Two layers, or a whole pattern."""
@@ -144,7 +156,7 @@ def head_problems(head: HeadSpec, embedding: EmbeddingSpec, width: int, dim: int
     """Whether the embedding is one of tokens, and the head can borrow its vectors, built `width` wide in a model of width `dim`."""
     if embedding.reads != "tokens":
         reason = f"it reads {embedding.reads}, and the model reads tokens"
-        yield Problem("embedding", stem(type(embedding)), reason, "model/embedding=token")
+        yield Problem("embedding", stem(type(embedding)), reason, "model/embedding@embedding=token")
     yield from (problem.below("head") for problem in head.problems_at_embedding(embedding.vector_width(width), dim))
 
 
@@ -385,3 +397,63 @@ class Recurrent(ModelSpec):
         from llmfactory.model.recurrent import RecurrentModel
 
         return RecurrentModel(self)
+
+@dataclass(kw_only=True, slots=True)
+class NeuralNgram(ModelSpec):
+    """A feed-forward network that predicts from the last few tokens (Bengio et al. 2003). `dim` is the embeddings' width."""
+
+    graph: ClassVar[str] = "recurrent"
+    order: int
+    """Tokens of an n-gram, n: it predicts from n - 1."""
+    hidden: int
+    """Width of the hidden layer."""
+    direct: bool = False
+    """Whether the embeddings are connected to the logits directly, beside the hidden layer."""
+    embedding: EmbeddingSpec
+    head: HeadSpec
+    dropout: float = 0.0
+    """Share of activations dropped before and after the hidden layer, in training only."""
+
+    def features(self) -> int:
+        """Width of what the head's matrix is multiplied with."""
+        return self.hidden + (self.order - 1) * self.dim * self.direct
+
+    def problems(self) -> Iterator[Problem]:
+        yield from ModelSpec.problems(self)
+        yield from at_least(self, 2, "order")
+        yield from at_least(self, 1, "hidden")
+        yield from between(self, 0.0, 0.99, "dropout")
+        width = self.embedding.vector_width(self.dim)
+        yield from (problem.below("head") for problem in self.head.problems_at_embedding(width, self.features()))
+
+    def small(self, scale: float) -> dict[str, Any]:
+        return {"hidden": max(1, round(self.hidden * scale))}
+
+    def build(self) -> Skeleton:
+        from llmfactory.model.neural_ngram import NeuralNgramModel
+
+        return NeuralNgramModel(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class KneserNey(ModelSpec):
+    """Counts of n-grams, interpolated with modified Kneser-Ney smoothing (Chen and Goodman 1998). Nothing is optimized: its
+    training is one pass over the rows, so the keys of `optim` and all of `trainer` but batch_size, progress and sample do
+    nothing."""
+
+    graph: ClassVar[str] = "counts"
+    dim: int = 1
+    """It has no vectors."""
+    init_std: float = 1.0
+    """It has no weights."""
+    order: int
+    """Longest n-gram, n: it predicts from n - 1 tokens."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from ModelSpec.problems(self)
+        yield from at_least(self, 1, "order")
+
+    def build(self) -> Skeleton:
+        from llmfactory.model.kneser_ney import KneserNeyModel
+
+        return KneserNeyModel(self)

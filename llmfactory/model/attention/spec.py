@@ -45,6 +45,13 @@ class AttentionSpec(Spec):
             below = next(n for n in range(min(self.n_heads, dim), 0, -1) if dim % n == 0)
             yield Problem("n_heads", self.n_heads, f"does not divide the model's width dim={dim}", f"n_heads={below}")
 
+    def misfit(self, dim: int, multiple: int, needs: str) -> Problem:
+        """The width of a head is no multiple of what another part needs, with fewer heads as the repair where that helps."""
+        width = self.head_width(dim)
+        reason = f"a head is dim / n_heads = {dim} / {self.n_heads} = {width} wide, and {needs}"
+        fewer = next((n for n in range(self.n_heads, 0, -1) if dim % (n * multiple) == 0), None)
+        return Problem("n_heads", self.n_heads, reason, None if fewer is None else f"n_heads={fewer}")
+
     def build(self, site: Site) -> Part:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of model/attention")
 
@@ -91,6 +98,13 @@ class MultiHeadSpec(AttentionSpec):
         if self.head_dim is None:
             yield from AttentionSpec.problems_at_width(self, dim)
 
+    def misfit(self, dim: int, multiple: int, needs: str) -> Problem:
+        problem = AttentionSpec.misfit(self, dim, multiple, needs)
+        wider = -(-self.head_width(dim) // multiple) * multiple
+        if self.head_dim is not None:
+            return Problem("head_dim", self.head_dim, f"a head is as wide, and {needs}", f"head_dim={wider}")
+        return replace(problem, repair=problem.repair or f"head_dim={wider}")
+
 
 @dataclass(kw_only=True, slots=True)
 class Gqa(MultiHeadSpec):
@@ -124,10 +138,16 @@ class Gqa(MultiHeadSpec):
         return self.small_heads(heads, scale)
 
     def problems_at_width(self, dim: int) -> Iterator[Problem]:
-        for problem in MultiHeadSpec.problems_at_width(self, dim):
-            fewer = int((problem.repair or "").partition("=")[2])
-            shared = self.n_kv_heads is not None and fewer % self.n_kv_heads
-            yield replace(problem, repair=f"{problem.repair} n_kv_heads=null") if shared else problem
+        yield from map(self._with_kv_heads, MultiHeadSpec.problems_at_width(self, dim))
+
+    def misfit(self, dim: int, multiple: int, needs: str) -> Problem:
+        return self._with_kv_heads(MultiHeadSpec.misfit(self, dim, multiple, needs))
+
+    def _with_kv_heads(self, problem: Problem) -> Problem:
+        """A number of heads as repair must suit the number of key/value heads."""
+        key, _, fewer = (problem.repair or "").partition("=")
+        shared = key == "n_heads" and self.n_kv_heads is not None and int(fewer) % self.n_kv_heads
+        return replace(problem, repair=f"{problem.repair} n_kv_heads=null") if shared else problem
 
     def build(self, site: Site) -> Part:
         from llmfactory.model.attention.gqa import GroupedQueryAttention

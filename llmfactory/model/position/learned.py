@@ -15,7 +15,7 @@ from llmfactory.core.context import Context
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Normal, Parameter
 from llmfactory.model.frame import Frame
-from llmfactory.model.position.part import Position
+from llmfactory.model.position.part import Position, one_axis
 from llmfactory.model.position.spec import Learned
 
 
@@ -32,21 +32,23 @@ class LearnedPosition(Position):
         return {"weight": Parameter(Normal(self.std))}
 
     def embed(self, x_BTD: Tensor, context: Context) -> Tensor:
-        self._check(context.positions)
-        return x_BTD + F.embedding(context.positions + self.offset, self.weight)
+        positions_BT = one_axis(context.positions)
+        check_range(positions_BT, self.weight.shape[0] - self.offset)
+        return x_BTD + F.embedding(positions_BT + self.offset, self.weight)
 
-    def _check(self, positions_BT: Tensor) -> None:
-        if torch.compiler.is_compiling() or positions_BT.is_meta:
-            return
-        rows = self.weight.shape[0] - self.offset
-        if positions_BT.device.type != "cpu":
-            inside = ((positions_BT >= 0) & (positions_BT < rows)).all()
-            torch._assert_async(inside, f"a position lies outside the {rows} learned ones (model.max_positions={rows})")
-            return
-        low, high = (int(end) for end in positions_BT.aminmax())
-        if low < 0 or high >= rows:
-            wrong = low if low < 0 else high
-            raise UserError(
-                f"position {wrong} lies outside the {rows} learned ones: "
-                f"shorten the sequences or train with model.max_positions={max(high + 1, rows)}"
-            )
+
+def check_range(positions: Tensor, rows: int) -> None:
+    """Every position must have one of `rows` vectors. Raises UserError, on devices other than CPU their own assertion."""
+    if torch.compiler.is_compiling() or positions.is_meta:
+        return
+    if positions.device.type != "cpu":
+        inside = ((positions >= 0) & (positions < rows)).all()
+        torch._assert_async(inside, f"a position lies outside the {rows} learned ones (model.max_positions={rows})")
+        return
+    low, high = (int(end) for end in positions.aminmax())
+    if low < 0 or high >= rows:
+        wrong = low if low < 0 else high
+        raise UserError(
+            f"position {wrong} lies outside the {rows} learned ones: "
+            f"shorten the sequences or train with model.max_positions={max(high + 1, rows)}"
+        )

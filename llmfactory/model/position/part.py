@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from llmfactory.core.context import Context
+from llmfactory.core.errors import UserError
 from llmfactory.model.part import Part
 
 
@@ -29,3 +30,18 @@ class Position(Part):
     def rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys [B, H, T, D] by their positions."""
         return q_BHTD, k_BHTD
+
+
+def one_axis(positions: Tensor) -> Tensor:
+    """[B, T] as they are. Raises UserError for [B, R, T], which such a part cannot tell apart."""
+    if positions.dim() != 2:
+        axes = positions.shape[1]
+        raise UserError(
+            f"tokens have {axes} positions each here (an objective with blanks): use model/position=rope_2d or learned_2d"
+        )
+    return positions
+
+
+def two_axes(positions: Tensor) -> Tensor:
+    """[B, 2, T] as they are; [B, T] is a text without blanks."""
+    return torch.stack((positions, torch.zeros_like(positions)), 1) if positions.dim() == 2 else positions

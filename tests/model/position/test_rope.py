@@ -7,6 +7,7 @@ import torch
 
 from llmfactory.core.context import CausalMask, Context
 from llmfactory.core.errors import ConfigError
+from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.position.spec import Rope
 
 
@@ -67,6 +68,63 @@ def test_nothing_is_stored(frame):
     assert part.declare() == {}
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("share", [1.0, 0.5, 1 / 3])
+def test_a_share_of_the_head_in_either_pairing(frame, share, interleaved):
+    """Rotated coordinates are the first ones; their angles are those of a head of that width."""
+    head_dim, theta = 12, 50.0
+    width = round(share * head_dim)
+    part = Rope(theta=theta, share=share, interleaved=interleaved).build(frame(head_dim=head_dim))
+    q = torch.randn(1, 2, 3, head_dim, dtype=torch.float64)
+    positions = [0, 7, 100]
+    after, _ = part.rotate(q, q, prepared(part, [positions], torch.float64))
+    assert torch.equal(after[..., width:], q[..., width:])
+    for t, p in enumerate(positions):
+        for i in range(width // 2):
+            x, y = (2 * i, 2 * i + 1) if interleaved else (i, i + width // 2)
+            want = torch.complex(q[0, :, t, x], q[0, :, t, y]) * cmath.exp(1j * p * theta ** (-2 * i / width))
+            torch.testing.assert_close(torch.complex(after[0, :, t, x], after[0, :, t, y]), want)
+
+
+def test_a_share_is_rounded_down_to_whole_pairs():
+    assert [Rope(share=share).rotated(width) for share, width in ((0.4, 80), (0.4, 8), (0.25, 96), (1 / 3, 48))] == [
+        32,
+        2,
+        24,
+        16,
+    ]
+
+
 def test_odd_heads_are_refused(llama):
-    with pytest.raises(ConfigError, match="3 wide"):
+    with pytest.raises(ConfigError, match="18 / 6 = 3 wide") as caught:
         llama(dim=18)
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.repair) == ("attention.n_heads", "attention.n_heads=3 attention.n_kv_heads=null")
+    with pytest.raises(ConfigError) as caught:
+        llama(dim=15, attention=Gqa(n_heads=3))
+    assert [problem.repair for problem in caught.value.problems] == ["attention.head_dim=6"]
+    with pytest.raises(ConfigError) as caught:
+        llama(attention=Gqa(n_heads=3, head_dim=7))
+    assert [problem.repair for problem in caught.value.problems] == ["attention.head_dim=8"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "repair"),
+    [
+        ({"theta": 1.0}, "theta", "theta=10000.0"),
+        ({"share": 0.0}, "share", "share=1.0"),
+        ({"share": 1.5}, "share", "share=1.0"),
+    ],
+)
+def test_problems(fields, path, repair):
+    with pytest.raises(ConfigError) as caught:
+        Rope(**fields)
+    assert [(problem.path, problem.repair) for problem in caught.value.problems] == [(path, repair)]
+
+
+def test_a_share_without_a_pair_is_refused(llama):
+    with pytest.raises(ConfigError) as caught:
+        llama(position=Rope(share=0.25))
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.repair) == ("position.share", "position.share=0.5")
+    assert llama(position=Rope(share=0.5)).position.rotated(4) == 2
