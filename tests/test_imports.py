@@ -102,7 +102,7 @@ def test_order_within_the_model(path: Path) -> None:
     assert not wrong, f"against skeleton -> block -> attention, ffn -> norm, position: {wrong}"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("spec.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*spec.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_specs_are_light(path: Path) -> None:
     """At the top of a spec file stands nothing heavier than the standard library and other specs."""
     heavy = {"torch", "lightning", "hydra", "omegaconf", "numpy", "transformers"}

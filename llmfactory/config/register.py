@@ -102,7 +102,7 @@ def classes(group: str, names: tuple[str, ...] = (PACKAGE,)) -> dict[str, type[S
             continue
         module = importlib.import_module(modules[group])
         for _, cls in inspect.getmembers(module, inspect.isclass):
-            if not issubclass(cls, Spec) or cls.__module__ != module.__name__:
+            if not issubclass(cls, Spec) or not _stands_on(cls, module.__name__):
                 continue
             name = stem(cls)
             if name in found:
@@ -110,6 +110,12 @@ def classes(group: str, names: tuple[str, ...] = (PACKAGE,)) -> dict[str, type[S
                 raise ConfigError([Problem("plugins", f"{group or 'config'}/{name}", reason, "plugins=[]")])
             found[name] = cls
     return found
+
+
+def _stands_on(cls: type[Spec], page: str) -> bool:
+    """Whether a class is of a catalogue page; one too long for a file has others beside it, `<name>_spec.py`, that it imports."""
+    folder, _, file = cls.__module__.rpartition(".")
+    return cls.__module__ == page or (file.endswith("_spec") and folder == page.rpartition(".")[0])
 
 
 def class_of(group: str, name: str, names: tuple[str, ...] = (PACKAGE,)) -> type[Spec] | None:
@@ -121,7 +127,7 @@ def group_of(cls: type[Spec]) -> str:
     """The group of a class, also of one in a user's package: it derives from one of ours, and mirrors our folders."""
     for base in cls.__mro__:
         parts = base.__module__.split(".")
-        if parts[0] == PACKAGE and parts[-1] == "spec" and parts[1] != "core":
+        if parts[0] == PACKAGE and (parts[-1] == "spec" or parts[-1].endswith("_spec")) and parts[1] != "core":
             path = "/".join(parts[1:-1])
             return GROUP_OF.get(path, path)
     raise TypeError(f"{cls.__name__} derives from no class of the catalogue")
