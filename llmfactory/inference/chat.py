@@ -37,7 +37,7 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     ids: list[int] = []
     place = 0
     for match in pattern.finditer(text):
-        ids += tokenizer.encode(text[place : match.start()].replace(mark, "")) + [specials[match[0]]]
+        ids += [*tokenizer.encode(text[place : match.start()].replace(mark, "")), specials[match[0]]]
         place = match.end()
     return ids + tokenizer.encode(text[place:].replace(mark, ""))
 

@@ -19,6 +19,11 @@ from llmfactory.inference.decoding import Decoding
 from llmfactory.inference.sampler import Sampling, sample
 from llmfactory.model.skeleton import Skeleton
 
+
+class Shortened(UserWarning):
+    """Prompts or answers were cut to what the model's positions allow."""
+
+
 OnToken = Callable[[int, int], object]
 """Called with (row, token) as soon as a token is known, rows in order; what is true ends the row after this token."""
 
@@ -158,6 +163,7 @@ def fit(model: Skeleton, prompts: list[list[int]], max_tokens: int) -> tuple[lis
     warnings.warn(
         f"the model was made for rows of {model.spec.max_positions} tokens: "
         f"prompts keep their last {kept} tokens and all new tokens end there",
+        Shortened,
         stacklevel=3,
     )
     prompts = [prompt[-kept:] for prompt in prompts]

@@ -81,9 +81,14 @@ def claim(folder: Path, config: dict[str, Any]) -> list[str]:
     if resume == "never":
         reason = f"{folder} holds a run already, and resume=never forbids going on"
         raise ConfigError([Problem("name", config["name"], f"{reason}: give another name", "resume=auto")])
-    if resume == "changed" or not has_begun(folder):
+    if not has_begun(folder):
         return []
-    return compare(read_yaml(folder / CONFIG), config)
+    before = read_yaml(folder / CONFIG)
+    kinds = [one.get("stage", {}).get("type") for one in (before, config)]
+    if kinds[0] != kinds[1]:
+        reason = f"{folder} holds a run of stage={kinds[0]}, and another stage would take its place"
+        raise ConfigError([Problem("name", config["name"], f"{reason}: give another name", "name=null")])
+    return [] if resume == "changed" else compare(before, config)
 
 
 def has_begun(folder: Path) -> bool:

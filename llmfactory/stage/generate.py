@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from llmfactory.data.task.task import separator_id
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
 from llmfactory.inference.beam import beam_search
 from llmfactory.inference.chat import chat_ids
-from llmfactory.inference.generate import generate
+from llmfactory.inference.generate import Shortened, generate
 from llmfactory.inference.sampler import Sampling
 from llmfactory.inference.text import UNFINISHED, TextStream
 from llmfactory.model.skeleton import Skeleton
@@ -39,7 +43,7 @@ class GenerateJob(StageJob):
             writer.write(spec.prompt + ("\n" if spec.chat else ""))
             streams = [TextStream(tokenizer, spec.stop) for _ in range(spec.samples)]
             prompt = prompt_ids(model, tokenizer, spec)
-            with precision.forward_context():
+            with precision.forward_context(), shortened(writer):
                 continue_prompt(model, tokenizer, prompt, spec, job.seed, streams, writer)
             for number, stream in enumerate(streams[1:], start=2):
                 writer.write(f"\n--- sample {number} of {spec.samples}\n{spec.prompt}{stream.text}\n")
@@ -111,6 +115,20 @@ def sampling_of(spec: Generate) -> Sampling:
         min_p=spec.min_p,
         repetition_penalty=spec.repetition_penalty,
     )
+
+
+@contextmanager
+def shortened(writer: Writer) -> Iterator[None]:
+    """Say in words, at the end, that something was cut."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Shortened)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, Shortened):
+            if writer.shown:
+                print(f"note: {warning.message}", file=sys.stderr)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def printable(text: str) -> str:

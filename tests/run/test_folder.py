@@ -160,3 +160,12 @@ def test_a_damaged_result_is_named(tmp_path, text):
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert settle_name({"output_dir": "~/runs", "name": "r"}, {}) == tmp_path / "runs" / "r"
+
+
+@pytest.mark.parametrize("resume", ["auto", "changed"])
+def test_another_stage_never_takes_a_run_s_place(plain, tmp_path, resume):
+    """An evaluation under a training run's name would replace its config."""
+    folder, config = begun(plain, tmp_path)
+    other = {**config, "resume": resume, "stage": {"type": "evaluate", "batch_size": 4, "compressors": False}}
+    with pytest.raises(ConfigError, match=r"holds a run of stage=pretrain, and another stage would take its place"):
+        claim(folder, other)

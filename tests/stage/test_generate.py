@@ -90,3 +90,10 @@ def test_the_length_penalty_reaches_the_search(job, monkeypatch):
     monkeypatch.setattr(generate_module, "beam_search", lambda model, prompts, **options: asked.update(options) or [[65]])
     run(job, beams=3, length_penalty=0.5, temperature=0.0, top_k=None)
     assert (asked["beams"], asked["length_penalty"]) == (3, 0.5)
+
+
+def test_what_was_cut_is_told_in_words(job, capsys):
+    run(job, prompt="The " * 30, max_tokens=50)
+    assert capsys.readouterr().err == (
+        "note: the model was made for rows of 64 tokens: prompts keep their last 32 tokens and all new tokens end there\n"
+    )
