@@ -102,7 +102,7 @@ def _changed(spec: Any, parts: list[str], field: str, value: Any) -> Any:
 
 
 def prepared(job: Job) -> Prepared:
-    return prepare(job.data, job.model.vocab_size)
+    return prepare(job.data, job.model.vocab_size, specials=job.stage.objective.specials())
 
 
 class Memory(Tracker):

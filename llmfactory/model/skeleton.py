@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from llmfactory.core.context import CausalMask, Context, DocumentMask
+from llmfactory.core.context import CausalMask, Context, DocumentMask, Mask, PrefixMask
 from llmfactory.model.head.part import Head
 from llmfactory.model.part import Part
 from llmfactory.model.spec import ModelSpec
@@ -39,14 +40,24 @@ class Skeleton(Part):
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor: ...
 
     def context(self, batch: Batch, isolated: bool = True) -> Context:
-        """Positions and mask that a batch means to this graph: here, each token sees those before it.
+        """Positions and mask that a batch means to this graph: here, each token sees those before it, and its document's prefix.
 
         `isolated`: rows hold several documents or padding (`segments`), which attention must keep apart; without, a row is
         one text.
         """
         segments = batch["segments"] if isolated else None
-        mask = CausalMask(batch["tokens"].shape[1], batch["tokens"].device) if segments is None else DocumentMask(segments)
+        mask: Mask
+        if segments is None:
+            mask = CausalMask(batch["tokens"].shape[1], batch["tokens"].device)
+        elif "prefix" in batch:
+            mask = PrefixMask(batch["prefix"], segments)
+        else:
+            mask = DocumentMask(segments)
         return Context(positions=batch["positions"], mask=mask, segments=segments)
+
+    def make_room(self, tensors: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give tensors whose size follows from data, not from the spec, that of a checkpoint (name -> `shape`, `dtype`)."""
+        return
 
     @property
     def position_limit(self) -> int | None:
@@ -65,3 +76,16 @@ class Skeleton(Part):
         counts, tied or not, table lookups do not; attention counts what its mask leaves; the backward is twice the forward;
         recomputation is not counted; of experts those count that a token visits.
         """
+
+
+class Counted(Skeleton):
+    """A model that is fitted by counting: one pass over the training rows, nothing is optimized."""
+
+    @abstractmethod
+    def count(self, batches: Iterable[Batch], isolated: bool) -> None:
+        """Fit it to all rows of `batches`, each of which comes once; `isolated` is that of the rows."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Numbers that it keeps, as others have parameters."""

@@ -14,7 +14,7 @@ from llmfactory.objective.tokens import TokenObjective
 
 
 class CausalObjective(TokenObjective):
-    likelihood = True
+    likelihood = continues = True
     sparse = False
 
     def __init__(self, spec: Causal) -> None:

@@ -51,6 +51,12 @@ class Head(Protocol):
         """[B, T, D] -> the vectors that the head speaks about: all of them, or one for each document of a row."""
         ...
 
+    def cross_entropy(
+        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Sum over labels of weight x smoothed cross-entropy under the softmax of the logits; ignored labels count nothing."""
+        ...
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of vectors [..., D]."""
         ...

@@ -15,6 +15,7 @@ from llmfactory.objective.tokens import TokenObjective
 
 class PrefixObjective(TokenObjective):
     unit = "nats per token after the prefix"
+    continues = True
 
     def __init__(self, spec: Prefix) -> None:
         self.spec = spec

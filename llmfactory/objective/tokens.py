@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from llmfactory.core.batch import IGNORE
-from llmfactory.kernel.linear_cross_entropy import linear_cross_entropy
 from llmfactory.objective.objective import Objective, Outputs, Terms
 
 if TYPE_CHECKING:
@@ -30,15 +29,7 @@ class TokenObjective(Objective):
         if self.sparse:
             kept = labels != IGNORE
             hidden, labels, weights = hidden[kept], labels[kept], None if weights is None else weights[kept]
-        total = linear_cross_entropy(
-            outputs.head.features(hidden),
-            outputs.head.weight,
-            labels,
-            bias_V=outputs.head.bias,
-            weights=weights,
-            label_smoothing=self.label_smoothing,
-            softcap=outputs.head.softcap,
-        )
+        total = outputs.head.cross_entropy(hidden, labels, weights, self.label_smoothing)
         return {"loss": (total, self.denominators(batch)["loss"])}
 
     def denominators(self, batch: Batch) -> dict[str, Tensor]:

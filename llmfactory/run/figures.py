@@ -15,7 +15,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         if result.get(key) is not None:
             rows.append((what, format(result[key], form), remark))
 
-    row("held-out loss", "held_out_loss", ".4f", "nats per token")
+    row("held-out loss", "held_out_loss", ".4f", result.get("loss_unit", "nats per token"))
     row("perplexity", "perplexity", ",.2f", "per token")
     marks = ", ".join(f"{name} {result[key]:.3f}" for name, key in COMPRESSORS.items() if result.get(key) is not None)
     row("bits per byte", "bits_per_byte", ".3f", f"beside {marks}" if marks else "")

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ import torch
 
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.tensors import model_tensors
+from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.data.loader import StepLoader, held_out_batches
 from llmfactory.data.prepared import Prepared
@@ -42,13 +44,15 @@ from llmfactory.run.determinism import settings
 from llmfactory.run.display import Display
 from llmfactory.run.environment import changed_bits, environment
 from llmfactory.run.evaluating import Evaluating
+from llmfactory.run.plain_file import write_yaml
 from llmfactory.run.progress import Progress
 from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
 from llmfactory.run.watching import Watching
 from llmfactory.stage.initial import checkpoint_of, fill
 from llmfactory.stage.pretrain import PretrainStage
-from llmfactory.stage.spec import Pretrain
+from llmfactory.stage.rows import task_rows
+from llmfactory.stage.spec import Pretrain, TrainingSpec
 from llmfactory.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -112,8 +116,10 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
     elif progress.step >= spec.max_steps:
         display.note(f"trainer.max_steps={spec.max_steps} is reached already: nothing to train")
 
-    rows = job.data.pack.build(data.train, job.data.seq_len)
-    held_out = job.data.pack.build(data.held_out, job.data.seq_len)
+    assert isinstance(job.stage, TrainingSpec)
+    objective = job.stage.objective.build()
+    rows = task_rows(job, objective, data, data.train)
+    held_out = task_rows(job, objective, data, data.held_out)
     loader = StepLoader(
         rows,
         batch_size=spec.batch_size,
@@ -132,13 +138,6 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
         size = min(spec.batch_size, (spec.micro_batch_size or spec.batch_size) * world.data_size)
         return held_out_batches(held_out, batch_size=size, rank=world.data_rank, world=world.data_size, limit=limit)
 
-    def attach(path: Path) -> None:
-        from llmfactory.config.plain import to_plain
-        from llmfactory.run.plain_file import write_yaml
-
-        data.tokenizer.save(path / "tokenizer")
-        write_yaml(path / "config.yaml", to_plain(job))
-
     stage = build_stage(job, rows.isolated, fresh=resume is None)
     formats = job.precision.build(world.device.type)
     strategy = MeshStrategy(
@@ -150,7 +149,14 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
         compile=spec.compile,
     )
     saving = Saving(
-        checkpoints, spec, progress, strategy, formats, resume=resume, record={"environment": surroundings}, attach=attach
+        checkpoints,
+        spec,
+        progress,
+        strategy,
+        formats,
+        resume=resume,
+        record={"environment": surroundings},
+        attach=partial(attach, job, data),
     )
     callbacks = [
         Watching(progress, strategy, formats, tracker, display, spec.log_every),
@@ -176,10 +182,18 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
     )
 
 
+def attach(job: Job, data: Prepared, path: Path) -> None:
+    """What travels along with a checkpoint."""
+    data.tokenizer.save(path / "tokenizer")
+    write_yaml(path / "config.yaml", to_plain(job))
+
+
 def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
     """The stage with its first weights: those of `init`, or random ones. Not `fresh`: a checkpoint will fill them."""
     assert isinstance(job.stage, Pretrain)
     model = job.model.build()
+    objective = job.stage.objective.build()
+    objective.equip(model)
     decays = {name: declared.decay for name, declared in declarations(model).items()}
     job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
     if fresh and job.init is not None:
@@ -187,7 +201,6 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
     elif fresh:
         initialize(model, job.seed)
     job.peft.apply(model)
-    objective = job.stage.objective.build()
     return PretrainStage(model, objective, job.optim, decays=decays, max_steps=job.trainer.max_steps, isolated=isolated)
 
 
@@ -245,6 +258,7 @@ def _whole_model(job: Job, stage: PretrainStage, formats: MeshPrecision, world: 
         return stage.model.eval()
     reshard(stage.root)
     model = job.model.build()
+    stage.objective.equip(model)
     formats.convert_module(model).to(world.device)
     ours = model_tensors(stage.model)
     for name, tensor in model_tensors(model).items():

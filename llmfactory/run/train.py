@@ -16,17 +16,19 @@ from llmfactory.data.prepared import Prepared
 from llmfactory.inference.generate import generate
 from llmfactory.inference.sampler import Sampling
 from llmfactory.model.count import parameters, train_flops_per_token
-from llmfactory.model.skeleton import Skeleton
+from llmfactory.model.skeleton import Counted, Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.run.count import count
 from llmfactory.run.display import Display, make_display
 from llmfactory.run.environment import environment
 from llmfactory.run.fit import Fitted, fit
 from llmfactory.run.folder import read_result, write_result
 from llmfactory.run.peak import matmul_peak
-from llmfactory.stage.evaluate import compressor_figures, likelihood
+from llmfactory.stage.evaluate import compressor_figures, measure
 from llmfactory.stage.initial import checkpoint_of, corpus_for
+from llmfactory.stage.rows import task_rows
 from llmfactory.stage.spec import TrainingSpec
 from llmfactory.tracking.none import NoTracker
 
@@ -43,6 +45,7 @@ EVALUATION_ROWS = 16
 def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Results as plain data. A run that was stopped by a signal has no figures yet."""
     assert isinstance(job.parallel, Mesh)
+    counted = job.model.graph == "counts"
     with open_world(job.parallel, device_type(job.trainer.device)) as world:
         here: dict[str, Any] = {"environment": environment(world.device, world.size)}
         display = make_display(job.trainer.progress, world.rank)
@@ -54,7 +57,7 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
                 write_result(folder, {"name": config["name"], "stage": config["stage"]["type"], "status": "running", **here})
             tracker = job.tracking.build(folder, config) if world.rank == 0 else NoTracker()
             try:
-                fitted = fit(job, data, folder, tracker, display)
+                fitted = (count if counted else fit)(job, data, folder, tracker, display)
             except BaseException:
                 tracker.finish({})
                 raise
@@ -72,6 +75,9 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
             "train_seconds": fitted.train_seconds,
             **here,
         }
+        if counted:  # done is done: there are no steps to go on with
+            for key in ("max_steps", "patience", "step", "best_loss", "best_step", "skipped_steps"):
+                del result[key]
         if fitted.stopped != "terminated":
             result |= figures_of(job, fitted, data, world)
         tracker.finish({key: float(value) for key, value in result.items() if isinstance(value, (int, float))})
@@ -109,10 +115,12 @@ def prepare_in_turn(job: Job, folder: Path, world: World, display: Display) -> P
         let_go()
         display.preparing(what, done, total)
 
+    assert isinstance(job.stage, TrainingSpec)
+    specials = job.stage.objective.specials()
     if world.rank != 0:
         let_go()
-        return prepare(corpus, job.model.vocab_size)
-    data = prepare(corpus, job.model.vocab_size, progress)
+        return prepare(corpus, job.model.vocab_size, specials=specials)
+    data = prepare(corpus, job.model.vocab_size, progress, specials=specials)
     let_go()
     display.stop()
     return data
@@ -120,17 +128,22 @@ def prepare_in_turn(job: Job, folder: Path, world: World, display: Display) -> P
 
 def figures_of(job: Job, fitted: Fitted, data: Prepared, world: World) -> dict[str, Any]:
     """What the end table and the report show."""
+    assert isinstance(job.stage, TrainingSpec)
+    objective = job.stage.objective.build()
     precision = job.precision.build(world.device.type)
     found: dict[str, Any] = {"parameters": parameters(fitted.model), "tokens_per_second": fitted.tokens_per_second}
-    rows = job.data.pack.build(data.held_out, job.data.seq_len)
+    rows = task_rows(job, objective, data, data.held_out)
     if len(rows):
         at_once = (job.trainer.micro_batch_size or EVALUATION_ROWS) * world.data_size
-        found |= likelihood(fitted.model, rows, precision, world, at_once).figures(data.held_out_bytes)
-        found |= compressor_figures(data) if world.rank == 0 else {}
-    peak = sum(world.gather(matmul_peak(world.device, precision.products or precision.weights)))
-    flops = train_flops_per_token(job.model, job.data.seq_len) * fitted.tokens_per_second
-    found |= {"peak_flops": peak, "mfu": flops / peak}
-    if job.trainer.sample and world.rank == 0:
+        found |= measure(fitted.model, objective, rows, precision, world, at_once).figures(data.held_out_bytes)
+        found |= compressor_figures(data) if objective.likelihood and world.rank == 0 else {}
+    if isinstance(fitted.model, Counted):
+        found["parameters"] = fitted.model.size
+    elif job.model.graph != "encoder_decoder":  # its two sides see different numbers of tokens a second
+        peak = sum(world.gather(matmul_peak(world.device, precision.products or precision.weights)))
+        flops = train_flops_per_token(job.model, job.data.seq_len) * fitted.tokens_per_second
+        found |= {"peak_flops": peak, "mfu": flops / peak}
+    if job.trainer.sample and objective.continues and world.rank == 0:
         found["sample"] = sample(job, fitted.model, data, precision)
     return found
 

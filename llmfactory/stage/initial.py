@@ -19,6 +19,7 @@ from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.spec import Bytes, GgufFile, HfFile, TokenizerSpec
 from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, load
 from llmfactory.model.skeleton import Skeleton
+from llmfactory.objective.objective import Objective
 from llmfactory.parallel.mesh import World
 from llmfactory.precision.plugin import MeshPrecision
 
@@ -36,12 +37,20 @@ def fill(model: Skeleton, checkpoint: Path) -> None:
     if is_published(checkpoint):
         load_published(open_published(checkpoint), model)
     else:
+        model.make_room(io.read_state(checkpoint)["tensors"])
         io.load_weights(checkpoint, model)
 
 
-def load_model(job: Job, checkpoint: Path, precision: MeshPrecision, world: World) -> Skeleton:
-    """The job's model with the weights of a checkpoint, on this process's device, in evaluation mode."""
+def load_model(
+    job: Job, checkpoint: Path, precision: MeshPrecision, world: World, objective: Objective | None = None
+) -> Skeleton:
+    """The job's model with the weights of a checkpoint, on this process's device, in evaluation mode.
+
+    With `objective`, also what it was trained on beside the model.
+    """
     model = job.model.build()
+    if objective is not None:
+        objective.equip(model)
     precision.convert_module(model)  # first: weights kept in float64 must not pass through float32
     fill(model, checkpoint)
     model.to(world.device).eval()

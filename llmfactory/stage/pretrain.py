@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from llmfactory.core.context import Record
 from llmfactory.model.skeleton import Skeleton
-from llmfactory.objective.objective import Objective, Outputs
+from llmfactory.objective.objective import Objective
 from llmfactory.optim.groups import groups
 from llmfactory.optim.spec import OptimSpec
 
@@ -35,9 +35,8 @@ class Root(nn.Module):
         """The sums of the loss's terms over a micro-batch; in evaluation mode those of the plain measure."""
         record = Record() if self.training and self.model.terms else None
         context = self.model.context(batch, self.isolated).with_(record=record)
-        hidden_BTD = self.model(batch["tokens"], context)
         objective = self.objective if self.training else self.measure
-        terms = objective(Outputs(hidden_BTD, self.model.head), batch)
+        terms = objective(objective.outputs(self.model, batch, context), batch)
         return {name: total for name, (total, _) in terms.items()} | ({} if record is None else record.sums)
 
 
@@ -74,7 +73,7 @@ class PretrainStage(pl.LightningModule):
 
     def count(self, batch: Batch) -> dict[str, float]:
         denominators = {name: value.item() for name, value in self.objective.denominators(batch).items()}
-        tokens = float((batch["segments"] > 0).sum().item())
+        tokens = float(sum((batch[name] > 0).sum().item() for name in ("segments", "source_segments") if name in batch))
         return {**denominators, **self.model.term_tokens(batch), "tokens": tokens}
 
     def configure_optimizers(self) -> Optimizer:

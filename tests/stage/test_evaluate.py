@@ -12,12 +12,14 @@ from llmfactory.core.context import CausalMask, Context
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.data.pack.spec import Document
 from llmfactory.data.prepare import prepare
+from llmfactory.objective.spec import Causal
 from llmfactory.parallel.mesh import World
-from llmfactory.stage.evaluate import likelihood
+from llmfactory.stage.evaluate import measure
 from llmfactory.stage.initial import checkpoint_of, load_model
 from llmfactory.stage.spec import Evaluate
 
 WORLD = World(torch.device("cpu"))
+CAUSAL = Causal().build()
 
 
 def parts(job):
@@ -41,9 +43,9 @@ def test_likelihood_is_the_plain_sum_over_documents(job):
                 nll += torch.nn.functional.cross_entropy(logits[0], piece[0, 1:], reduction="sum").item()
                 targets += size
     rows = job.data.pack.build(data.held_out, 64)
-    found = likelihood(model, rows, precision, WORLD, batch_size=3)
-    assert found.targets == targets
-    assert found.nll == pytest.approx(nll, rel=1e-12)
+    found = measure(model, CAUSAL, rows, precision, WORLD, batch_size=3)
+    assert found.counts["loss"] == targets
+    assert found.sums["loss"] == pytest.approx(nll, rel=1e-12)
     figures = found.figures(data.held_out_bytes)
     assert figures["held_out_loss"] == pytest.approx(nll / targets, rel=1e-12)
     assert figures["perplexity"] == pytest.approx(math.exp(nll / targets), rel=1e-12)
@@ -56,9 +58,9 @@ def test_likelihood_is_the_plain_sum_over_documents(job):
 def test_batch_size_changes_nothing_and_every_target_counts_once(job, batch_size):
     model, data, precision = parts(job)
     rows = job.data.pack.build(data.held_out, job.data.seq_len)
-    found = likelihood(model, rows, precision, WORLD, batch_size)
-    assert found.targets == rows.targets
-    assert found.nll == pytest.approx(likelihood(model, rows, precision, WORLD, 5).nll, rel=1e-12)
+    found = measure(model, CAUSAL, rows, precision, WORLD, batch_size)
+    assert found.counts["loss"] == rows.targets
+    assert found.sums["loss"] == pytest.approx(measure(model, CAUSAL, rows, precision, WORLD, 5).sums["loss"], rel=1e-12)
     assert not model.training
 
 
@@ -67,7 +69,7 @@ def test_the_job(job, tmp_path):
     result = stage.build().run(replace(job, stage=stage), tmp_path)
     model, data, precision = parts(job)
     rows = job.data.pack.build(data.held_out, job.data.seq_len)
-    assert result["held_out_loss"] == pytest.approx(likelihood(model, rows, precision, WORLD, 4).loss, rel=1e-12)
+    assert result["held_out_loss"] == pytest.approx(measure(model, CAUSAL, rows, precision, WORLD, 4).loss, rel=1e-12)
     assert 0.1 < result["xz_bits_per_byte"] < 8
     assert 0.1 < result["gzip_bits_per_byte"] < 8
     assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
