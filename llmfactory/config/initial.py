@@ -42,7 +42,7 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
             tree.problems.append(_no_folder(init, str(tree.root.values["output_dir"])))
         return {}
     try:
-        saved = _saved(run)
+        saved = saved_config(run)
         names = tuple(dict.fromkeys([*names, *packages(plugins=saved.get("plugins") or ())]))
         types = field_types(tree.root.cls)
         found = {key: spec_from_plain(saved.get(key, {}), types[key].base, names, key) for key in TAKEN}
@@ -84,7 +84,7 @@ def _put(tree: Tree, key: str, spec: Spec, origin: str, chosen: Iterable[str]) -
     return True
 
 
-def _saved(run: Path) -> dict[str, Any]:
+def saved_config(run: Path) -> dict[str, Any]:
     """The resolved config of a run folder."""
     saved = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     if not isinstance(saved, dict):
@@ -99,7 +99,7 @@ def _going_on(tree: Tree, init: str) -> Path | None:
         return None
     run = Path(str(output_dir), name).expanduser()
     try:
-        return run if _saved(run).get("init") == init else None
+        return run if saved_config(run).get("init") == init else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError):
         return None
 

@@ -11,18 +11,27 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from llmfactory.checkpoint.names.family import Inexpressible
+from llmfactory.checkpoint.names.target import gguf_metadata, target_for
+from llmfactory.config.initial import run_of, saved_config
+from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.config.tree import override_key
-from llmfactory.core.errors import Problem
+from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import stem, walk
 from llmfactory.data.tokenizer.spec import ByteBpe, Bytes
 from llmfactory.launch.spec import Local
 from llmfactory.model.ffn.spec import BalanceOver, MoeSpec
-from llmfactory.model.spec import TowerSpec
+from llmfactory.model.position.spec import Learned2d, Rope2d
+from llmfactory.model.spec import EncoderOnly, TowerSpec
+from llmfactory.objective.spec import BlankInfilling, Causal, Prefix, ReplacedToken, answers_of, natural
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Backend, Mesh
 from llmfactory.run.spec import Device
-from llmfactory.stage.spec import Evaluate, Generate, TrainingSpec
+from llmfactory.stage.format.spec import Gguf
+from llmfactory.stage.spec import Evaluate, Export, Generate, TrainingSpec
 
 Rule = Callable[[Job], Iterator[Problem]]
 
@@ -85,16 +94,19 @@ def rows_fit_the_model(job: Job) -> Iterator[Problem]:
 
 def ids_fit_the_model(job: Job) -> Iterator[Problem]:
     tokenizer, size = job.data.tokenizer, job.model.vocab_size
-    if isinstance(tokenizer, ByteBpe) and tokenizer.vocab_size is not None and tokenizer.vocab_size > size:
-        reason = f"the model has an embedding for {size} ids only (model.vocab_size)"
+    special = len(job.stage.objective.specials()) if isinstance(job.stage, TrainingSpec) else 0
+    besides = f", {special} of them for special tokens of {stem(type(job.stage.objective))}" if special else ""
+    if isinstance(tokenizer, ByteBpe) and tokenizer.vocab_size is not None and tokenizer.vocab_size + special > size:
+        reason = f"the model has an embedding for {size} ids only (model.vocab_size){besides}"
         yield Problem("data.tokenizer.vocab_size", tokenizer.vocab_size, reason, "data.tokenizer.vocab_size=null")
-    if isinstance(tokenizer, (ByteBpe, Bytes)) and size < BYTES:
-        reason = f"a byte-level tokenizer has {BYTES} ids at least: every byte, and the end of a document"
-        yield Problem("model.vocab_size", size, reason, f"model.vocab_size={BYTES}")
+    if isinstance(tokenizer, (ByteBpe, Bytes)) and size < BYTES + special:
+        needed = BYTES + special
+        reason = f"{needed} ids are needed at least{besides}; a byte-level tokenizer has every byte, and the end of a document"
+        yield Problem("model.vocab_size", size, reason, f"model.vocab_size={needed}")
 
 
 def trained_model_is_given(job: Job) -> Iterator[Problem]:
-    if not isinstance(job.stage, (Generate, Evaluate)) or job.init is not None:
+    if not isinstance(job.stage, (Generate, Evaluate, Export)) or job.init is not None:
         return
     runs = sorted(Path(job.output_dir).glob("*/checkpoints"), key=lambda folder: -folder.stat().st_mtime)
     if runs:
@@ -104,6 +116,25 @@ def trained_model_is_given(job: Job) -> Iterator[Problem]:
             f"this stage needs a trained model, and there is no run below {job.output_dir} yet: train one with stage=pretrain"
         )
         yield Problem("init", None, reason)
+
+
+def a_family_can_say_the_model(job: Job) -> Iterator[Problem]:
+    """What is exported must mean the same to others; else it is refused before anything is loaded."""
+    if not isinstance(job.stage, Export):
+        return
+    try:
+        target = target_for(job.model, job.stage.family)
+    except Inexpressible as error:
+        if job.stage.family is None:
+            yield Problem("stage.format", stem(type(job.stage.format)), f"{error}; only our own run folders can hold it")
+        else:
+            yield Problem("stage.family", job.stage.family, str(error), "stage.family=null")
+        return
+    if isinstance(job.stage.format, Gguf):
+        try:
+            gguf_metadata(job.model, target)
+        except Inexpressible as error:
+            yield Problem("stage.format", "gguf", str(error), "stage/format=hf")
 
 
 def decay_reaches_the_end(job: Job) -> Iterator[Problem]:
@@ -158,8 +189,51 @@ def held_out_text_is_there(job: Job) -> Iterator[Problem]:
         yield Problem("data.held_out", 0.0, "there would be no text to evaluate on", "data.held_out=0.05")
 
 
+def objective_fits_the_model(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec):
+        return
+    objective, graph, says = job.stage.objective, job.model.graph, answers_of(job.model)
+    if graph in objective.graphs and says == objective.answers:
+        return
+    if graph not in objective.graphs:
+        reason = f"it trains models of the kind {' or '.join(objective.graphs)}, and this one is of the kind {graph}"
+    else:
+        reason = f"it needs a head that answers with {objective.answers}, and model.head answers with {says}"
+    fitting = natural(graph, says)
+    repair = "stage=describe" if fitting is None else f"stage/objective={stem(fitting)}"
+    yield Problem("stage.objective", stem(type(objective)), reason, repair)
+
+
+def blanks_have_two_positions(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec) or not isinstance(job.stage.objective, BlankInfilling):
+        return
+    if isinstance(job.model, TowerSpec) and not isinstance(job.model.position, (Rope2d, Learned2d)):
+        reason = "a token of a blank has two positions, that of the blank and its own in it, and this part knows one"
+        yield Problem("model.position", stem(type(job.model.position)), reason, "model/position=learned_2d")
+
+
+def generator_can_be_built(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec) or not isinstance(job.stage.objective, ReplacedToken):
+        return
+    objective = job.stage.objective
+    if not isinstance(job.model, EncoderOnly):
+        return
+    try:
+        objective.generator(job.model)
+    except ConfigError as error:
+        reason = f"there is no generator of that size: its {error.problems[0].path} {error.problems[0].reason}"
+        yield Problem("stage.objective.generator_scale", objective.generator_scale, reason, "stage.objective.generator_scale=1.0")
+
+
 def sample_is_made(job: Job) -> Iterator[Problem]:
-    if isinstance(job.stage, TrainingSpec) and job.stage.sample_prompt is not None and not job.trainer.sample:
+    if (
+        isinstance(job.stage, TrainingSpec)
+        and job.stage.sample_prompt is not None
+        and not isinstance(job.stage.objective, (Causal, Prefix))
+    ):
+        reason = f"a model trained on {stem(type(job.stage.objective))} does not go on with a text, so there is no sample"
+        yield Problem("stage.sample_prompt", job.stage.sample_prompt, reason, "stage.sample_prompt=null")
+    elif isinstance(job.stage, TrainingSpec) and job.stage.sample_prompt is not None and not job.trainer.sample:
         yield Problem(
             "stage.sample_prompt", job.stage.sample_prompt, "trainer.sample=false makes no sample", "trainer.sample=true"
         )
@@ -194,7 +268,23 @@ def cross_attention_stands_at_cross(job: Job) -> Iterator[Problem]:
                 yield Problem(f"{path}.{name}", stem(type(part)), reason, f"{key}={other}")
 
 
+def held_out_documents_are_the_run_s(job: Job) -> Iterator[Problem]:
+    """Another share of the same documents would hold out some that the model was trained on."""
+    run = None if job.init is None else run_of(job.init)
+    if run is None or not isinstance(job.stage, Evaluate):
+        return
+    try:
+        saved = saved_config(run)["data"]
+        same, share = saved["source"] == to_plain(job.data).get("source"), saved["held_out"]
+    except (OSError, UnicodeDecodeError, YAMLError, ConfigError, KeyError, TypeError):
+        return  # whoever reads the run says what is wrong with it
+    if same and share != job.data.held_out:
+        reason = f"the model of {run} was trained on all documents but the held-out {share}, so another share holds some of them"
+        yield Problem("data.held_out", job.data.held_out, reason, f"data.held_out={share}")
+
+
 RULES: tuple[Rule, ...] = (
+    held_out_documents_are_the_run_s,
     world_is_the_product_of_degrees,
     every_process_gets_a_row,
     nccl_needs_gpus,
@@ -202,12 +292,16 @@ RULES: tuple[Rule, ...] = (
     rows_fit_the_model,
     ids_fit_the_model,
     trained_model_is_given,
+    a_family_can_say_the_model,
     decay_reaches_the_end,
     warmup_ends_before_the_run,
     warmup_and_decay_leave_room,
     inverse_sqrt_warms_up,
     best_is_looked_for,
     held_out_text_is_there,
+    objective_fits_the_model,
+    blanks_have_two_positions,
+    generator_can_be_built,
     sample_is_made,
     balance_over_the_batch_sees_all_of_it,
     cross_attention_stands_at_cross,

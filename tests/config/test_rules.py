@@ -6,8 +6,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llmfactory.config.compose import compose_job
+from llmfactory.config.plain import to_plain
 from llmfactory.config.rules import RULES
 from llmfactory.core.errors import ConfigError
 
@@ -25,6 +27,9 @@ FIRES = {
         ["data.tokenizer.vocab_size=5000"],
         ["model.vocab_size=256"],
         ["data/tokenizer=bytes", "model.vocab_size=100"],
+        ["data.tokenizer.vocab_size=4096", "model=bert_tiny", "stage/objective=masked"],
+        ["data/tokenizer=bytes", "model=bert_tiny", "stage/objective=masked", "model.vocab_size=257"],
+        ["model=t5_small", "stage/objective=ul2", "model.vocab_size=359"],
     ],
     "trained_model_is_given": [["stage=evaluate"], ["stage=generate", "stage.prompt=x"]],
     "decay_reaches_the_end": [["trainer.max_steps=10000"], ["optim/schedule=linear", "optim.schedule.horizon=100"]],
@@ -33,7 +38,28 @@ FIRES = {
     "inverse_sqrt_warms_up": [["optim/schedule=inverse_sqrt"]],
     "best_is_looked_for": [["trainer.eval_every=null"]],
     "held_out_text_is_there": [["data.held_out=0"]],
-    "sample_is_made": [["stage.sample_prompt=x", "trainer.sample=false"]],
+    "sample_is_made": [
+        ["stage.sample_prompt=x", "trainer.sample=false"],
+        ["stage.sample_prompt=x", "model=bert_tiny", "stage/objective=masked"],
+    ],
+    "objective_fits_the_model": [
+        ["model=bert_base"],
+        ["model=t5_small"],
+        ["stage/objective=masked"],
+        ["model=bert_tiny", "stage/objective=replaced_token"],
+        ["model=bert_tiny", "model/head=discriminator"],
+        ["model=minilm"],
+    ],
+    "blanks_have_two_positions": [["stage/objective=blank_infilling"]],
+    "generator_can_be_built": [
+        [
+            "model=bert_tiny",
+            "model/head=discriminator",
+            "stage/objective=replaced_token",
+            "model/attention=gqa",
+            "model.attention.n_kv_heads=4",
+        ]
+    ],
     "balance_over_the_batch_sees_all_of_it": [
         ["model/ffn=moe", "model.ffn.balance_over=batch", "trainer.micro_batch_size=2"],
         ["model/ffn=switch", "model.ffn.balance_over=batch", "launch=local", "parallel=ddp"],
@@ -44,7 +70,8 @@ CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]
 
 
 def test_every_rule_has_a_case() -> None:
-    assert set(FIRES) == {rule.__name__ for rule in RULES}
+    elsewhere = {"held_out_documents_are_the_run_s"}  # needs a run folder: below
+    assert set(FIRES) | elsewhere == {rule.__name__ for rule in RULES}
 
 
 @pytest.mark.parametrize(("rule", "line"), CASES, ids=[" ".join(line) for _, line in CASES])
@@ -89,3 +116,19 @@ def test_a_run_that_goes_on_may_outlast_its_schedule(tmp_path: Path) -> None:
 )
 def test_what_is_right_passes(line: list[str]) -> None:
     compose_job(line)
+
+
+def test_held_out_documents_are_the_run_s(tmp_path: Path) -> None:
+    """Other documents may be held out in any share; those of the run only as they were."""
+    run = tmp_path / "first"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(to_plain(compose_job(["data.held_out=0.1"]).job)))
+    line = ["stage=evaluate", f"init={run}"]
+    assert compose_job(line).job.data.held_out == 0.1
+    with pytest.raises(ConfigError) as raised:
+        compose_job([*line, "data.held_out=0.3"])
+    (problem,) = raised.value.problems
+    assert problem.repair == "data.held_out=0.1"
+    assert problem.reason.endswith("(rule held_out_documents_are_the_run_s)")
+    compose_job([*line, problem.repair])
+    compose_job([*line, "data=text", "data.source.files=[a.txt]", "data.held_out=0.3"])
