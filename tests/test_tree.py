@@ -30,6 +30,11 @@ THROUGH = {
     "source": "config/test_register.py",
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
     **dict.fromkeys(("family", "families", "reading", "gpt2", "llama"), "parity/test_transformers.py"),
+    **dict.fromkeys(
+        "openai_gpt opt gpt_neox gptj codegen phi bloom falcon mistral qwen2 qwen3 gemma gemma2 internlm3 glm rope windows".split(),
+        "parity/test_transformers.py",
+    ),
+    **dict.fromkeys(("internlm", "baichuan", "chatglm"), "parity/test_remote_decoders.py"),
     **dict.fromkeys(("mixtral", "qwen2_moe"), "parity/test_moe.py"),
     "reference": "model/attention/test_gqa.py",
     **dict.fromkeys(("bart", "t5"), "parity/test_encoder_decoder.py"),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from small_decoders import DECODERS
 
 from llmfactory.checkpoint.names.families import family_of
 from llmfactory.checkpoint.names.family import Family
@@ -125,6 +131,7 @@ def qwen2_moe() -> Any:
 
 
 CAUSAL = {
+    **DECODERS,
     "gpt2": gpt2,
     "mixtral": mixtral,
     "qwen2_moe": qwen2_moe,

@@ -55,6 +55,10 @@ class Family(ABC):
     def config(self, spec: ModelSpec) -> dict[str, Any]:
         """The `config.json` of a model, `architectures` and `model_type` included. Raises Inexpressible."""
 
+    def today(self, name: str) -> str:
+        """The name that a tensor has today, of one in a file, which may be older."""
+        return name
+
     @abstractmethod
     def entries(self, spec: ModelSpec) -> Iterator[Entry]:
         """Every tensor of the model once. Lazy: nothing is loaded."""
@@ -105,6 +109,24 @@ def stacked(ours: str, theirs: Sequence[str]) -> Entry:
         return [piece.contiguous() for piece in tensors[0]]
 
     return Entry((ours,), tuple(theirs), stack, unstack)
+
+
+def grouped(ours: Sequence[str], theirs: str, n_heads: int, n_kv_heads: int) -> Entry:
+    """Our q, k and v (weights or biases) in one of theirs, where each key/value head follows the query heads that it serves."""
+    shared = n_heads // n_kv_heads
+
+    def cut(tensors: list[Tensor]) -> list[Tensor]:
+        groups = tensors[0].unflatten(0, (n_kv_heads, shared + 2, -1))  # type: ignore[no-untyped-call]
+        pieces = groups[:, :shared], groups[:, shared], groups[:, shared + 1]
+        return [piece.reshape(-1, *tensors[0].shape[1:]).contiguous() for piece in pieces]
+
+    def join(tensors: list[Tensor]) -> list[Tensor]:
+        import torch
+
+        q, k, v = (tensor.unflatten(0, (n_kv_heads, heads, -1)) for tensor, heads in zip(tensors, (shared, 1, 1), strict=True))
+        return [torch.cat((q, k, v), 1).flatten(0, 2)]
+
+    return Entry(tuple(ours), (theirs,), cut, join)
 
 
 def linear(ours: str, theirs: str, bias: bool) -> Iterator[Entry]:

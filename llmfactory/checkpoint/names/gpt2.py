@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmfactory.checkpoint.names.family import Config, Entry, Family, joined, linear, same, transposed
-from llmfactory.checkpoint.names.reading import activation, activation_name, expect, refuse, wanted
+from llmfactory.checkpoint.names.reading import activation, activation_name, decoder, refuse, said, wanted
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.block.spec import PreNorm
 from llmfactory.model.embedding.spec import Token
@@ -42,13 +42,11 @@ class Gpt2(Family):
         )
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:
-        model = wanted(spec, DecoderOnly, position=Learned, block=PreNorm, embedding=Token)
-        norm, ffn, head = (
-            expect(model.norm, LayerNorm, bias=True),
-            expect(model.ffn, Mlp, bias=True),
-            expect(model.head, Lm, bias=False),
-        )
-        attention = expect(model.attention, Gqa, bias=True, n_kv_heads=(None, model.attention.n_heads))
+        model = decoder(spec, block=PreNorm)
+        said(model.position, Learned)
+        said(model.embedding, Token)
+        attention = said(model.attention, Gqa, bias=True, n_kv_heads=(None, model.attention.n_heads))
+        norm, ffn, head = said(model.norm, LayerNorm, "eps"), said(model.ffn, Mlp), said(model.head, Lm)
         return {
             "model_type": "gpt2",
             "architectures": ["GPT2LMHeadModel"],
@@ -70,15 +68,19 @@ class Gpt2(Family):
         yield same("embedding.weight", "transformer.wte.weight")
         yield same("position.weight", "transformer.wpe.weight")
         for layer in range(model.n_layers):
-            ours, theirs = f"blocks.{layer}", f"transformer.h.{layer}"
-            yield from linear(f"{ours}.attention_norm", f"{theirs}.ln_1", bias=True)
-            yield from linear(f"{ours}.ffn_norm", f"{theirs}.ln_2", bias=True)
-            for kind in ("weight", "bias"):
-                qkv = [f"{ours}.attention.{name}.{kind}" for name in "qkv"]
-                yield joined(qkv, f"{theirs}.attn.c_attn.{kind}", [model.dim] * 3, flipped=True)
-            for name, other in (("attention.o", "attn.c_proj"), ("ffn.up", "mlp.c_fc"), ("ffn.down", "mlp.c_proj")):
-                yield transposed(f"{ours}.{name}.weight", f"{theirs}.{other}.weight")
-                yield same(f"{ours}.{name}.bias", f"{theirs}.{other}.bias")
+            yield from block_entries(f"blocks.{layer}", f"transformer.h.{layer}", model.dim)
         yield from linear("norm", "transformer.ln_f", bias=True)
         if not model.head.tied:
             yield same("head.weight", "lm_head.weight")
+
+
+def block_entries(ours: str, theirs: str, dim: int) -> Iterator[Entry]:
+    """Tensors of one block."""
+    yield from linear(f"{ours}.attention_norm", f"{theirs}.ln_1", bias=True)
+    yield from linear(f"{ours}.ffn_norm", f"{theirs}.ln_2", bias=True)
+    for kind in ("weight", "bias"):
+        qkv = [f"{ours}.attention.{name}.{kind}" for name in "qkv"]
+        yield joined(qkv, f"{theirs}.attn.c_attn.{kind}", [dim] * 3, flipped=True)
+    for name, other in (("attention.o", "attn.c_proj"), ("ffn.up", "mlp.c_fc"), ("ffn.down", "mlp.c_proj")):
+        yield transposed(f"{ours}.{name}.weight", f"{theirs}.{other}.weight")
+        yield same(f"{ours}.{name}.bias", f"{theirs}.{other}.bias")

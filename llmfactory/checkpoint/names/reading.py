@@ -9,6 +9,7 @@ from llmfactory.checkpoint.names.family import Config, Inexpressible
 from llmfactory.core.errors import UserError
 from llmfactory.core.spec import Spec, stem
 from llmfactory.model.ffn.spec import Activation
+from llmfactory.model.spec import DecoderOnly, ModelSpec
 
 S = TypeVar("S", bound=Spec)
 
@@ -64,9 +65,29 @@ def expect(part: Spec, cls: type[S], **values: Any) -> S:
 
 
 def defaults(part: Spec, *besides: str) -> None:
-    """Every field but `besides` must have its default: what a family has no key for."""
+    """Every field but `besides` must have its default: what a family has no key for. Fields without default are not looked at."""
     for field in dataclasses.fields(part):
-        if field.name not in besides and field.default is not dataclasses.MISSING and getattr(part, field.name) != field.default:
-            raise Inexpressible(
-                f"{stem(type(part))} has {field.name}={getattr(part, field.name)!r}, which this family cannot say"
-            )
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        found = getattr(part, field.name)
+        if field.name not in besides and default is not dataclasses.MISSING and found != default:
+            raise Inexpressible(f"{stem(type(part))} has {field.name}={found!r}, which this family cannot say")
+
+
+def said(part: Spec, cls: type[S], *keys: str, **values: Any) -> S:
+    """A part as the class that the family knows, which has words for the fields `keys`: others have these values or defaults."""
+    found = expect(part, cls, **values)
+    defaults(found, "dropout", *keys, *values)
+    return found
+
+
+def decoder(spec: ModelSpec, *besides: str, **parts: type[Spec]) -> DecoderOnly:
+    """A decoder with these classes of parts and no field off its default but `besides`. How it was trained is no matter."""
+    model = wanted(spec, DecoderOnly, **parts)
+    defaults(model, "init_std", "dropout", "depth_scaled_init", *besides)
+    return model
+
+
+def head_width(dim: int, n_heads: int, width: int | None) -> int | None:
+    """`Gqa.head_dim` of a config that may say the usual width as a number."""
+    return None if width is None or width * n_heads == dim else width
