@@ -7,7 +7,7 @@ into ours and copied into the parameter, in the parameter's own format. So the p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -21,6 +21,7 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.gguf_file import package
 from llmfactory.core.safetensors_file import Stored
 from llmfactory.model.skeleton import Skeleton
+from llmfactory.model.spec import ModelSpec
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Formats that are numbers as they stand, under the names of safetensors and of GGUF."""
@@ -33,15 +34,32 @@ def load_published(published: Published, model: Skeleton) -> None:
     """Fill the model. Raises UserError with every tensor that does not fit, before anything is read."""
     check_shapes(published)
     room = model_tensors(model)
-    with torch.device("meta"):
-        expected = describe(model_tensors(published.spec.build()))
-    if lines := differences(room, expected):
-        raise UserError(f"{published.path} does not fit the model:\n  " + "\n  ".join(_first(lines)))
-    for name, tensor in to_ours(published.family.entries(published.spec), lambda name: read(published, name)):
+    _insist_same(published, room)
+    for name, tensor in tensors_of(published):
         room[name].copy_(tensor)
     for name, stored in published.tied.items():
         if not torch.equal(_read(stored).to(room["embedding.weight"]), room["embedding.weight"]):
             raise UserError(f"{published.path}: {name} differs from the embedding, though its config ties the two")
+
+
+def stored_tensors(published: Published, spec: ModelSpec) -> dict[str, Tensor]:
+    """All tensors of a model under our names, each as it is stored. Raises UserError where `spec` is another model."""
+    with torch.device("meta"):
+        _insist_same(published, model_tensors(spec.build()))
+    return dict(tensors_of(published))
+
+
+def tensors_of(published: Published) -> Iterator[tuple[str, Tensor]]:
+    """Our names and tensors, one after the other."""
+    return to_ours(published.family.entries(published.spec), lambda name: read(published, name))
+
+
+def _insist_same(published: Published, room: Mapping[str, Tensor]) -> None:
+    """The command line may have changed the model that the file describes."""
+    with torch.device("meta"):
+        described = describe(model_tensors(published.spec.build()))
+    if lines := differences(room, described):
+        raise UserError(f"{published.path} does not fit the model:\n  " + "\n  ".join(_first(lines)))
 
 
 def check_shapes(published: Published) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between
 from llmfactory.objective.spec import ObjectiveSpec
+from llmfactory.stage.format.spec import FormatSpec
 
 if TYPE_CHECKING:
     from llmfactory.stage.job import StageJob
@@ -127,3 +128,23 @@ class Describe(StageSpec):
         from llmfactory.stage.describe import DescribeJob
 
         return DescribeJob()
+
+
+@dataclass(kw_only=True, slots=True)
+class Export(StageSpec):
+    """Write the model of `init`, its tokenizer and its chat template in a format that other programs read."""
+
+    format: FormatSpec
+    path: str
+    """Folder or file to write; it must not exist yet."""
+    family: str | None = None
+    """The `model_type` to say the model in; None: the one it was published as, or the first that can say it exactly."""
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.path:
+            yield Problem("path", self.path, "must name what to write", "path=exported")
+
+    def build(self) -> StageJob:
+        from llmfactory.stage.export import ExportJob
+
+        return ExportJob(self)

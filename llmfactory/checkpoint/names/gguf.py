@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmfactory.checkpoint.names.family import Config, Inexpressible
-from llmfactory.checkpoint.names.gguf_rope import SCALING, frequency_factors, scaling_metadata, scaling_of
+from llmfactory.checkpoint.names.gguf_rope import (
+    SCALING,
+    frequency_factors,
+    llama3_of,
+    published_llama3,
+    scaling_metadata,
+    scaling_of,
+)
 from llmfactory.core.errors import UserError
 from llmfactory.core.gguf_file import GgufFile, package
 
@@ -98,31 +105,52 @@ def architecture_of(file: GgufFile) -> Architecture:
 
 def config_of(file: GgufFile) -> dict[str, Any]:
     """The config.json that says the same. Raises UserError for a key that has no counterpart: none is passed over."""
-    architecture, prefix = architecture_of(file), f"{file.metadata[ARCHITECTURE]}."
-    own = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
-    config: dict[str, Any] = {"model_type": architecture.model_type, **architecture.implied}
-    for key, name in architecture.keys.items():
-        if name in own:
-            config[key] = _plain(own[name])
-        elif name not in OPTIONAL:
-            raise UserError(f"{file.path} lacks {prefix}{name}")
+    architecture, name = architecture_of(file), str(file.metadata[ARCHITECTURE])
     if EMBEDDING not in file.tensors:
         raise UserError(f"{file.path} lacks the tensor {EMBEDDING}")
-    config["vocab_size"] = file.tensors[EMBEDDING].shape[0]
-    config["tie_word_embeddings"] = OUTPUT not in file.tensors
-    config |= {key: tensor in file.tensors for key, tensor in architecture.biases.items()}
+    prefix = f"{name}."
+    own = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    if lacking := [theirs for theirs in architecture.keys.values() if theirs not in own and theirs not in OPTIONAL]:
+        raise UserError(f"{file.path} lacks {prefix}{lacking[0]}")
+    own["vocab_size"] = file.tensors[EMBEDDING].shape[0]
+    says = {key: tensor in file.tensors for key, tensor in architecture.biases.items()}
+    says["tie_word_embeddings"] = OUTPUT not in file.tensors
+    llama3 = llama3_of(file, own) if FREQUENCIES in file.tensors else None
+    try:
+        return _config(architecture, own, says, llama3)
+    except UserError as error:
+        raise UserError(f"{file.path}: {prefix}{error}") from error
+
+
+def config_from(metadata: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """What a file with this metadata will be read as; what its tensors will say stands in `config`, which they are made of."""
+    name = metadata[ARCHITECTURE]
+    architecture = ARCHITECTURES[name]
+    own = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key != ARCHITECTURE}
+    says = {key: config.get(key, False) for key in (*architecture.biases, "tie_word_embeddings")}
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    llama3 = published_llama3(parameters["factor"]) if parameters.get("rope_type") == "llama3" else None
+    return _config(architecture, own, says, llama3)
+
+
+def _config(
+    architecture: Architecture, own: Mapping[str, Any], says: Mapping[str, bool], llama3: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """`own`: the metadata without the architecture in front; `says` and `llama3` (scaling of positions): what the tensors tell."""
+    config = {key: _plain(own[name]) for key, name in architecture.keys.items() if name in own}
+    config |= {"model_type": architecture.model_type, "vocab_size": own["vocab_size"], **architecture.implied, **says}
     known = {*architecture.keys.values(), "vocab_size"}
     if architecture.rotary:
         known |= {"rope.dimension_count", "attention.value_length", *SCALING}
         head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         for name in ("rope.dimension_count", "attention.value_length"):
             if own.get(name, head) != head:
-                raise UserError(f"{file.path}: {prefix}{name}={own[name]} beside heads of {head} has no counterpart here")
-        if scaling := scaling_of(file, own):
+                raise UserError(f"{name}={own[name]} beside heads of {head} has no counterpart here")
+        if scaling := llama3 or scaling_of(own):
             config["rope_scaling"] = scaling
     for name, value in own.items():
         if name not in known and value != NEUTRAL.get(name):
-            raise UserError(f"{file.path}: {prefix}{name}={value!r} has no counterpart here")
+            raise UserError(f"{name}={value!r} has no counterpart here")
     return config
 
 

@@ -1,0 +1,87 @@
+"""Write a model for other programs: one trained here, or a published one in another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfactory.checkpoint import io
+from llmfactory.checkpoint.names.family import Inexpressible
+from llmfactory.checkpoint.names.published import is_published, open_published
+from llmfactory.checkpoint.names.target import Target, target_for
+from llmfactory.checkpoint.published import check_shapes, stored_tensors
+from llmfactory.checkpoint.tensors import model_tensors
+from llmfactory.config.spec import Job
+from llmfactory.core.errors import UserError
+from llmfactory.data.tokenizer.bytes import ByteTokenizer, as_pairs
+from llmfactory.data.tokenizer.hf_file import HfTokenizer
+from llmfactory.parallel.mesh import device_type, open_world
+from llmfactory.parallel.spec import Mesh
+from llmfactory.stage.format.writer import Exported
+from llmfactory.stage.initial import checkpoint_of, load_tokenizer
+from llmfactory.stage.job import StageJob
+from llmfactory.stage.spec import Export
+
+COPIED = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "generation_config.json"),
+)
+"""Files of a published folder that are no weights and say nothing about the model's sizes."""
+
+
+class ExportJob(StageJob):
+    """One process writes; the others of the job wait."""
+
+    def __init__(self, spec: Export) -> None:
+        self.spec = spec
+
+    def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
+        checkpoint, path = checkpoint_of(job, "exporting"), Path(self.spec.path).expanduser()
+        assert isinstance(job.parallel, Mesh)
+        with open_world(job.parallel, device_type(job.trainer.device)) as world:
+            exported = self.exported(job, checkpoint)
+            world.once(lambda: self.write(exported, path))
+        result = {"checkpoint": str(checkpoint), "exported": str(path), "family": exported.target.config["model_type"]}
+        print(f"{path}: {result['family']}, {sum(tensor.numel() for tensor in exported.tensors.values()):,} numbers")
+        return result
+
+    def write(self, exported: Exported, path: Path) -> None:
+        if path.exists():
+            raise UserError(f"{path} is there already: remove it, or give another stage.path")
+        self.spec.format.build().write(exported, path)
+
+    def exported(self, job: Job, checkpoint: Path) -> Exported:
+        tokenizer = load_tokenizer(checkpoint, job.model.vocab_size)
+        if isinstance(tokenizer, ByteTokenizer):
+            tokenizer = as_pairs()
+        assert isinstance(tokenizer, HfTokenizer)
+        files = {}
+        if checkpoint.is_dir() and is_published(checkpoint):
+            files = {name: checkpoint / name for name in COPIED if (checkpoint / name).is_file()}
+        return Exported(job.model, self.target(job, checkpoint), tensors_of(job, checkpoint), tokenizer, files)
+
+    def target(self, job: Job, checkpoint: Path) -> Target:
+        """The family that was asked for, that it comes from, or the first that can say it."""
+        if self.spec.family is None and is_published(checkpoint):
+            try:
+                return target_for(job.model, open_published(checkpoint).family.types[0])
+            except Inexpressible:  # changed on the way in
+                pass
+        return target_for(job.model, self.spec.family)
+
+
+def tensors_of(job: Job, checkpoint: Path) -> dict[str, Tensor]:
+    """Under our names, each in the format in which it is stored (quantized ones as float32)."""
+    if is_published(checkpoint):
+        published = open_published(checkpoint)
+        check_shapes(published)
+        return stored_tensors(published, job.model)
+    saved = io.read_state(checkpoint)["tensors"]
+    model = job.model.build()
+    if any(entry["dtype"] == "float64" for entry in saved.values()):
+        model.double()
+    io.load_weights(checkpoint, model)
+    return {name: tensor.to(getattr(torch, saved[name]["dtype"])) for name, tensor in model_tensors(model).items()}

@@ -1,0 +1,1 @@
+"""Options of the group stage/format; spec.py is the catalogue page."""
