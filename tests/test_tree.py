@@ -36,6 +36,8 @@ THROUGH = {
     ),
     **dict.fromkeys(("internlm", "baichuan", "chatglm"), "parity/test_remote_decoders.py"),
     **dict.fromkeys(("mixtral", "qwen2_moe"), "parity/test_moe.py"),
+    **dict.fromkeys(("bert", "roberta", "electra", "albert"), "parity/test_encoders.py"),
+    "text": "model/test_encoder_only.py",
     "reference": "model/attention/test_gqa.py",
     **dict.fromkeys(("bart", "t5"), "parity/test_encoder_decoder.py"),
     "mamba": "parity/test_mamba.py",

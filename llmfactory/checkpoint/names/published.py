@@ -88,7 +88,7 @@ def open_published(path: Path) -> Published:
 
 def _made(path: Path, config: Config, tables: Mapping[str, Stored], names: Names | None) -> Published:
     family, spec = _understood(path, config)
-    found, rest = {}, dict(tables)
+    found, rest = {}, {family.today(name): stored for name, stored in tables.items()}
     for name in _expected(family, spec):
         # A model saved without its head lacks the first part of the names (`h.0.ln_1.weight` of GPT-2).
         stored_name = name if name in rest else name.partition(".")[2]
