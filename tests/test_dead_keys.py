@@ -41,6 +41,7 @@ RECURRENT += ["trainer.max_steps=500", "optim.schedule.warmup_steps=2"]
 LSTM, MAMBA = ["model=lstm_tiny", *RECURRENT], ["model=mamba_tiny", *RECURRENT]
 BERT = ["model=bert_tiny", *SMALL, "stage/objective=masked"]
 LINEAR = ["model=linear_transformer_tiny", *RECURRENT, "model.ffn.hidden=24"]
+NGRAM = ["model=neural_ngram_tiny", "model.vocab_size=300", "model.dim=16", "model.hidden=24", *RECURRENT[3:]]
 COSINE = ["optim/schedule=cosine"]
 TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
 LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
@@ -208,6 +209,15 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/mixer/linear_attention.n_heads": (LINEAR, "model.mixer.n_heads=2"),
     "model/mixer/linear_attention.bias": (LINEAR, "model.mixer.bias=true"),
     "model/mixer/linear_attention.eps": (LINEAR, "model.mixer.eps=0.1"),
+    "model/neural_ngram.vocab_size": (NGRAM, "model.vocab_size=301"),
+    "model/neural_ngram.dim": (NGRAM, "model.dim=8"),
+    "model/neural_ngram.init_std": (NGRAM, "model.init_std=0.03"),
+    "model/neural_ngram.order": (NGRAM, "model.order=3"),
+    "model/neural_ngram.hidden": (NGRAM, "model.hidden=8"),
+    "model/neural_ngram.direct": (NGRAM, "model.direct=true"),
+    "model/neural_ngram.embedding": (NGRAM, "model/embedding=token_sqrt_dim"),
+    "model/neural_ngram.head": (NGRAM, "model/head=lm"),
+    "model/neural_ngram.dropout": (NGRAM, "model.dropout=0.2"),
     "optim/adamw.lr": (LLAMA, "optim.lr=2e-3"),
     "optim/adamw.schedule": (LLAMA, "optim/schedule=constant"),
     "optim/adamw.weight_decay": (LLAMA, "optim.weight_decay=0.5"),
@@ -315,6 +325,12 @@ EFFECTS: dict[str, str] = {
     "model/encoder_only.others": "model/test_tower.py::test_a_pattern_repeats_over_the_depth",
     "model/encoder_only.pattern": "model/test_tower.py::test_a_pattern_repeats_over_the_depth",
     "model/encoder_only.cross": "model/test_tower.py::test_cross_attention_needs_an_encoder",
+    "model/neural_ngram.max_positions": "model/test_neural_ngram.py::test_rows_longer_than_it_is_made_for",
+    "model/kneser_ney.vocab_size": "model/test_kneser_ney.py::test_equals_the_reference",
+    "model/kneser_ney.order": "model/test_kneser_ney.py::test_equals_the_reference",
+    "model/kneser_ney.max_positions": "model/test_kneser_ney.py::test_rows_longer_than_it_is_made_for",
+    "model/kneser_ney.dim": "model/test_kneser_ney.py::test_what_means_nothing_is_refused",
+    "model/kneser_ney.init_std": "model/test_kneser_ney.py::test_what_means_nothing_is_refused",
     "model/recurrent.max_positions": "model/test_recurrent.py::test_rows_longer_than_it_is_made_for",
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
     "data.workers": "data/test_encode.py::test_as_many_texts_at_once_as_there_are_workers",

@@ -105,20 +105,21 @@ def save(
     folder: Path,
     step: int,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     state: Mapping[str, Any],
     world: World,
     attach: Callable[[Path], None] = lambda path: None,
 ) -> Path:
     """Write the checkpoint of a step; called by every process.
 
-    `state` is plain data; `attach` writes more files into the folder it is given, on rank 0. On any error nothing of this
-    checkpoint is left and the earlier ones are untouched.
+    `optimizer` is None for a model that none trains. `state` is plain data; `attach` writes more files into the folder it is
+    given, on rank 0. On any error nothing of this checkpoint is left and the earlier ones are untouched.
     """
     final = path_of(folder, step)
     if world.broadcast(complete(final)):
         return final
-    model_part, optimizer_part = model_tensors(model), optimizer_tensors(model, optimizer)
+    model_part = model_tensors(model)
+    optimizer_part = {} if optimizer is None else optimizer_tensors(model, optimizer)
     tensors = {**model_part, **optimizer_part}
     temporary = final.with_name(final.name + TEMPORARY)
 

@@ -21,12 +21,14 @@ from llmfactory.config.spec import Job
 from llmfactory.config.tree import override_key
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import stem, walk
+from llmfactory.data.spec import Labelled
+from llmfactory.data.task.spec import task_of
 from llmfactory.data.tokenizer.spec import ByteBpe, Bytes
 from llmfactory.launch.spec import Local
 from llmfactory.model.ffn.spec import BalanceOver, MoeSpec
 from llmfactory.model.position.spec import Learned2d, Rope2d
 from llmfactory.model.spec import EncoderOnly, TowerSpec
-from llmfactory.objective.spec import BlankInfilling, Causal, Prefix, ReplacedToken, answers_of, natural
+from llmfactory.objective.spec import LABELLED, BlankInfilling, Causal, Prefix, ReplacedToken, answers_of, natural
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Backend, Mesh
 from llmfactory.run.spec import Device
@@ -185,7 +187,8 @@ def best_is_looked_for(job: Job) -> Iterator[Problem]:
 
 def held_out_text_is_there(job: Job) -> Iterator[Problem]:
     looks = isinstance(job.stage, Evaluate) or (isinstance(job.stage, TrainingSpec) and job.trainer.eval_every is not None)
-    if looks and job.data.held_out == 0:
+    other_files = isinstance(job.data, Labelled) and bool(job.data.held_out_files)
+    if looks and job.data.held_out == 0 and not other_files:
         yield Problem("data.held_out", 0.0, "there would be no text to evaluate on", "data.held_out=0.05")
 
 
@@ -199,9 +202,48 @@ def objective_fits_the_model(job: Job) -> Iterator[Problem]:
         reason = f"it trains models of the kind {' or '.join(objective.graphs)}, and this one is of the kind {graph}"
     else:
         reason = f"it needs a head that answers with {objective.answers}, and model.head answers with {says}"
+    if objective.labelled and graph in objective.graphs and objective.answers in HEADS:
+        yield Problem("model.head", says, reason, f"model/head={HEADS[objective.answers]}")
+        return
     fitting = natural(graph, says)
-    repair = "stage=describe" if fitting is None else f"stage/objective={stem(fitting)}"
+    task = next((cls for cls in LABELLED if graph in cls.graphs and cls.answers == says), None)
+    if fitting is not None:
+        repair = f"stage/objective={stem(fitting)}"
+    elif task is not None:
+        repair = f"stage/objective={stem(task)} {examples_of(says)}"
+    else:
+        repair = "stage=describe"
     yield Problem("stage.objective", stem(type(objective)), reason, repair)
+
+
+def objective_fits_the_data(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec):
+        return
+    objective, name = job.stage.objective, stem(type(job.stage.objective))
+    if not isinstance(job.data, Labelled):
+        if objective.labelled:
+            reason = f"the objective {name} learns from labelled examples, and these are running text"
+            yield Problem("data", stem(type(job.data)), reason, examples_of(objective.answers))
+        return
+    task = job.data.task
+    if not objective.labelled:
+        fitting = next(cls for cls in LABELLED if cls.answers == task.kind)
+        reason = f"the objective {name} learns from running text, and these are labelled examples"
+        yield Problem(
+            "data", stem(type(job.data)), reason, "data=pydocs" if job.init is None else f"stage/objective={stem(fitting)}"
+        )
+    elif objective.answers != task.kind:
+        reason = f"the objective {name} wants examples of another task"
+        yield Problem("data.task", stem(type(task)), reason, f"data/task={task_of(objective.answers)}")
+
+
+HEADS = {"label": "classifier", "labels": "token_classifier", "span": "span_qa"}
+"""A head for each task that wants one of its own."""
+
+
+def examples_of(answers: str) -> str:
+    """Overrides that choose examples of a task."""
+    return f"data=examples data/task={task_of(answers)} data.files=[my.jsonl]"
 
 
 def blanks_have_two_positions(job: Job) -> Iterator[Problem]:
@@ -283,7 +325,39 @@ def held_out_documents_are_the_run_s(job: Job) -> Iterator[Problem]:
         yield Problem("data.held_out", job.data.held_out, reason, f"data.held_out={share}")
 
 
+def counting_is_no_optimization(job: Job) -> Iterator[Problem]:
+    """Keys that could not do what they say where training is one pass of counting."""
+    if job.model.graph != "counts" or not isinstance(job.stage, TrainingSpec):
+        return
+    why = "this model is fitted by counting, in one pass of one process"
+    if job.launch.world() > 1:
+        yield Problem("launch", stem(type(job.launch)), why, "launch=single parallel=single")
+    if job.init is not None:
+        yield Problem("init", job.init, f"{why}: there is nothing to go on from", "init=null")
+    if job.trainer.patience is not None:
+        yield Problem("trainer.patience", job.trainer.patience, why, "trainer.patience=null")
+    if job.trainer.compile:
+        yield Problem("trainer.compile", True, why, "trainer.compile=false")
+    if isinstance(job.stage.objective, Causal) and job.stage.objective.label_smoothing:
+        yield Problem(
+            "stage.objective.label_smoothing", job.stage.objective.label_smoothing, why, "stage.objective.label_smoothing=0.0"
+        )
+
+
+def distances_are_given_and_scored(job: Job) -> Iterator[Problem]:
+    """Attention that scores distances and the positions that give them go together."""
+    for path, tower in walk(job.model, "model"):
+        if isinstance(tower, TowerSpec) and tower.attention.of_distances is not tower.position.gives_distances:
+            attention, position = stem(type(tower.attention)), stem(type(tower.position))
+            wants = (
+                f"attention ({attention}) {'scores' if tower.attention.of_distances else 'does not score'} vectors of distances"
+            )
+            other = "relative" if tower.attention.of_distances else "rope"
+            yield Problem(f"{path}.position", position, wants, f"{override_key('model/position', f'{path}.position')}={other}")
+
+
 RULES: tuple[Rule, ...] = (
+    counting_is_no_optimization,
     held_out_documents_are_the_run_s,
     world_is_the_product_of_degrees,
     every_process_gets_a_row,
@@ -300,9 +374,11 @@ RULES: tuple[Rule, ...] = (
     best_is_looked_for,
     held_out_text_is_there,
     objective_fits_the_model,
+    objective_fits_the_data,
     blanks_have_two_positions,
     generator_can_be_built,
     sample_is_made,
     balance_over_the_batch_sees_all_of_it,
     cross_attention_stands_at_cross,
+    distances_are_given_and_scored,
 )

@@ -38,7 +38,7 @@ def small_model(model: ModelSpec, vocab: int = VOCAB) -> ModelSpec:
     width = next((width for width in (8, 4) if together * width <= WIDEST), 2)
     dim = together * width
     limits = {"vocab_size": min(model.vocab_size, vocab), "max_positions": min(model.max_positions, POSITIONS)}
-    return dataclasses.replace(model, **_changes(model, dim / model.dim), dim=dim, **limits)
+    return dataclasses.replace(model, **{"dim": dim, **limits, **_changes(model, dim / model.dim)})
 
 
 def _changes(spec: Spec, scale: float) -> dict[str, Any]:

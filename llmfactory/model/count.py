@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from llmfactory.model.part import Part
+from llmfactory.model.skeleton import Counted
 from llmfactory.model.spec import ModelSpec
 
 
@@ -27,7 +28,9 @@ class Row:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters, a tied one once."""
+    """Number of parameters, a tied one once; of a model that counts, how many counts it keeps."""
+    if isinstance(model, Counted):
+        return model.size
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -64,6 +64,14 @@ FIRES = {
         ["model/ffn=moe", "model.ffn.balance_over=batch", "trainer.micro_batch_size=2"],
         ["model/ffn=switch", "model.ffn.balance_over=batch", "launch=local", "parallel=ddp"],
     ],
+    "counting_is_no_optimization": [
+        ["model=kneser_ney", "launch=local", "parallel=ddp"],
+        ["model=kneser_ney", "trainer.patience=3"],
+        ["model=kneser_ney", "init=."],
+        ["model=kneser_ney", "trainer.compile=true"],
+        ["model=kneser_ney", "stage.objective.label_smoothing=0.1"],
+    ],
+    "distances_are_given_and_scored": [["model/attention=relative"], ["model/position=relative"]],
     "cross_attention_stands_at_cross": [["model/attention=cross"]],
 }
 CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]

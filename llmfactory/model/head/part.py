@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfactory.core.sharding import Constant, Normal, Parameter
+from llmfactory.kernel.linear_cross_entropy import linear_cross_entropy
 from llmfactory.model.part import Part
 
 
@@ -39,6 +40,23 @@ class Head(Part):
     def features(self, hidden: Tensor) -> Tensor:
         """What the matrix is multiplied with, [..., D]: the hidden vectors, unless a head transforms them first."""
         return hidden
+
+    def cross_entropy(
+        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Sum over labels of weight x smoothed cross-entropy under the softmax of the logits; ignored labels count nothing.
+
+        By `kernel/linear_cross_entropy.py`, without holding all logits; a head that is no matrix computes its own.
+        """
+        return linear_cross_entropy(
+            self.features(hidden),
+            self.weight,
+            labels,
+            bias_V=self.bias,
+            weights=weights,
+            label_smoothing=label_smoothing,
+            softcap=self.softcap,
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits of vectors that `pool` gave, or of some of them."""

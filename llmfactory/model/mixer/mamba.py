@@ -21,7 +21,7 @@ from llmfactory.core.context import Context
 from llmfactory.core.sharding import Constant, Layout, Parameter, Uniform
 from llmfactory.kernel.selective_scan import selective_scan
 from llmfactory.model.frame import Site
-from llmfactory.model.mixer.documents import Documents, documents
+from llmfactory.model.mixer.documents import Documents, Line, documents
 from llmfactory.model.mixer.spec import Mamba
 from llmfactory.model.part import Part, declare_linear
 
@@ -76,27 +76,15 @@ class DocumentConvolution(Part):
 
         `number_BT`: of each token's document, 0 for the one that the call before was in, -1 for padding.
         """
-        B, T, D = u_BTD.shape
         past = self.weight.shape[1] - 1
-        if before is None:
-            before = u_BTD.new_zeros(B, past, D), number_BT.new_full((B, past), -1)
-        x_BSD, number_BS = torch.cat([before[0], u_BTD], 1), torch.cat([before[1], number_BT], 1)
-        # Padding moves to the front, so that the token before one is the one that it follows.
-        order_BS = None if bool((number_BT >= 0).all()) else (number_BS >= 0).long().argsort(stable=True, dim=1)
-        if order_BS is not None:
-            x_BSD, number_BS = _take(x_BSD, order_BS), number_BS.gather(1, order_BS)
+        line = Line(number_BT, None if before is None else before[1], past)
+        x_BSD = line.join(None if before is None else before[0], u_BTD)
         y_BSD = x_BSD * self.weight[:, -1]
         for back in range(1, past + 1):
-            same_BS1 = (number_BS[:, back:] == number_BS[:, :-back])[..., None]
-            y_BSD = y_BSD + F.pad(x_BSD[:, :-back] * same_BS1 * self.weight[:, past - back], (0, 0, back, 0))
-        left_BK = number_BS[:, T:]
-        left = x_BSD[:, T:], torch.where(left_BK == number_BS[:, -1:], 0, -1).where(left_BK >= 0, -1)
-        y_BTD = (y_BSD if order_BS is None else _take(y_BSD, order_BS.argsort(1)))[:, past:]
-        return y_BTD if self.bias is None else y_BTD + self.bias, left
-
-
-def _take(x_BSD: Tensor, order_BS: Tensor) -> Tensor:
-    return x_BSD.gather(1, order_BS[..., None].expand(-1, -1, x_BSD.shape[-1]))
+            seen_BSD = x_BSD[:, :-back] * line.follows(back)[..., None]
+            y_BSD = y_BSD + F.pad(seen_BSD * self.weight[:, past - back], (0, 0, back, 0))
+        y_BTD = line.new(y_BSD)
+        return y_BTD if self.bias is None else y_BTD + self.bias, (x_BSD[:, u_BTD.shape[1] :], line.left())
 
 
 class SelectiveStateSpace(Part):
