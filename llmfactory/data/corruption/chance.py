@@ -17,7 +17,7 @@ Float64 = NDArray[np.float64]
 def row_keys(seed: int, numbers: NDArray[np.int64]) -> Words:
     """A key for each sample number, [B]."""
     start = mix(np.array([seed & (2**64 - 1)], np.uint64))
-    return mix(mix(numbers.astype(np.uint64)) ^ start)
+    return mix(numbers.astype(np.uint64) ^ start)
 
 
 def uniform(keys_B: Words, count: int, stream: int) -> Float64:

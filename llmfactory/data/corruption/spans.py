@@ -10,7 +10,7 @@ The decoder reads the target shifted by one, an end token first. With S = 1 the 
 denoiser, a prefix language model. Kinds of denoisers with a mode token have it before the source.
 
 The raw length is the longest text that, as one document of the kind that keeps most, fits the source's row; the target's row has
-room for what such a text loses at most, and an eighth more for the ends of further documents. Where many short documents need
+room for what such a text loses at most, and a quarter more for the ends of further documents. Where many short documents need
 more than that, the last ones of the row are shortened before anything is taken from them.
 """
 
@@ -76,7 +76,7 @@ class Spans(Corruption):
         self.target_KN = np.where(some_N, self.noise_KN + self.spans_KN + 1, 0)
         text = int(np.flatnonzero(np.maximum(self.source_KN, self.target_KN).max(0) <= seq_len)[-1])
         self.raw_length = text + 1  # the end token that it begins with in the stream
-        self.target_width = min(seq_len, -(-int(self.target_KN[:, : text + 1].max()) * 9 // 8))
+        self.target_width = min(seq_len, -(-int(self.target_KN[:, : text + 1].max()) * 5 // 4))
 
     def __call__(self, batch: Batch, keys_B: Keys) -> Batch:
         text = documents(batch, keys_B, self.end_id)
