@@ -41,7 +41,8 @@ def restored(found, row, number):
         span = tokens[a + 1 : b].tolist()
         assert labels[a:b].tolist() == [*span, STOP]
         assert second[a:b].tolist() == list(range(1, b - a + 1))
-        assert set(first[a:b]) == {first[a]} and tokens[first[a]] in MASKS, "the place of its blank"
+        assert set(first[a:b]) == {first[a]}
+        assert tokens[first[a]] in MASKS, "the place of its blank"
         spans[int(first[a])] = span
         order.append(int(first[a]))
     text: list[int] = []

@@ -13,6 +13,7 @@ from llmfactory.core.batch import IGNORE
 from llmfactory.core.spec import stem
 from llmfactory.data.corruption.chance import row_keys
 from llmfactory.data.corruption.corruption import CorruptedRows, Corruption
+from llmfactory.data.corruption.vocabulary import Vocabulary
 from llmfactory.data.loader import StepLoader, held_out_batches
 from llmfactory.data.pack.spec import Concat, Document
 from llmfactory.data.tokenizer.bytes import ByteTokenizer

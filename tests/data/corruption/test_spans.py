@@ -159,7 +159,8 @@ def test_where_the_spans_are_is_random(rows) -> None:
             missing[place : place + size] += token >= 300
             place += size
     share = missing[: width - 1] / 3000
-    assert share[0] == 0 and share[-1] == 1, "the authors' cut: a kept part first, a missing one last"
+    assert share[0] == 0
+    assert share[-1] == 1, "the authors' cut: a kept part first, a missing one last"
     assert 0.05 < share[1 : width // 2].mean() < 0.2
     assert set(lengths) == set(range(1, 7))  # 7 tokens in 2 spans
 
@@ -191,7 +192,8 @@ def test_the_seven_denoisers(random_rows, texts) -> None:
             counts = {(min(max(round(d.rate * n), 1), n - 1), d.mean_span) for d in DENOISERS if d.mode == mode}
             assert sum(sizes) in {noise for noise, _ in counts}
             if mode == SEQUENTIAL:
-                assert len(sizes) == 1 and source[-2] == TOP, "the end of the text is missing"
+                assert len(sizes) == 1
+                assert source[-2] == TOP, "the end of the text is missing"
     shares = {mode: count / sum(seen.values()) for mode, count in seen.items()}
     assert shares == pytest.approx({REGULAR: 2 / 7, SEQUENTIAL: 1 / 7, EXTREME: 4 / 7}, abs=0.06)
 
