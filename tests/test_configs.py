@@ -18,10 +18,20 @@ from llmfactory.core.errors import ConfigError
 from llmfactory.core.spec import Spec
 from llmfactory.model.count import parameters
 from llmfactory.model.spec import ModelSpec
+from llmfactory.objective.spec import Causal
 
 CONF = conf_folder()
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 ALL = [(group, option) for group in groups() for option in options(group)]
+
+
+def class_behind(group: str, option: str) -> Any:
+    """The spec that an option fills in."""
+    schema = re.search(rf"/schema/{group}/(\w+)@_here_", (CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
+    assert schema, f"{group}={option} extends no schema"
+    return class_of(group, schema[1])
+
+
 NEEDS = {
     "data=text": ["data.source.files=[a.txt]"],
     "data=jsonl": ["data.source.files=[a.jsonl]"],
@@ -34,9 +44,26 @@ NEEDS = {
     "optim/schedule=inverse_sqrt": ["optim.schedule.warmup_steps=100"],
     "launch=local": ["parallel=ddp"],
     "model/attention=gqa_kv8": ["model.attention.n_heads=8"],
-    "model/head=mlm_128_tanh": ["model=albert_base", "stage/objective=masked"],
-    "model/head=mlm_128": ["model=electra_small_generator", "stage/objective=masked"],
-    "model/head=mlm_768": ["model=bert_base", "stage/objective=masked"],
+    "model/attention=gqa_kv8_window": ["model.attention.n_heads=8"],
+    "model/attention=gqa_kv8_d128_qk_norm": ["model.attention.n_heads=8"],
+    "model/attention=gqa_kv3": ["model.attention.n_heads=9", "model.dim=144"],
+    "model/attention=gqa_kv5": ["model.attention.n_heads=15", "model.dim=120"],
+    "model/head=lm_tied_512": ["model/embedding=factorized_512"],
+    "model/head=lm_tied_512": ["model/embedding=factorized_512"],
+    "model/head=mlm_768": ["model.head.width=null"],
+    **{
+        f"model/head={option}": ["stage=describe"]
+        for option in options("model/head")
+        if class_behind("model/head", option).answers != "tokens"
+    },
+    **{
+        f"model={option}": ["stage=describe"]
+        for option in options("model")
+        if class_behind("model", option).graph not in Causal.graphs
+    },
+    "model/position=relative": ["model/attention=relative"],
+    "model/attention=relative": ["model/position=relative"],
+    "model/attention=two_stream": ["model/position=relative"],
     "model/position/scaling=linear": ["model.position.scaling.factor=4"],
     "model/position/scaling=ntk": ["model.position.scaling.factor=4"],
     **{
@@ -48,7 +75,7 @@ NEEDS = {
 """What an option cannot do without; everything else composes by itself."""
 ELSEWHERE = {
     **{
-        f"model/attention={option}": ["model=bart_base", f"model/attention@model.decoder.cross={option}"]
+        f"model/attention={option}": ["model=bart_base", f"model/attention@model.decoder.cross={option}", "stage=describe"]
         for option in options("model/attention")
         if option.startswith("cross")
     },
@@ -187,7 +214,7 @@ def test_every_sibling_of_every_part_composes_or_is_refused_by_a_check(skeleton:
     assert cls is not None
     for name, kind in field_types(cls).items():
         for option in options(f"model/{name}") if kind.is_spec else []:
-            line = [f"model={preset}", f"model/{name}={option}"]
+            line = [f"model={preset}", "stage=describe", f"model/{name}={option}"]
             try:
                 compose_job(line)
             except ConfigError as error:
@@ -199,7 +226,7 @@ def test_every_sibling_of_every_part_composes_or_is_refused_by_a_check(skeleton:
 
 
 def test_every_skeleton_is_here() -> None:
-    concrete = {name for name, cls in classes("model").items() if issubclass(cls, ModelSpec) and cls is not ModelSpec}
+    concrete = {name for name, cls in classes("model").items() if issubclass(cls, ModelSpec) and not name.endswith("_spec")}
     assert concrete == set(SKELETONS)
 
 

@@ -42,6 +42,7 @@ LSTM, MAMBA = ["model=lstm_tiny", *RECURRENT], ["model=mamba_tiny", *RECURRENT]
 BERT = ["model=bert_tiny", *SMALL, "stage/objective=masked"]
 LINEAR = ["model=linear_transformer_tiny", *RECURRENT, "model.ffn.hidden=24"]
 NGRAM = ["model=neural_ngram_tiny", "model.vocab_size=300", "model.dim=16", "model.hidden=24", *RECURRENT[3:]]
+XL = [*LLAMA, "model/attention=relative", "model/position=relative"]
 COSINE = ["optim/schedule=cosine"]
 TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
 LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
@@ -80,6 +81,11 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/position/rope2d.theta": ([*LLAMA, "model/position=rope_2d"], "model.position.theta=100.0"),
     "model/position/sinusoidal.theta": ([*LLAMA, "model/position=sinusoidal"], "model.position.theta=100.0"),
     "model/position/sinusoidal.interleaved": ([*LLAMA, "model/position=sinusoidal"], "model.position.interleaved=false"),
+    "model/position/relative.clamp": (XL, "model.position.clamp=2"),
+    "model/position/relative.dropout": (XL, "model.position.dropout=0.2"),
+    "model/attention/relative.n_heads": (XL, "model.attention.n_heads=4"),
+    "model/attention/relative.head_dim": (XL, "model.attention.head_dim=4"),
+    "model/attention/relative.dropout": (XL, "model.attention.dropout=0.2"),
     "model/position/t5_bias.n_buckets": ([*LLAMA, "model/position=t5_bias"], "model.position.n_buckets=8"),
     "model/position/t5_bias.max_distance": (
         [*LLAMA, "model/position=t5_bias", "model.position.n_buckets=8"],
@@ -282,6 +288,7 @@ EFFECTS: dict[str, str] = {
         f"model/attention/cross.{field}": "model/attention/test_cross.py::test_equals_the_equation"
         for field in ("n_heads", "head_dim", "bias", "scale")
     },
+    "model/attention/relative.memory": "model/attention/test_relative.py::test_segments_see_the_memory_of_those_before",
     "model/attention/cross.qkv_bias": "model/attention/test_cross.py::test_which_projections_have_a_bias",
     "model/attention/cross.dropout": "model/attention/test_cross.py::test_dropout_in_training_only",
     "model/position/rope.scaling": "model/position/scaling/test_scaling.py::test_tables_carry_scaling_and_factor",
@@ -293,6 +300,18 @@ EFFECTS: dict[str, str] = {
         f"model/encoder_decoder.{name}": "model/test_encoder_decoder.py::test_every_field_changes_the_model"
         for name in ("vocab_size", "dim", "max_positions", "init_std", "embedding", "encoder", "decoder", "head")
     },
+    **{
+        f"model/two_stream.{name}": "model/test_two_stream.py::test_every_field_changes_the_model"
+        for name in ("vocab_size", "dim", "init_std", "n_layers", "norm", "position", "attention", "ffn", "block", "embedding")
+    },
+    "model/two_stream.head": "model/test_two_stream.py::test_every_field_changes_the_model",
+    "model/two_stream.embedding_norm": "model/test_two_stream.py::test_every_field_changes_the_model",
+    "model/two_stream.depth_scaled_init": "model/test_two_stream.py::test_every_field_changes_the_model",
+    "model/two_stream.max_positions": "model/test_two_stream.py::test_rows_longer_than_it_is_made_for",
+    "model/two_stream.others": "model/test_two_stream.py::test_kinds_of_layers_and_dropout",
+    "model/two_stream.pattern": "model/test_two_stream.py::test_kinds_of_layers_and_dropout",
+    "model/two_stream.dropout": "model/test_two_stream.py::test_kinds_of_layers_and_dropout",
+    "model/two_stream.cross": "model/test_tower.py::test_cross_attention_needs_an_encoder",
     "model/encoder_decoder.shared_embedding": "model/test_encoder_decoder.py::test_every_field_changes_the_model",
     "model/encoder_decoder.embedding_norm": "model/test_encoder_decoder.py::test_every_field_changes_the_model",
     "model/encoder_decoder.embedding_std": "model/test_encoder_decoder.py::test_every_field_changes_the_model",

@@ -40,6 +40,7 @@ THROUGH = {
     "text": "model/test_encoder_only.py",
     "reference": "model/attention/test_gqa.py",
     **dict.fromkeys(("bart", "t5"), "parity/test_encoder_decoder.py"),
+    "xlnet": "parity/test_xlnet.py",
     "mamba": "parity/test_mamba.py",
 }
 """Files that are steps of one thing, and the test file that proves the whole."""

@@ -185,6 +185,42 @@ class PermutationMask(SegmentMask):
         return super().seen() & (own_BT > others_BT if self.strict else own_BT >= others_BT)
 
 
+class StreamsMask(Mask):
+    """Of two streams one behind the other, `length` queries each, which both read the first one's keys (Yang et al. 2019)."""
+
+    def __init__(self, content: Mask, query: Mask, length: int) -> None:
+        super().__init__()
+        self.content, self.query, self.length = content, query, length
+
+    def seen(self) -> Tensor:
+        import torch
+
+        both = [mask.dense() for mask in (self.content, self.query)]
+        assert both[0] is not None
+        assert both[1] is not None
+        return torch.cat([both[0], both[1]], 2)
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        queries, keys = self.content.order()
+        return queries.repeat(1, 2), keys
+
+
+class RecentMask(Mask):
+    """Another mask, of which only the last `n_keys` keys are there."""
+
+    def __init__(self, mask: Mask, n_keys: int) -> None:
+        super().__init__()
+        self.mask, self.n_keys = mask, n_keys
+
+    def seen(self) -> Tensor | None:
+        seen = self.mask.dense()
+        return None if seen is None else seen[..., -self.n_keys :]
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        order_BT, order_BS = self.mask.order()
+        return order_BT, order_BS[:, -self.n_keys :]
+
+
 def _places(length: int, device: torch.device | None) -> Tensor:
     """[1, length]."""
     import torch

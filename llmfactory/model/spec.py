@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between, stem
+from llmfactory.model.attention.spec import TwoStream as TwoStreamAttention
 from llmfactory.model.connector.spec import ConnectorSpec
 from llmfactory.model.embedding.spec import EmbeddingSpec
 from llmfactory.model.ffn.spec import FfnSpec
@@ -133,6 +134,27 @@ class EncoderOnly(TextSpec):
         from llmfactory.model.encoder_only import Encoder
 
         return Encoder(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class TwoStream(TextSpec):
+    """A stack in which tokens are predicted in any order, from a second stream that knows their place only (Yang et al. 2019):
+    XLNet."""
+
+    graph: ClassVar[str] = "two_stream"
+
+    def problems(self) -> Iterator[Problem]:
+        yield from TextSpec.problems(self)
+        for kind in self.kinds():
+            if not isinstance(kind.attention, TwoStreamAttention):
+                reason = "reads the content of every token of both streams, so that a token would see what it has to predict"
+                yield Problem("attention", stem(type(kind.attention)), reason, "model/attention@attention=two_stream")
+                break
+
+    def build(self) -> Skeleton:
+        from llmfactory.model.two_stream import TwoStreamModel
+
+        return TwoStreamModel(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -307,8 +329,33 @@ class KneserNey(ModelSpec):
     def problems(self) -> Iterator[Problem]:
         yield from ModelSpec.problems(self)
         yield from at_least(self, 1, "order")
+        if self.dim != 1:
+            yield Problem("dim", self.dim, "counts have no vectors", "dim=1")
+        if self.init_std != 1.0:
+            yield Problem("init_std", self.init_std, "counts have no weights to start with", "init_std=1.0")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        return {"dim": 1}
 
     def build(self) -> Skeleton:
         from llmfactory.model.kneser_ney import KneserNeyModel
 
         return KneserNeyModel(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class EmbeddingModel(ModelSpec):
+    """Two vectors for each word, one as itself and one as a neighbour of others (word2vec, Mikolov et al. 2013)."""
+
+    graph: ClassVar[str] = "words"
+    output_std: float = 0.0
+    """Standard deviation of the initial vectors of neighbours."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from ModelSpec.problems(self)
+        yield from at_least(self, 0.0, "output_std")
+
+    def build(self) -> Skeleton:
+        from llmfactory.model.embedding_model import WordVectors
+
+        return WordVectors(self)

@@ -31,6 +31,7 @@ from llmfactory.checkpoint.names.qwen2_moe import Qwen2Moe
 from llmfactory.checkpoint.names.qwen3 import Qwen3
 from llmfactory.checkpoint.names.roberta import Roberta
 from llmfactory.checkpoint.names.t5 import T5
+from llmfactory.checkpoint.names.xlnet import Xlnet
 from llmfactory.core.errors import UserError
 
 FAMILIES: tuple[Family, ...] = (
@@ -42,6 +43,7 @@ FAMILIES: tuple[Family, ...] = (
     Gpt2(),
     Llama(),
     T5(),
+    Xlnet(),
     Mamba(),
     Mixtral(),
     Qwen2Moe(),

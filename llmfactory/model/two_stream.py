@@ -1,0 +1,68 @@
+"""A stack in which tokens are predicted in any order (Yang et al. 2019): XLNet.
+
+In training a batch's `order` says which token comes when. Two streams pass through the same blocks, one behind the other: the
+content stream, in which a token sees itself and those before it in the order, and the query stream, in which it sees those before
+it only. The query stream starts from one trained vector, so that it knows a token's place and not its content; it is the output.
+
+Without an order every token sees all of its document, and the content stream is the output: fine-tuning and evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from llmfactory.core.context import Context, FullMask, Mask, PermutationMask, SegmentMask, StreamsMask
+from llmfactory.core.sharding import Normal, Parameter
+from llmfactory.model.attention.two_stream import TwoStreamAttention
+from llmfactory.model.spec import TwoStream
+from llmfactory.model.text import TextModel
+
+if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
+
+
+class TwoStreamModel(TextModel):
+    """tokens [B, T] -> hidden [B, T, D], of the query stream where the context's mask is a `StreamsMask`."""
+
+    causal = False
+
+    def __init__(self, spec: TwoStream) -> None:
+        super().__init__(spec)
+        self.query = nn.Parameter(torch.zeros(spec.dim))
+
+    def declare(self) -> dict[str, Parameter]:
+        return {**super().declare(), "query": Parameter(Normal(self.std), decay=False)}
+
+    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        content_BTD = self.embedding(tokens_BT, context)
+        if not isinstance(context.mask, StreamsMask):
+            return self.read(content_BTD, context)
+        query_BTD = self.query.to(content_BTD.dtype).expand_as(content_BTD)
+        if context.segments is not None:  # who counts tokens by them finds each twice
+            context = context.with_(segments=context.segments.repeat(1, 2))
+        return self.read(torch.cat((content_BTD, query_BTD), 1), context)[:, tokens_BT.shape[1] :]
+
+    def context(self, batch: Batch, isolated: bool = True) -> Context:
+        tokens_BT = batch["tokens"]
+        segments_BT = batch["segments"] if isolated else None
+        mask: Mask
+        if "order" in batch:
+            documents_BT = torch.ones_like(tokens_BT) if segments_BT is None else segments_BT
+            content, query = (PermutationMask(batch["order"], documents_BT, strict) for strict in (False, True))
+            mask = StreamsMask(content, query, tokens_BT.shape[1])
+        elif segments_BT is None:
+            mask = FullMask(tokens_BT.shape[1], tokens_BT.device)
+        else:
+            mask = SegmentMask(segments_BT)
+        return Context(batch["positions"], mask, segments=segments_BT, types=batch.get("types"))
+
+    def train_flops_per_token(self, seq_len: int) -> float:
+        """Of training with an order: both streams, the second without keys and values of its own."""
+        spared = sum(
+            part.k.weight.numel() + part.v.weight.numel() for part in self.modules() if isinstance(part, TwoStreamAttention)
+        )
+        pairs = sum(kind.attention.score_width(self.spec.dim) for kind in self.spec.kinds()) * seq_len
+        return 3 * 2 * (self.head.visited() + 2 * (self.blocks_visited() + pairs) - spared)
