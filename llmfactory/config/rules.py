@@ -344,18 +344,6 @@ def counting_is_no_optimization(job: Job) -> Iterator[Problem]:
         )
 
 
-def distances_are_given_and_scored(job: Job) -> Iterator[Problem]:
-    """Attention that scores distances and the positions that give them go together."""
-    for path, tower in walk(job.model, "model"):
-        if isinstance(tower, TowerSpec) and tower.attention.of_distances is not tower.position.gives_distances:
-            attention, position = stem(type(tower.attention)), stem(type(tower.position))
-            wants = (
-                f"attention ({attention}) {'scores' if tower.attention.of_distances else 'does not score'} vectors of distances"
-            )
-            other = "relative" if tower.attention.of_distances else "rope"
-            yield Problem(f"{path}.position", position, wants, f"{override_key('model/position', f'{path}.position')}={other}")
-
-
 RULES: tuple[Rule, ...] = (
     counting_is_no_optimization,
     held_out_documents_are_the_run_s,
@@ -380,5 +368,4 @@ RULES: tuple[Rule, ...] = (
     sample_is_made,
     balance_over_the_batch_sees_all_of_it,
     cross_attention_stands_at_cross,
-    distances_are_given_and_scored,
 )

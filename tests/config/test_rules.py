@@ -32,6 +32,11 @@ FIRES = {
         ["model=t5_small", "stage/objective=ul2", "model.vocab_size=359"],
     ],
     "trained_model_is_given": [["stage=evaluate"], ["stage=generate", "stage.prompt=x"]],
+    "a_family_can_say_the_model": [
+        ["stage=export", "stage.path=x", "init=.", "model=mamba_130m", "stage/format=gguf"],
+        ["stage=export", "stage.path=x", "init=.", "stage.family=gpt2"],
+        ["stage=export", "stage.path=x", "init=.", "stage.family=gpt9"],
+    ],
     "decay_reaches_the_end": [["trainer.max_steps=10000"], ["optim/schedule=linear", "optim.schedule.horizon=100"]],
     "warmup_ends_before_the_run": [["optim/schedule=cosine", "optim.schedule.warmup_steps=5", "trainer.max_steps=5"]],
     "warmup_and_decay_leave_room": [["optim/schedule=wsd", "optim.schedule.warmup_steps=450", "trainer.max_steps=500"]],
@@ -71,7 +76,6 @@ FIRES = {
         ["model=kneser_ney", "trainer.compile=true"],
         ["model=kneser_ney", "stage.objective.label_smoothing=0.1"],
     ],
-    "distances_are_given_and_scored": [["model/attention=relative"], ["model/position=relative"]],
     "cross_attention_stands_at_cross": [["model/attention=cross"]],
 }
 CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]
@@ -97,6 +101,15 @@ def test_it_fires_and_its_repair_works(rule: str, line: list[str], tmp_path: Pat
 def test_no_trained_model_anywhere(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="stage=pretrain"):
         compose_job(["stage=evaluate", f"output_dir={tmp_path}"])
+
+
+def test_a_model_that_no_family_can_say_names_the_parts() -> None:
+    line = ["stage=export", "stage.path=x", "init=.", "model/norm=layer_norm", "model/ffn=switch"]
+    with pytest.raises(ConfigError, match=r"no family can say this model \(.*llama: .*; only our own run folders") as raised:
+        compose_job(line)
+    (problem,) = raised.value.problems
+    assert (problem.path, problem.repair) == ("stage.format", None)
+    compose_job(["stage=export", "stage.path=x", "init=."])
 
 
 def test_a_run_that_goes_on_may_outlast_its_schedule(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ class AttentionSpec(Spec):
 
     of_memory: ClassVar[bool] = False
     """Whether it attends to an encoder's output, not to its own tokens."""
+    takes_distances: ClassVar[bool] = False
+    """Whether it scores the vectors of distances that model/position=relative gives."""
     n_heads: int
     """Number of query heads."""
 
@@ -83,13 +85,7 @@ class MultiHeadSpec(AttentionSpec):
         yield from between(self, 0.0, 0.99, "dropout")
 
     def small(self, scale: float) -> dict[str, Any]:
-        return self.small_heads(AttentionSpec.small(self, scale), scale)
-
-    def small_heads(self, heads: dict[str, Any], scale: float) -> dict[str, Any]:
-        """`heads` with a width of one head, a multiple of 4, that keeps the ratio of all together to the model."""
-        if self.head_dim is None:
-            return heads
-        return heads | {"head_dim": max(1, round(self.head_dim * self.n_heads * scale / heads["n_heads"] / 4)) * 4}
+        return with_head(AttentionSpec.small(self, scale), self.head_dim, self.n_heads, scale)
 
     def head_width(self, dim: int) -> int:
         return self.head_dim or AttentionSpec.head_width(self, dim)
@@ -135,7 +131,7 @@ class Gqa(MultiHeadSpec):
             heads = {"n_heads": self.n_heads // self.n_kv_heads * kept, "n_kv_heads": kept}
         if self.window is not None:
             heads["window"] = min(self.window, TOY_WINDOW)
-        return self.small_heads(heads, scale)
+        return with_head(heads, self.head_dim, self.n_heads, scale)
 
     def problems_at_width(self, dim: int) -> Iterator[Problem]:
         yield from map(self._with_kv_heads, MultiHeadSpec.problems_at_width(self, dim))
@@ -165,6 +161,75 @@ class Cross(MultiHeadSpec):
         from llmfactory.model.attention.cross import CrossAttention
 
         return CrossAttention(self, site)
+
+
+@dataclass(kw_only=True, slots=True)
+class RelativeSpec(AttentionSpec):
+    """Base of the attention parts that score the vectors of distances, which model/position=relative gives."""
+
+    takes_distances: ClassVar[bool] = True
+    head_dim: int | None = None
+    """Width of one head; None: dim / n_heads."""
+    dropout: float = 0.0
+    """Share of attention probabilities dropped, in training only."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from AttentionSpec.problems(self)
+        yield from at_least(self, 1, "head_dim")
+        yield from between(self, 0.0, 0.99, "dropout")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        return with_head(AttentionSpec.small(self, scale), self.head_dim, self.n_heads, scale)
+
+    def head_width(self, dim: int) -> int:
+        return self.head_dim or AttentionSpec.head_width(self, dim)
+
+    def score_width(self, dim: int) -> int:
+        return 3 * self.n_heads * self.head_width(dim)
+
+    def problems_at_width(self, dim: int) -> Iterator[Problem]:
+        if self.head_dim is None:
+            yield from AttentionSpec.problems_at_width(self, dim)
+
+
+@dataclass(kw_only=True, slots=True)
+class Relative(RelativeSpec):
+    """Attention by content and distance, with keys of earlier segments (Dai et al. 2019, Transformer-XL)."""
+
+    memory: int | None = None
+    """Tokens before those of a call whose keys are seen, where there is a decoding state; None: all of them."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from RelativeSpec.problems(self)
+        yield from at_least(self, 0, "memory")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        return RelativeSpec.small(self, scale) | ({} if self.memory is None else {"memory": min(self.memory, 64)})
+
+    def build(self, site: Site) -> Part:
+        from llmfactory.model.attention.relative import RelativeAttention
+
+        return RelativeAttention(self, site)
+
+
+@dataclass(kw_only=True, slots=True)
+class TwoStream(RelativeSpec):
+    """Attention by content, distance and kind of text, for tokens whose content may be hidden (Yang et al. 2019): XLNet.
+
+    Without a second stream it is relative attention like any other.
+    """
+
+    def build(self, site: Site) -> Part:
+        from llmfactory.model.attention.two_stream import TwoStreamAttention
+
+        return TwoStreamAttention(self, site)
+
+
+def with_head(heads: dict[str, Any], head_dim: int | None, n_heads: int, scale: float) -> dict[str, Any]:
+    """`heads` of a laptop-sized part, with a width of one head, a multiple of 4, that keeps the ratio of all to the model."""
+    if head_dim is None:
+        return heads
+    return heads | {"head_dim": max(1, round(head_dim * n_heads * scale / heads["n_heads"] / 4)) * 4}
 
 
 TOY_WINDOW = 16

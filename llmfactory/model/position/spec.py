@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, above, at_least
+from llmfactory.core.spec import Spec, above, at_least, between
 from llmfactory.model.position.scaling.spec import None_ as Unscaled
 from llmfactory.model.position.scaling.spec import ScalingSpec
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True, slots=True)
 class PositionSpec(Spec):
     """Base of the position parts."""
+
+    gives_distances: ClassVar[bool] = False
+    """Whether it gives vectors of distances, which only attention of their kind uses."""
 
     @property
     def head_multiple(self) -> int:
@@ -141,6 +144,29 @@ class T5Bias(PositionSpec):
         from llmfactory.model.position.t5_bias import BucketBias
 
         return BucketBias(self, frame)
+
+
+@dataclass(kw_only=True, slots=True)
+class Relative(PositionSpec):
+    """Waves of the distances between tokens, for attention that scores them (Dai et al. 2019, Transformer-XL; XLNet)."""
+
+    gives_distances: ClassVar[bool] = True
+    clamp: int | None = None
+    """Distance, in tokens, beyond which all count alike; None: there is none."""
+    dropout: float = 0.0
+    """Share of the waves dropped, in training only."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "clamp")
+        yield from between(self, 0.0, 0.99, "dropout")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        return {} if self.clamp is None else {"clamp": min(self.clamp, 32)}
+
+    def build(self, frame: Frame) -> Position:
+        from llmfactory.model.position.relative import RelativePosition
+
+        return RelativePosition(self, frame)
 
 
 @dataclass(kw_only=True, slots=True)
