@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny_published import gguf_file, hf_folder
+
+from llmfactory.checkpoint.names.published import open_published
 from llmfactory.config.compose import compose_job
 from llmfactory.core.errors import ConfigError
 
@@ -90,3 +96,79 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(run: Path) -> None:
         (problem,) = raised.value.problems
         assert (problem.path, problem.repair) == ("data.tokenizer", "init=null")
         compose_job([*line, "init=null"])
+
+
+def experiment(folder: Path, name: str, text: str) -> list[Path]:
+    (folder / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
+    (folder / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
+    return [folder / "conf"]
+
+
+def test_what_an_experiment_picks_counts_as_picked(run: Path, tmp_path: Path) -> None:
+    """As on the command line: neither is overruled without a word."""
+    lines = "defaults:\n  - override /model: llama_tiny\n  - _self_\nmodel: {dropout: 0.3}\ndata: {seq_len: 60}\n"
+    composed = compose_job([f"init={run}", "experiment=e"], experiment(tmp_path, "e", lines))
+    assert composed.job.model.n_layers == compose_job([]).job.model.n_layers
+    assert (composed.job.model.dropout, composed.job.data.seq_len, type(composed.job.data.source).__name__) == (0.3, 60, "Pycode")
+    assert "model" not in {key for key, name in composed.choices.items() if name == "before"}
+
+
+def test_values_of_an_experiment_go_on_top_and_the_command_line_on_them(run: Path, tmp_path: Path) -> None:
+    folders = experiment(tmp_path, "e", "defaults:\n  - _self_\nmodel: {dropout: 0.3}\ndata: {seq_len: 60}\n")
+    composed = compose_job([f"init={run}", "experiment=e", "data.seq_len=50"], folders)
+    assert (composed.job.model.dropout, composed.job.model.n_layers, composed.job.data.seq_len) == (0.3, 3, 50)
+    assert composed.origins["model.dropout"].endswith("e.yaml")
+    assert composed.origins["model.n_layers"].startswith("init (")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "defaults:\n  - override /data/tokenizer: bytes\n  - _self_\n",
+        "defaults:\n  - _self_\ndata: {tokenizer: {train_bytes: 9}}\n",
+    ],
+)
+def test_a_tokenizer_of_an_experiment_is_refused_too(run: Path, tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"the one of .*e.yaml has no effect") as raised:
+        compose_job([f"init={run}", "experiment=e"], experiment(tmp_path, "e", text))
+    assert [problem.path for problem in raised.value.problems] == ["data.tokenizer"]
+
+
+def test_a_run_goes_on_when_what_it_started_from_is_gone(run: Path) -> None:
+    line = [f"init={run}", f"output_dir={run.parent}", "name=after", "trainer.max_steps=9"]
+    before = compose_job(line)
+    (run.parent / "after").mkdir()
+    (run.parent / "after" / "config.yaml").write_text(yaml.safe_dump(before.plain))
+    run.rename(run.parent / "elsewhere")
+    assert compose_job(line).job == before.job
+    for other in (["name=another"], ["name=null"], ["init=outputs/typo"]):
+        with pytest.raises(ConfigError, match="there is no such file or folder"):
+            compose_job([*line, *other])
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_published_model_comes_along(tmp_path: Path, kind: str) -> None:
+    path = hf_folder(tmp_path / "Some-Model") if kind == "folder" else gguf_file(tmp_path / "Some-Model.gguf")
+    composed = compose_job([f"init={path}", "data.seq_len=64"])
+    assert composed.job.model == open_published(path).spec
+    assert composed.origins["model.n_layers"] == f"init ({path / 'config.json' if kind == 'folder' else path})"
+    assert (composed.choices["model"], composed.choices["data"]) == ("Some-Model", "pydocs")
+    changed = compose_job([f"init={path}", "data.seq_len=64", "model.dropout=0.1", "stage=describe"])
+    assert (changed.job.model.dropout, changed.job.model.dim) == (0.1, 32)
+    with pytest.raises(ConfigError, match=r"data.seq_len.*max_positions=64"):
+        compose_job([f"init={path}", "data.seq_len=65"])
+
+
+def test_a_published_model_that_cannot_be_read_is_a_problem_of_init(tmp_path: Path) -> None:
+    """Told with everything else that is wrong."""
+    path = gguf_file(tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ConfigError, match="is damaged or cut off") as raised:
+        compose_job([f"init={path}", "optim.lr=-1"])
+    assert {problem.path for problem in raised.value.problems} == {"init", "optim.lr"}
+    (tmp_path / "m.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"m.bin holds pickled weights"):
+        compose_job([f"init={tmp_path / 'm.bin'}"])
+    (tmp_path / "m.txt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"m.txt is neither a folder with config.json nor a GGUF file"):
+        compose_job([f"init={tmp_path / 'm.txt'}"])

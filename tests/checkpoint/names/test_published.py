@@ -70,7 +70,7 @@ def test_a_config_that_cannot_be_understood(folder: Path, changes: dict[str, Any
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
 def test_a_config_that_is_none(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
-    with pytest.raises(UserError, match="config.json is"):
+    with pytest.raises(UserError, match=r"config.json is"):
         open_published(folder)
 
 
@@ -148,7 +148,7 @@ def test_an_index_that_disagrees_with_its_shards(folder: Path) -> None:
 def test_a_folder_without_weights(folder: Path) -> None:
     for path in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
         path.unlink()
-    with pytest.raises(UserError, match="holds no weights: neither model.safetensors nor"):
+    with pytest.raises(UserError, match=r"holds no weights: neither model.safetensors nor"):
         open_published(folder)
 
 

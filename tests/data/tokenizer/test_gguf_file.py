@@ -79,7 +79,7 @@ def test_chat_template_and_special_tokens(tmp_path: Path) -> None:
 def test_a_split_without_a_name_is_refused() -> None:
     made = ByteBpe(split=Split.indent).build(380).make(WORDS)
     assert isinstance(made, HfTokenizer)
-    with pytest.raises(UserError, match="no name for .*gpt2 and gpt4 have one"):
+    with pytest.raises(UserError, match=r"no name for .*gpt2 and gpt4 have one"):
         tokenizer_metadata(made, 380)
 
 

@@ -105,10 +105,10 @@ def test_as_an_option_it_is_kept_with_everything(folder: Path, tmp_path: Path) -
 
 def test_what_is_wrong_is_named(folder: Path) -> None:
     write(folder, "tokenizer_config.json", "{")
-    with pytest.raises(UserError, match="tokenizer_config.json cannot be read"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read"):
         read_folder(folder)
     write(folder, "tokenizer_config.json", "[]")
-    with pytest.raises(UserError, match="tokenizer_config.json is damaged: it holds no mapping"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json is damaged: it holds no mapping"):
         read_folder(folder)
     write(folder, "tokenizer_config.json", {"eos_token": "<none>"})
     with pytest.raises(UserError, match="knows no '<none>'"):
