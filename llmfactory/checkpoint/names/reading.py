@@ -22,6 +22,7 @@ ACTIVATIONS = {
     "silu": Activation.silu,
     "swish": Activation.silu,
     "relu2": Activation.relu2,
+    "quick_gelu": Activation.quick_gelu,
     "tanh": Activation.tanh,
 }
 """Their names; of several, the first is written."""
@@ -46,7 +47,7 @@ def refuse(config: Config, **neutral: Any) -> None:
 
 def wanted(spec: Spec, cls: type[S], **parts: type[Spec]) -> S:
     """The spec as a class that the family knows, with parts of these classes."""
-    if not isinstance(spec, cls):
+    if type(spec) is not cls:
         raise Inexpressible(f"its skeleton is {stem(type(spec))}, not {stem(cls)}")
     for name, kind in parts.items():
         expect(getattr(spec, name), kind)

@@ -17,6 +17,11 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x) (Hendrycks and Gimpel 2016, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.relu: F.relu,
     Activation.gelu: F.gelu,
@@ -24,4 +29,5 @@ FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.silu: F.silu,
     Activation.relu2: squared_relu,
     Activation.tanh: torch.tanh,
+    Activation.quick_gelu: quick_gelu,
 }

@@ -27,6 +27,7 @@ class Activation(Enum):
     silu = "x sigmoid(x)"
     relu2 = "max(x, 0)^2 (So et al. 2021)"
     tanh = "hyperbolic tangent (BERT's pooler)"
+    quick_gelu = "x sigmoid(1.702 x) (CLIP)"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,6 +15,7 @@ PLAIN = {
     Activation.silu: lambda x: x / (1 + math.exp(-x)),
     Activation.relu2: lambda x: max(x, 0.0) ** 2,
     Activation.tanh: math.tanh,
+    Activation.quick_gelu: lambda x: x / (1 + math.exp(-1.702 * x)),
 }
 
 
