@@ -41,6 +41,9 @@ NEEDS = {
     "data/tokenizer=hf_file": ["data.tokenizer.file=tokenizer.json"],
     "stage=generate": ["stage.prompt=Hello", "init=."],
     "stage=evaluate": ["init=."],
+    "stage=export": ["init=.", "stage.path=exported"],
+    "stage/format=gguf": ["stage=export", "init=.", "stage.path=exported"],
+    "stage/format=hf": ["stage=export", "init=.", "stage.path=exported"],
     "optim/schedule=inverse_sqrt": ["optim.schedule.warmup_steps=100"],
     "launch=local": ["parallel=ddp"],
     "model/attention=gqa_kv8": ["model.attention.n_heads=8"],
@@ -48,7 +51,6 @@ NEEDS = {
     "model/attention=gqa_kv8_d128_qk_norm": ["model.attention.n_heads=8"],
     "model/attention=gqa_kv3": ["model.attention.n_heads=9", "model.dim=144"],
     "model/attention=gqa_kv5": ["model.attention.n_heads=15", "model.dim=120"],
-    "model/head=lm_tied_512": ["model/embedding=factorized_512"],
     "model/head=lm_tied_512": ["model/embedding=factorized_512"],
     "model/head=mlm_768": ["model.head.width=null"],
     **{
@@ -70,6 +72,8 @@ NEEDS = {
         f"model/position/scaling={name}": ["model.position.scaling.factor=4", "model.position.scaling.trained_positions=64"]
         for name in ("dynamic_ntk", "yarn", "llama3")
     },
+    **{f"stage/objective={option}": ["model=word2vec_tiny"] for option in ("skip_gram", "cbow")},
+    **{f"model=word2vec_{size}": ["stage/objective=skip_gram"] for size in ("tiny", "300")},
     "experiment=gpt2_shakespeare_style": ["data.source.files=[a.txt]"],
 }
 """What an option cannot do without; everything else composes by itself."""
@@ -89,6 +93,7 @@ SKELETONS = {
     "recurrent": "linear_transformer_tiny",
     "neural_ngram": "neural_ngram_tiny",
     "kneser_ney": "kneser_ney",
+    "embedding_model": "word2vec_tiny",
 }
 """One preset of each skeleton."""
 

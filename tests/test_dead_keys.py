@@ -273,6 +273,8 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "job.trainer": ([*LLAMA, *COSINE], "trainer.max_steps=300"),
 }
 
+WORDS = "objective/test_negative_sampling.py"
+
 EFFECTS: dict[str, str] = {
     "job.name": "run/test_start.py::test_the_run_folder_holds_everything",
     "job.output_dir": "run/test_start.py::test_the_run_folder_holds_everything",
@@ -350,6 +352,16 @@ EFFECTS: dict[str, str] = {
     "model/kneser_ney.max_positions": "model/test_kneser_ney.py::test_rows_longer_than_it_is_made_for",
     "model/kneser_ney.dim": "model/test_kneser_ney.py::test_what_means_nothing_is_refused",
     "model/kneser_ney.init_std": "model/test_kneser_ney.py::test_what_means_nothing_is_refused",
+    "model/embedding_model.vocab_size": "model/test_embedding_model.py::test_published_size",
+    "model/embedding_model.dim": "model/test_embedding_model.py::test_published_size",
+    "model/embedding_model.max_positions": "model/test_embedding_model.py::test_it_is_trained_by_its_own_objectives_alone",
+    "model/embedding_model.init_std": "model/test_embedding_model.py::test_first_values",
+    "model/embedding_model.output_std": "model/test_embedding_model.py::test_first_values",
+    **{
+        f"stage/objective/{name}.{field}": f"{WORDS}::test_its_rows_come_from_the_frequencies_of_the_training_text"
+        for name in ("skip_gram", "cbow")
+        for field in ("window", "negatives", "subsample", "noise_power")
+    },
     "model/recurrent.max_positions": "model/test_recurrent.py::test_rows_longer_than_it_is_made_for",
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
     "data.workers": "data/test_encode.py::test_as_many_texts_at_once_as_there_are_workers",
@@ -378,6 +390,15 @@ EFFECTS: dict[str, str] = {
     "stage/generate.beams": "stage/test_generate.py::test_beams",
     "stage/generate.length_penalty": "stage/test_generate.py::test_the_length_penalty_reaches_the_search",
     "stage/generate.samples": "stage/test_generate.py::test_prints_prompt_and_continuations",
+    "stage/generate.chat": "stage/test_generate.py::test_a_question_goes_through_the_chat_template",
+    "stage/generate.system": "stage/test_generate.py::test_a_question_goes_through_the_chat_template",
+    "stage/export.format": "stage/test_export.py::test_a_gguf_file_is_read_back_tensor_by_tensor",
+    "stage/export.path": "stage/test_export.py::test_a_run_of_ours_in_transformers",
+    "stage/export.family": "stage/test_export.py::test_numbers_can_be_rounded_and_the_family_forced",
+    "stage/format/hf.numbers": "stage/test_export.py::test_numbers_can_be_rounded_and_the_family_forced",
+    "stage/format/hf.shard_bytes": "stage/test_export.py::test_a_run_of_ours_in_transformers",
+    "stage/format/gguf.numbers": "stage/test_export.py::test_a_gguf_file_is_read_back_tensor_by_tensor",
+    "data/tokenizer/gguf_file.file": "data/tokenizer/test_gguf_file.py::test_as_an_option_it_must_fit_the_model_and_is_kept",
     "tracking/wandb.project": "tracking/test_wandb.py::test_offline_run_goes_on_under_the_same_id",
     "tracking/wandb.entity": "tracking/test_wandb.py::test_settings_reach_the_library",
     "tracking/wandb.mode": "tracking/test_wandb.py::test_settings_reach_the_library",

@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+AT_ONCE = 1 << 24
+"""Tokens that are counted together."""
+
 
 def dtype_for(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     """The smallest unsigned type on disk that holds every id."""
@@ -32,6 +35,13 @@ class TokenFile:
     def targets(self) -> int:
         """Number of targets: the tokens of all documents and one end each."""
         return int(self.offsets[-1])
+
+    def frequencies(self, vocab_size: int) -> NDArray[np.int64]:
+        """How often each id stands in it, [vocab_size]."""
+        counts = np.zeros(vocab_size, np.int64)
+        for start in range(0, len(self.tokens), AT_ONCE):
+            counts += np.bincount(self.tokens[start : start + AT_ONCE], minlength=vocab_size)
+        return counts
 
     @property
     def documents(self) -> int:

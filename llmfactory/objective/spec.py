@@ -36,6 +36,8 @@ class ObjectiveSpec(Spec):
     """Kinds of models (`ModelSpec.graph`) that it trains."""
     answers: ClassVar[str] = "tokens"
     """What the model's head must say (`HeadSpec.answers`)."""
+    labelled: ClassVar[bool] = False
+    """Whether it learns from labelled examples (data=examples) of the task that `answers` names; otherwise from running text."""
 
     def specials(self) -> tuple[Special, ...]:
         """Tokens that it needs besides those of the text. Where the tokenizer lacks one it takes one of the highest ids of the
@@ -50,6 +52,7 @@ class ObjectiveSpec(Spec):
 class Causal(ObjectiveSpec):
     """Predict each next token: the mean over targets of -log p(label) (Bengio et al. 2003)."""
 
+    graphs: ClassVar[tuple[str, ...]] = ("decoder", "recurrent", "counts")
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in the target (Szegedy et al. 2016, section 7)."""
 
@@ -270,9 +273,50 @@ class ReplacedToken(ObjectiveSpec):
 
 
 @dataclass(kw_only=True, slots=True)
+class WordsSpec(ObjectiveSpec):
+    """Base of the objectives that learn vectors of words from the words around them, by negative sampling."""
+
+    graphs: ClassVar[tuple[str, ...]] = ("words",)
+    window: int = 5
+    """Words on either side that may count as near; for each word a distance from 1 to this is drawn."""
+    negatives: int = 5
+    """Random words that each near one is told from, k."""
+    subsample: float | None = 1e-3
+    """Threshold t: a word of relative frequency f is left out with probability 1 - sqrt(t / f); None: none is."""
+    noise_power: float = 0.75
+    """The random words are drawn in proportion to their frequency to this power."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "window", "negatives")
+        yield from above(self, 0.0, "subsample", repair=1e-3)
+        yield from between(self, 0.0, 1.0, "noise_power")
+
+
+@dataclass(kw_only=True, slots=True)
+class SkipGram(WordsSpec):
+    """Tell the words near a word from random ones (Mikolov et al. 2013b, equation 4)."""
+
+    def build(self) -> Objective:
+        from llmfactory.objective.skip_gram import SkipGramObjective
+
+        return SkipGramObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Cbow(WordsSpec):
+    """Tell a word from random ones by the mean vector of the words near it (Mikolov et al. 2013a, section 3.1)."""
+
+    def build(self) -> Objective:
+        from llmfactory.objective.cbow import CbowObjective
+
+        return CbowObjective(self)
+
+
+@dataclass(kw_only=True, slots=True)
 class Classify(ObjectiveSpec):
     """One of a few classes for each text: the mean of -log p(class) (Devlin et al. 2018, section 4.1)."""
 
+    labelled: ClassVar[bool] = True
     graphs: ClassVar[tuple[str, ...]] = ("encoder", "decoder", "recurrent")
     answers: ClassVar[str] = "label"
     label_smoothing: float = 0.0
@@ -291,6 +335,7 @@ class Classify(ObjectiveSpec):
 class Tag(ObjectiveSpec):
     """One of a few classes for each word, as in named entity recognition: the mean of -log p(tag)."""
 
+    labelled: ClassVar[bool] = True
     graphs: ClassVar[tuple[str, ...]] = ("encoder", "decoder", "recurrent")
     answers: ClassVar[str] = "labels"
 
@@ -304,6 +349,7 @@ class Tag(ObjectiveSpec):
 class Span(ObjectiveSpec):
     """First and last token of the answer to a question: the mean of -log p(token) over both (Devlin et al. 2018, section 4.2)."""
 
+    labelled: ClassVar[bool] = True
     graphs: ClassVar[tuple[str, ...]] = ("encoder",)
     answers: ClassVar[str] = "span"
 
@@ -317,6 +363,7 @@ class Span(ObjectiveSpec):
 class Seq2seq(ObjectiveSpec):
     """Write one text after reading another: the mean over target tokens of -log p(label | source, earlier labels)."""
 
+    labelled: ClassVar[bool] = True
     graphs: ClassVar[tuple[str, ...]] = ("encoder_decoder",)
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in the target (Vaswani et al. 2017: 0.1)."""
@@ -330,8 +377,12 @@ class Seq2seq(ObjectiveSpec):
         return Seq2seqObjective(self.label_smoothing)
 
 
-PRETRAINING: tuple[type[ObjectiveSpec], ...] = (Causal, Masked, SpanCorruption, Permutation, ReplacedToken)
+PRETRAINING: tuple[type[ObjectiveSpec], ...] = (Causal, Masked, SpanCorruption, Permutation, ReplacedToken, SkipGram)
 """What models are pretrained on, the usual one of a kind first."""
+
+
+LABELLED: tuple[type[ObjectiveSpec], ...] = (Classify, Tag, Span, Seq2seq)
+"""Of tasks on labelled examples."""
 
 
 def natural(graph: str, answers: str) -> type[ObjectiveSpec] | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llmfactory.core.special import Special
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
+from llmfactory.data.tokens import TokenFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class Vocabulary:
     size: int
     """Rows of the model's embedding."""
     tokenizer: Tokenizer
+    text: TokenFile | None = None
+    """The training text, for tasks that need to know how frequent its tokens are; None: it is not at hand."""
 
     @property
     def end_id(self) -> int:

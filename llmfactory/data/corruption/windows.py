@@ -78,7 +78,9 @@ class Windows(Corruption):
         }
         return {name: torch.from_numpy(np.ascontiguousarray(field, np.int64)) for name, field in found.items()}
 
-    def _near(self, tokens_BT: NDArray[np.int64], segments_BT: NDArray[np.int64], reach_BT: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _near(
+        self, tokens_BT: NDArray[np.int64], segments_BT: NDArray[np.int64], reach_BT: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         W = self.window
         wide, wide_segments = (np.pad(field, ((0, 0), (W, W))) for field in (tokens_BT, segments_BT))
         found = []
