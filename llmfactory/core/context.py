@@ -46,9 +46,40 @@ class Mask(ABC):
     def seen(self) -> Tensor | None:
         """`dense` without a window."""
 
+    def documents(self) -> Documents | None:
+        """The documents that rows consist of, where each sees itself alone and nothing else bends what it sees; None elsewhere.
+
+        Reads values: it waits for the device, and a graph cannot be captured through it.
+        """
+        return None
+
     @abstractmethod
     def order(self) -> tuple[Tensor, Tensor]:
         """[B or 1, T] and [B or 1, S]: places of queries and keys in their row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Pieces of the rows, one row behind the other, padding among them."""
+
+    lengths: list[int]
+    """Tokens of each; together B T."""
+    causal: bool
+    """Whether a token sees only those of its document that stand before it, and itself."""
+
+
+def _documents(segments_BT: Tensor, causal: bool) -> Documents | None:
+    """None where the tokens of a document do not stand together."""
+    import torch
+
+    starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    row_N, column_N = starts_BT.nonzero(as_tuple=True)
+    names_N2 = torch.stack((row_N, segments_BT[row_N, column_N]), 1)
+    if len(names_N2.unique(dim=0)) < len(names_N2):
+        return None
+    start_N = row_N * segments_BT.shape[1] + column_N
+    return Documents(start_N.diff(append=start_N.new_tensor([segments_BT.numel()])).tolist(), causal)
 
 
 class FullMask(Mask):
@@ -78,9 +109,17 @@ class SegmentMask(Mask):
         super().__init__()
         self.segments_BT = segments_BT
         self.segments_BS = segments_BT if segments_BS is None else segments_BS
+        self._documents: list[Documents | None] = []  # once found
 
     def seen(self) -> Tensor:
         return self.segments_BT[:, None, :, None] == self.segments_BS[:, None, None, :]
+
+    def documents(self) -> Documents | None:
+        if self.segments_BS is not self.segments_BT:
+            return None
+        if not self._documents:
+            self._documents.append(_documents(self.segments_BT, causal=False))
+        return self._documents[0]
 
     def order(self) -> tuple[Tensor, Tensor]:
         if self.segments_BS is not self.segments_BT:
@@ -127,12 +166,20 @@ class DocumentMask(Mask):
         super().__init__()
         self.segments_BT = segments_BT
         self.segments_BS = segments_BT if segments_BS is None else segments_BS
+        self._documents: list[Documents | None] = []  # once found
         self.order_BT, self.order_BS = order_BT, order_BS
 
     def seen(self) -> Tensor:
         order_BT, order_BS = self.order()
         same = self.segments_BT[:, :, None] == self.segments_BS[:, None, :]
         return (same & (order_BT[:, :, None] >= order_BS[:, None, :]))[:, None]
+
+    def documents(self) -> Documents | None:
+        if self.segments_BS is not self.segments_BT or self.order_BT is not None:
+            return None
+        if not self._documents:
+            self._documents.append(_documents(self.segments_BT, causal=True))
+        return self._documents[0]
 
     def order(self) -> tuple[Tensor, Tensor]:
         if self.order_BT is None or self.order_BS is None:
@@ -141,12 +188,12 @@ class DocumentMask(Mask):
         return self.order_BT, self.order_BS
 
 
-class PrefixMask(DocumentMask):
+class PrefixMask(Mask):
     """Causal within each document, but its prefix is seen by all of it, so that the prefix sees itself in both directions
     (Dong et al. 2019, UniLM, figure 1; GLM).
 
     `prefix_BT` is 1 for the tokens of a document's prefix, which stand at its beginning; `prefix_BS` the same of the keys
-    (None: S = T).
+    (None: S = T). The others are those of `DocumentMask`.
     """
 
     def __init__(
@@ -158,17 +205,19 @@ class PrefixMask(DocumentMask):
         order_BT: Tensor | None = None,
         order_BS: Tensor | None = None,
     ) -> None:
-        super().__init__(segments_BT, segments_BS, order_BT, order_BS)
+        super().__init__()
+        self.causal = DocumentMask(segments_BT, segments_BS, order_BT, order_BS)
         self.prefix_BS = prefix_BT if prefix_BS is None else prefix_BS
 
     def seen(self) -> Tensor:
-        order_BT, order_BS = self.order()
-        same = self.segments_BT[:, :, None] == self.segments_BS[:, None, :]
-        before = order_BT[:, :, None] >= order_BS[:, None, :]
-        return (same & (before | self.prefix_BS.bool()[:, None, :]))[:, None]
+        same = self.causal.segments_BT[:, None, :, None] == self.causal.segments_BS[:, None, None, :]
+        return self.causal.seen() | (same & self.prefix_BS.bool()[:, None, None, :])
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        return self.causal.order()
 
 
-class PermutationMask(SegmentMask):
+class PermutationMask(Mask):
     """Each token sees those that come before it in a factorization order (Yang et al. 2019, section 2.3), within its document.
 
     `place_BT`: place of each token in that order. Tokens that share a place see each other; those to be predicted have
@@ -177,12 +226,15 @@ class PermutationMask(SegmentMask):
     """
 
     def __init__(self, place_BT: Tensor, segments_BT: Tensor, strict: bool) -> None:
-        super().__init__(segments_BT)
-        self.place_BT, self.strict = place_BT, strict
+        super().__init__()
+        self.place_BT, self.strict, self.segments = place_BT, strict, SegmentMask(segments_BT)
 
     def seen(self) -> Tensor:
         own_BT, others_BT = self.place_BT[:, None, :, None], self.place_BT[:, None, None, :]
-        return super().seen() & (own_BT > others_BT if self.strict else own_BT >= others_BT)
+        return self.segments.seen() & (own_BT > others_BT if self.strict else own_BT >= others_BT)
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        return self.segments.order()
 
 
 class StreamsMask(Mask):

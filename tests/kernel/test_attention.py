@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from llmfactory.core.context import CausalMask, DocumentMask, FullMask, PermutationMask, PrefixMask, SegmentMask
+from llmfactory.kernel import attention
 from llmfactory.kernel.attention import attend
 from llmfactory.model.attention import reference
 
@@ -98,3 +99,75 @@ def test_half_precision_caps_in_float32():
     want = reference.attend(q.double(), k.double(), v.double(), CausalMask(7), softcap=20.0)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.double(), want, rtol=0, atol=0.3)  # values of size 10 with 8 bits
+
+
+PACKED = torch.tensor([[1] * 5 + [2] * 20 + [3] * 3 + [0] * 4, [1] * 9 + [2] * 9 + [3] + [4] * 13])
+
+
+def long_tensors(n_kv_heads=2, dtype=torch.float64, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 4, 32, 8), (2, n_kv_heads, 32, 8), (2, n_kv_heads, 32, 8)
+    return [torch.randn(shape, generator=generator, dtype=dtype).to(device).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("kind", [DocumentMask, SegmentMask])
+def test_documents_by_themselves_equal_the_mask_over_the_row(kind, window, monkeypatch):
+    """Values and gradients, without a mask over the row being built."""
+    monkeypatch.setattr(attention, "PIECE", 0)
+    results = []
+    for function in (attend, reference.attend):
+        leaves, mask = long_tensors(), kind(PACKED)
+        y = function(*leaves, mask, window=window, scale=0.4)
+        if function is attend:
+            assert mask._dense == {}
+        results.append((y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum(), leaves)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_documents_are_cut_where_that_is_less_work(monkeypatch):
+    """Long rows of short documents are; short rows, rows of one document and whatever a mask alone can say are not."""
+    calls = []
+    monkeypatch.setattr(attention, "_one_by_one", lambda *given: calls.append(given[3].lengths) or given[0])
+    q, k, v = (torch.zeros(1, 8, 512, 64) for _ in range(3))
+    halves = torch.tensor([[1] * 256 + [2] * 256])
+    attend(q, k, v, DocumentMask(halves))
+    attend(q, k, v, SegmentMask(halves))
+    assert calls == [[256, 256]] * 2
+    apart = torch.tensor([[1] * 200 + [2] * 112 + [1] * 200])  # a document in two places
+    order = torch.arange(512)[None]
+    for mask in (
+        DocumentMask(torch.ones_like(halves)),
+        DocumentMask(apart),
+        DocumentMask(halves, halves, order, order),
+        PrefixMask(halves == 1, halves),
+        PermutationMask(order, halves, strict=False),
+        SegmentMask(halves, halves.clone()),
+    ):
+        attend(q, k, v, mask)
+    attend(q, k, v, DocumentMask(halves), torch.zeros(1, 8, 512, 512))
+    attend(q[:, :, :4], k[:, :, :4], v[:, :, :4], DocumentMask(halves[:, 254:258]))
+    assert len(calls) == 2
+
+
+def test_documents_of_masks():
+    assert DocumentMask(PACKED).documents().lengths == [5, 20, 3, 4, 9, 9, 1, 13]
+    assert DocumentMask(PACKED).documents().causal
+    assert not SegmentMask(PACKED).documents().causal
+    assert CausalMask(4).documents() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("kind", [DocumentMask, SegmentMask])
+def test_documents_by_the_kernel_for_several_lengths(kind, window):
+    leaves = long_tensors(dtype=torch.bfloat16, device="cuda")
+    mask = kind(PACKED.cuda())
+    y = attend(*leaves, mask, window=window)
+    assert mask._dense == {}
+    exact = [leaf.detach().double().cpu().requires_grad_() for leaf in leaves]
+    want = reference.attend(*exact, kind(PACKED), window=window)
+    torch.testing.assert_close(y.double().cpu(), want, rtol=0.02, atol=0.02)
+    for got, wanted in zip(torch.autograd.grad(y.sum(), leaves), torch.autograd.grad(want.sum(), exact), strict=True):
+        torch.testing.assert_close(got.double().cpu(), wanted, rtol=0.05, atol=0.05)

@@ -33,6 +33,12 @@ BIASES = ("content_bias", "distance_bias", "segment_bias", "same_segment", "othe
 class TwoStreamAttention(Part):
     """[B, Q, dim] -> [B, Q, dim]."""
 
+    content_bias: nn.Parameter
+    distance_bias: nn.Parameter
+    segment_bias: nn.Parameter
+    same_segment: nn.Parameter
+    other_segment: nn.Parameter
+
     def __init__(self, spec: TwoStream, site: Site) -> None:
         super().__init__()
         frame, dim = site.frame, site.frame.dim
