@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from llmfactory.core.batch import IGNORE
+from llmfactory.kernel.product import product
 
 CPU_ROWS = 512
 """Rows of a chunk on the CPU: its logits stay in the cache for the usual vocabularies."""
@@ -117,7 +118,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, h_ND.shape[0], rows):
                 cut = slice(start, start + rows)
                 h_CD, scale_C1, target_C1 = h_ND[cut], scale_N[cut, None], target_N[cut, None]
-                logits_CV = h_CD @ w_VD.t()
+                logits_CV = product(h_CD, w_VD)
                 if bias_V is not None:
                     logits_CV = logits_CV.to(exact) + bias_V.to(exact)
                 if softcap is not None:
@@ -139,13 +140,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_low_CV = grad_CV.to(dtype)
                 # The weight of a token scales D numbers here instead of V there.
                 if grad_hidden is not None:
-                    grad_hidden[cut] = (grad_low_CV @ w_VD) * scale_C1.to(dtype)
+                    grad_hidden[cut] = product(grad_low_CV, w_VD.t()) * scale_C1.to(dtype)
                 if grad_weight is not None:
                     scaled_CD = h_CD * scale_C1.to(dtype)
-                    if dtype == exact:
-                        grad_weight.addmm_(grad_low_CV.t(), scaled_CD)
-                    else:
-                        grad_weight += grad_low_CV.t() @ scaled_CD
+                    grad_weight += product(grad_low_CV.t(), scaled_CD.t())
                 if grad_bias is not None:
                     grad_bias += (grad_CV.t() @ scale_C1)[:, 0]
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)

@@ -4,6 +4,13 @@ import pytest
 import torch
 
 from llmfactory.kernel.grouped_linear import grouped_linear, reference
+from llmfactory.kernel.product import LARGE
+
+
+@pytest.fixture(autouse=True, params=[0, LARGE], ids=["one_dnn", "torch"])
+def _large(request, monkeypatch):
+    """From which size on oneDNN is asked: always, or for none of these."""
+    monkeypatch.setattr("llmfactory.kernel.product.LARGE", request.param)
 
 
 def operands(dtype, inner=16, outer=24, counts=(3, 0, 5, 1)):
@@ -46,6 +53,34 @@ def test_a_view_with_other_strides():
     wide = torch.cat([x.detach(), x.detach()], 1)[:, 16:]
     turned = weight.detach().transpose(1, 2).contiguous().transpose(1, 2)
     torch.testing.assert_close(grouped_linear(wide, turned, ends), plainly(wide, turned, ends))
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_only_the_gradient_that_is_asked_for(frozen):
+    x, weight, ends = operands(torch.float32)
+    {"x": x, "weight": weight}[frozen].requires_grad_(False)
+    y = grouped_linear(x, weight, ends)
+    y.sum().backward()
+    assert (x.grad is None, weight.grad is None) == (frozen == "x", frozen == "weight")
+    got = weight.grad if frozen == "x" else x.grad
+    plain = (weight if frozen == "x" else x).detach().requires_grad_()
+    plainly(*((x, plain) if frozen == "x" else (plain, weight)), ends).sum().backward()
+    torch.testing.assert_close(got, plain.grad)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, where a graph breaks
+def test_compiled():
+    """A break of the graph, not an error."""
+    x, weight, ends = operands(torch.float32)
+
+    @torch.compile(backend="eager")
+    def twice(x):
+        return 2 * grouped_linear(2 * x, weight, ends)
+
+    y = twice(x)
+    torch.testing.assert_close(y, 4 * plainly(x, weight, ends))
+    (gradient,) = torch.autograd.grad(y.sum(), weight)
+    torch.testing.assert_close(gradient, 4 * torch.autograd.grad(plainly(x, weight, ends).sum(), weight)[0])
 
 
 def test_autocast():

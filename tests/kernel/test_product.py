@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llmfactory.kernel.product import LARGE, one_dnn_serves, product
+
+
+@pytest.fixture(autouse=True, params=[0, LARGE], ids=["one_dnn", "torch"])
+def _large(request, monkeypatch):
+    """From which size on oneDNN is asked: always, or for none of these."""
+    monkeypatch.setattr("llmfactory.kernel.product.LARGE", request.param)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("turned", ["neither", "x", "weight", "both"])
+def test_it_is_the_product(turned, dtype, tolerance):
+    torch.manual_seed(0)
+    x, weight = torch.randn(7, 33, dtype=torch.float64), torch.randn(12, 33, dtype=torch.float64)
+    want = torch.stack([weight @ row for row in x])
+    x, weight = x.to(dtype), weight.to(dtype)
+    if turned in ("x", "both"):
+        x = x.T.contiguous().T
+    if turned in ("weight", "both"):
+        weight = weight.T.contiguous().T
+    got = product(x, weight)
+    assert got.dtype is dtype
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance * float(want.abs().max()))
+
+
+def test_rows_of_a_larger_matrix():
+    x, weight = torch.randn(20, 40), torch.randn(9, 40)
+    torch.testing.assert_close(product(x[3:8, 5:21], weight[2:6, 5:21]), x[3:8, 5:21] @ weight[2:6, 5:21].T)
+
+
+def test_when_one_dnn_is_asked(monkeypatch):
+    monkeypatch.setattr("llmfactory.kernel.product.LARGE", 100)
+    available = torch.backends.mkldnn.is_available()
+    assert one_dnn_serves(torch.zeros(1), 100) == available
+    assert not one_dnn_serves(torch.zeros(1), 99)
+    assert not one_dnn_serves(torch.zeros(1, dtype=torch.float64), 100)
+    assert not one_dnn_serves(torch.zeros(1, device="meta"), 100)
