@@ -20,6 +20,7 @@ from llmfactory.checkpoint.names.gptj import Gptj
 from llmfactory.checkpoint.names.internlm import InternLm
 from llmfactory.checkpoint.names.internlm3 import InternLm3
 from llmfactory.checkpoint.names.llama import Llama
+from llmfactory.checkpoint.names.llava import Llava
 from llmfactory.checkpoint.names.mamba import Mamba
 from llmfactory.checkpoint.names.mistral import Mistral
 from llmfactory.checkpoint.names.mixtral import Mixtral
@@ -42,6 +43,7 @@ FAMILIES: tuple[Family, ...] = (
     Roberta(),
     Gpt2(),
     Llama(),
+    Llava(),
     T5(),
     Xlnet(),
     Mamba(),
