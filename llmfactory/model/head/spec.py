@@ -92,6 +92,16 @@ class Lm(HeadSpec):
 
 
 @dataclass(kw_only=True, slots=True)
+class LmUnitRows(HeadSpec):
+    """A linear map to one logit a token whose matrix has rows of length one (Baichuan 2)."""
+
+    def build(self, vocab_size: int, dim: int, embedding: Part, std: float, norm: Callable[[int], Part]) -> Head:
+        from llmfactory.model.head.lm_unit_rows import UnitRowsHead
+
+        return UnitRowsHead(vocab_size, dim, std)
+
+
+@dataclass(kw_only=True, slots=True)
 class Mlm(HeadSpec):
     """Dense, activation and norm, then a linear map to one logit a token (BERT)."""
 
