@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from llmfactory.config.compose import compose_job
 from llmfactory.config.register import options
 from llmfactory.config.toy import toy
 from llmfactory.core.errors import ConfigError
+from llmfactory.core.spec import walk
+from llmfactory.model.spec import ModelSpec, TowerSpec
+
+
+def stacks(model: ModelSpec) -> list[TowerSpec]:
+    """The model's stacks of blocks with attention: itself, or those within it."""
+    return [part for _, part in walk(model) if isinstance(part, TowerSpec)]
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_sizes(name: str) -> None:
+    full = compose_job([f"model={name}", "stage=describe"]).job
+    small = compose_job([f"model={name}", "stage=describe", "toy=true"]).job
+    assert small.model.vocab_size <= 512
+    assert small.data.seq_len <= small.model.max_positions <= 64
+    assert type(small.model) is type(full.model)
 
 
 @pytest.mark.parametrize("name", options("model"))
 def test_ratios(name: str) -> None:
-    full = compose_job([f"model={name}"]).job
-    small = compose_job([f"model={name}", "toy=true"]).job
-    a, b = full.model, small.model
-    assert (a.attention.n_kv_heads is None) == (b.attention.n_kv_heads is None)
-    if a.attention.n_kv_heads is not None:
-        assert b.attention.n_heads / b.attention.n_kv_heads == a.attention.n_heads / a.attention.n_kv_heads
-    assert b.ffn.hidden / b.dim == pytest.approx(a.ffn.hidden / a.dim, abs=0.5 / b.dim)
-    assert b.dim % b.attention.n_heads == 0
-    assert b.attention.head_width(b.dim) % 2 == 0
-    assert b.n_layers == 2
-    assert 300 <= b.vocab_size <= 512
-    assert small.data.seq_len <= b.max_positions <= 64
-    assert type(a.norm) is type(b.norm)
-    assert a.head == b.head
-    assert b.dim <= 128
+    full = compose_job([f"model={name}", "stage=describe"]).job.model
+    small = compose_job([f"model={name}", "stage=describe", "toy=true"]).job.model
+    for a, b in zip(stacks(full), stacks(small), strict=True):
+        wide, narrow = getattr(a, "dim", full.dim), getattr(b, "dim", small.dim)
+        assert type(a.attention) is type(b.attention)
+        shared = [getattr(stack.attention, "n_kv_heads", None) for stack in (a, b)]
+        assert (shared[0] is None) == (shared[1] is None)
+        if shared[0] is not None:
+            assert b.attention.n_heads / shared[1] == a.attention.n_heads / shared[0]
+        assert b.ffn.hidden / narrow == pytest.approx(a.ffn.hidden / wide, abs=0.5 / narrow)
+        assert b.attention.head_width(narrow) >= 2
+        assert b.n_layers == max(2, len(b.pattern))
+        assert b.repeats() == 1 if a.repeats() == 1 else b.repeats() == 2
+        assert type(a.norm) is type(b.norm)
+        assert narrow <= max(128, 2 * b.attention.n_heads)
+    if hasattr(full, "head"):
+        width = {"width": small.head.width} if hasattr(full.head, "width") else {}
+        assert dataclasses.replace(full.head, **width) == small.head
 
 
 def test_pure_and_done_once() -> None:
