@@ -43,6 +43,7 @@ from llmfactory.checkpoint.tensors import (
     model_tensors,
     optimizer_tensors,
     size_in_bytes,
+    without,
 )
 from llmfactory.core.errors import UserError
 from llmfactory.parallel.mesh import World
@@ -204,11 +205,14 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World) -> No
         _read(path, {**tensors, **room}, no_dist=world.size == 1)
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Only the weights, into a plain model; each process reads them for itself. Names and shapes must match exactly."""
+def load_weights(path: Path, model: nn.Module, new: str | None = None) -> None:
+    """Only the weights, into a plain model; each process reads them for itself. Names and shapes must match exactly.
+
+    `new`: beginning of the names of a part that is not the checkpoint's: it is left alone.
+    """
     state = _verified(path, None)
-    tensors = model_tensors(model)
-    _insist_same(path, tensors, state["tensors"])
+    tensors = without(model_tensors(model), new)
+    _insist_same(path, tensors, without(state["tensors"], new))
     with _quiet():
         _read(path, tensors, no_dist=True)
 

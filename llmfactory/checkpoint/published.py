@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmfactory.checkpoint.names.published import Published
 from llmfactory.checkpoint.names.translate import to_ours, to_theirs
-from llmfactory.checkpoint.tensors import describe, differences, model_tensors
+from llmfactory.checkpoint.tensors import describe, differences, model_tensors, without
 from llmfactory.core.errors import UserError
 from llmfactory.core.gguf_file import package
 from llmfactory.core.safetensors_file import Stored
@@ -30,13 +30,17 @@ SLAB = 1 << 22
 
 
 @torch.no_grad()
-def load_published(published: Published, model: Skeleton) -> None:
-    """Fill the model. Raises UserError with every tensor that does not fit, before anything is read."""
+def load_published(published: Published, model: Skeleton, new: str | None = None) -> None:
+    """Fill the model. Raises UserError with every tensor that does not fit, before anything is read.
+
+    `new`: beginning of the names of a part that is not the published one: it is left alone.
+    """
     check_shapes(published)
-    room = model_tensors(model)
-    _insist_same(published, room)
+    room = without(model_tensors(model), new)
+    _insist_same(published, room, new)
     for name, tensor in tensors_of(published):
-        room[name].copy_(tensor)
+        if name in room:
+            room[name].copy_(tensor)
     for name, stored in published.tied.items():
         if not torch.equal(_read(stored).to(room["embedding.weight"]), room["embedding.weight"]):
             raise UserError(f"{published.path}: {name} differs from the embedding, though its config ties the two")
@@ -54,10 +58,10 @@ def tensors_of(published: Published) -> Iterator[tuple[str, Tensor]]:
     return to_ours(published.family.entries(published.spec), lambda name: read(published, name))
 
 
-def _insist_same(published: Published, room: Mapping[str, Tensor]) -> None:
+def _insist_same(published: Published, room: Mapping[str, Tensor], new: str | None = None) -> None:
     """The command line may have changed the model that the file describes."""
     with torch.device("meta"):
-        described = describe(model_tensors(published.spec.build()))
+        described = describe(without(model_tensors(published.spec.build()), new))
     if lines := differences(room, described):
         raise UserError(f"{published.path} does not fit the model:\n  " + "\n  ".join(_first(lines)))
 

@@ -7,13 +7,14 @@ A model's tensors go by their own names (`blocks.0.ffn.up.weight`); optimizer st
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 PREFIX = "optimizer."
+T = TypeVar("T")
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -67,6 +68,11 @@ def describe(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
 def size_in_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the whole tensors, over all processes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def without(tensors: Mapping[str, T], beginning: str | None) -> dict[str, T]:
+    """All but those whose names begin so."""
+    return {name: tensor for name, tensor in tensors.items() if beginning is None or not name.startswith(beginning)}
 
 
 def differences(model: Mapping[str, Tensor], saved: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -23,7 +23,7 @@ from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import stem, walk
 from llmfactory.data.spec import Labelled
 from llmfactory.data.task.spec import task_of
-from llmfactory.data.tokenizer.spec import ByteBpe, Bytes
+from llmfactory.data.tokenizer.spec import ByteBpe, Bytes, WordLevel
 from llmfactory.launch.spec import Local
 from llmfactory.model.ffn.spec import BalanceOver, MoeSpec
 from llmfactory.model.position.spec import Learned2d, Rope2d
@@ -98,7 +98,7 @@ def ids_fit_the_model(job: Job) -> Iterator[Problem]:
     tokenizer, size = job.data.tokenizer, job.model.vocab_size
     special = len(job.stage.objective.specials()) if isinstance(job.stage, TrainingSpec) else 0
     besides = f", {special} of them for special tokens of {stem(type(job.stage.objective))}" if special else ""
-    if isinstance(tokenizer, ByteBpe) and tokenizer.vocab_size is not None and tokenizer.vocab_size + special > size:
+    if isinstance(tokenizer, (ByteBpe, WordLevel)) and tokenizer.vocab_size is not None and tokenizer.vocab_size + special > size:
         reason = f"the model has an embedding for {size} ids only (model.vocab_size){besides}"
         yield Problem("data.tokenizer.vocab_size", tokenizer.vocab_size, reason, "data.tokenizer.vocab_size=null")
     if isinstance(tokenizer, (ByteBpe, Bytes)) and size < BYTES + special:

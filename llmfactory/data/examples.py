@@ -14,10 +14,10 @@ from llmfactory.data.source.document import Drops
 from llmfactory.data.source.files import BadLines, digest, lines, resolve
 from llmfactory.data.spec import Labelled
 from llmfactory.data.task.task import BadRecord, ExampleRows, Record, Row, Task
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, load
+from llmfactory.data.tokenizer.tokenizer import Tokenizer
 
 LABELS = "labels.json"
-"""Names of the classes, by number, in a checkpoint's tokenizer folder."""
+"""Names of the classes, by number, beside a checkpoint's tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Examples:
             (folder / LABELS).write_text(json.dumps(self.task.labels, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_examples(spec: Labelled, vocab_size: int, trained: Path | None = None) -> Examples:
-    """`trained`: tokenizer folder of the checkpoint that the model comes from; its tokenizer and classes are used.
+def read_examples(spec: Labelled, vocab_size: int, labels: Sequence[str] | None = None) -> Examples:
+    """`labels`: the classes that a model was trained with, by number; None: those of the examples, in alphabetical order.
 
     Raises UserError: a file that is missing, a record that is none, nothing to train on.
     """
@@ -57,13 +57,10 @@ def read_examples(spec: Labelled, vocab_size: int, trained: Path | None = None) 
         parts = _split(parts["train"], spec.held_out)
     if not parts["train"]:
         raise UserError(f"data.files={spec.files} hold no example to train on")
-    known = None if trained is None else saved_labels(trained)
-    task.labels = known or sorted({name for part in parts.values() for record in part for name in task.classes(record)})
-    if trained is None:
-        texts = [text for record in parts["train"] for text in task.texts(record)]
-        tokenizer = spec.tokenizer.build(vocab_size).make(texts)
-    else:
-        tokenizer = load(trained)
+    found = {name for part in parts.values() for record in part for name in task.classes(record)}
+    task.labels = sorted(found) if labels is None else list(labels)
+    texts = [text for record in parts["train"] for text in task.texts(record)]
+    tokenizer = spec.tokenizer.build(vocab_size).make(texts)
     try:
         rows = {
             name: [row for number, record in enumerate(part) for row in task.rows(number, record, tokenizer, spec.seq_len)]

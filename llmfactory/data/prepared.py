@@ -38,6 +38,15 @@ class Prepared:
     fresh: bool
     """True: made now; False: found in the cache."""
 
+    @property
+    def name(self) -> str:
+        """Hash of everything that it depends on."""
+        return self.folder.name
+
+    def save(self, folder: Path) -> None:
+        """What a checkpoint keeps of it: the tokenizer."""
+        self.tokenizer.save(folder)
+
     def held_out_text(self, index: int) -> str:
         """Text of a held-out document."""
         return self.tokenizer.decode(self.held_out.document(index))

@@ -21,7 +21,7 @@ from llmfactory.run.display import Display
 from llmfactory.run.environment import environment
 from llmfactory.run.fit import Fitted, attach
 from llmfactory.stage.initial import fill
-from llmfactory.stage.rows import task_rows
+from llmfactory.stage.rows import Data, task_rows
 from llmfactory.stage.spec import TrainingSpec
 from llmfactory.tracking.tracker import Tracker
 
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def count(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Display) -> Fitted:
+def count(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display) -> Fitted:
     """The model of `job` fitted to `data`, in `folder/checkpoints`; what a run before has counted is taken from there."""
     assert isinstance(job.stage, TrainingSpec)
     assert isinstance(job.parallel, Mesh)
+    assert isinstance(data, Prepared)  # a rule: labelled examples are not counted
     model = job.model.build()
     assert isinstance(model, Counted)
     checkpoint, seconds = io.latest(folder / "checkpoints"), 0.0

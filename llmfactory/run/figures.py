@@ -19,6 +19,8 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     row("perplexity", "perplexity", ",.2f", "per token")
     marks = ", ".join(f"{name} {result[key]:.3f}" for name, key in COMPRESSORS.items() if result.get(key) is not None)
     row("bits per byte", "bits_per_byte", ".3f", f"beside {marks}" if marks else "")
+    for key, (what, form, remark) in TASKS.items():
+        row(what, key, form, remark)
     row("tokens/s", "tokens_per_second", ",.0f")
     if result.get("mfu") is not None:
         rows.append(
@@ -40,5 +42,19 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+TASKS = {
+    "accuracy": ("accuracy", ".2%", ""),
+    "macro_f1": ("macro-F1", ".2%", "mean over classes"),
+    "f1": ("F1", ".2%", ""),
+    "precision": ("precision", ".2%", "of whole entities"),
+    "recall": ("recall", ".2%", "of whole entities"),
+    "exact_match": ("exact match", ".2%", ""),
+    "bleu": ("BLEU", ".2f", ""),
+    "chrf": ("chrF", ".2f", ""),
+    "rouge1": ("ROUGE-1", ".4f", "F-measure"),
+    "rouge2": ("ROUGE-2", ".4f", "F-measure"),
+    "rougeL": ("ROUGE-L", ".4f", "F-measure"),
+}
+"""What is measured on labelled examples (stage/score.py)."""
 COMPRESSORS = {"gzip -9": "gzip_bits_per_byte", "xz -9": "xz_bits_per_byte"}
 """Shown name and key of each compressor's figure on the same held-out text."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,6 @@ from llmfactory.checkpoint.tensors import model_tensors
 from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.data.loader import StepLoader, held_out_batches
-from llmfactory.data.prepared import Prepared
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.skeleton import Skeleton
@@ -49,9 +48,9 @@ from llmfactory.run.progress import Progress
 from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
 from llmfactory.run.watching import Watching
-from llmfactory.stage.initial import checkpoint_of, fill
+from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
 from llmfactory.stage.pretrain import PretrainStage
-from llmfactory.stage.rows import task_rows
+from llmfactory.stage.rows import Data, task_rows
 from llmfactory.stage.spec import Pretrain, TrainingSpec
 from llmfactory.tracking.tracker import Tracker
 
@@ -83,7 +82,7 @@ class Fitted:
     """The last checkpoint."""
 
 
-def fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Display) -> Fitted:
+def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display) -> Fitted:
     """Train `job` on `data`; called by every process of the job. Checkpoints stand in `folder/checkpoints`.
 
     Raises:
@@ -97,7 +96,7 @@ def fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Displ
         return _fit(job, data, folder, tracker, display, world)
 
 
-def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Display, world: World) -> Fitted:
+def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, world: World) -> Fitted:
     spec = job.trainer
     checkpoints = folder / "checkpoints"
     resume = world.broadcast(io.latest(checkpoints))
@@ -118,8 +117,8 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
 
     assert isinstance(job.stage, TrainingSpec)
     objective = job.stage.objective.build()
-    rows = task_rows(job, objective, data, data.train)
-    held_out = task_rows(job, objective, data, data.held_out)
+    rows = task_rows(job, objective, data, "train")
+    held_out = task_rows(job, objective, data, "held_out")
     loader = StepLoader(
         rows,
         batch_size=spec.batch_size,
@@ -138,7 +137,7 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
         size = min(spec.batch_size, (spec.micro_batch_size or spec.batch_size) * world.data_size)
         return held_out_batches(held_out, batch_size=size, rank=world.data_rank, world=world.data_size, limit=limit)
 
-    stage = build_stage(job, rows.isolated, fresh=resume is None)
+    stage = build_stage(job, rows.isolated, fresh=resume is None, note=display.note)
     formats = job.precision.build(world.device.type)
     strategy = MeshStrategy(
         world,
@@ -182,13 +181,13 @@ def _fit(job: Job, data: Prepared, folder: Path, tracker: Tracker, display: Disp
     )
 
 
-def attach(job: Job, data: Prepared, path: Path) -> None:
+def attach(job: Job, data: Data, path: Path) -> None:
     """What travels along with a checkpoint."""
-    data.tokenizer.save(path / "tokenizer")
+    data.save(path / "tokenizer")
     write_yaml(path / "config.yaml", to_plain(job))
 
 
-def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
+def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[str], None] = lambda text: None) -> PretrainStage:
     """The stage with its first weights: those of `init`, or random ones. Not `fresh`: a checkpoint will fill them."""
     assert isinstance(job.stage, Pretrain)
     model = job.model.build()
@@ -197,7 +196,12 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True) -> PretrainStage:
     decays = {name: declared.decay for name, declared in declarations(model).items()}
     job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
     if fresh and job.init is not None:
-        fill(model, checkpoint_of(job, "starting"))
+        checkpoint = checkpoint_of(job, "starting")
+        new_head = has_new_head(model, checkpoint)
+        if new_head:
+            initialize(model, job.seed)
+            note(f"the head starts anew: {checkpoint} has another one")
+        fill(model, checkpoint, HEAD if new_head else None)
     elif fresh:
         initialize(model, job.seed)
     job.peft.apply(model)

@@ -11,12 +11,11 @@ from typing import Any
 from llmfactory.checkpoint.io import latest
 from llmfactory.config.spec import Job, Resume
 from llmfactory.core.errors import UserError
-from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.inference.generate import generate
 from llmfactory.inference.sampler import Sampling
 from llmfactory.model.count import parameters, train_flops_per_token
-from llmfactory.model.skeleton import Counted, Skeleton
+from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.plugin import MeshPrecision
@@ -26,9 +25,9 @@ from llmfactory.run.environment import environment
 from llmfactory.run.fit import Fitted, fit
 from llmfactory.run.folder import read_result, write_result
 from llmfactory.run.peak import matmul_peak
-from llmfactory.stage.evaluate import compressor_figures, measure
-from llmfactory.stage.initial import checkpoint_of, corpus_for
-from llmfactory.stage.rows import task_rows
+from llmfactory.stage.evaluate import compressor_figures, held_out_figures
+from llmfactory.stage.initial import checkpoint_of
+from llmfactory.stage.rows import Data, read_data
 from llmfactory.stage.spec import TrainingSpec
 from llmfactory.tracking.none import NoTracker
 
@@ -51,7 +50,7 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
         display = make_display(job.trainer.progress, world.rank)
         try:
             data = prepare_in_turn(job, folder, world, display)
-            here["data"] = data.folder.name
+            here["data"] = data.name
             if world.rank == 0:
                 insist_same_data(job, folder, data)
                 write_result(folder, {"name": config["name"], "stage": config["stage"]["type"], "status": "running", **here})
@@ -84,25 +83,25 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     return result
 
 
-def insist_same_data(job: Job, folder: Path, data: Prepared) -> None:
+def insist_same_data(job: Job, folder: Path, data: Data) -> None:
     """A run that goes on must go on with the text that it began with; files may have changed under the same config."""
     before = (read_result(folder) or {}).get("data")
-    if before in (None, data.folder.name) or job.resume is Resume.changed or latest(folder / "checkpoints") is None:
+    if before in (None, data.name) or job.resume is Resume.changed or latest(folder / "checkpoints") is None:
         return
     raise UserError(
         f"the files behind data, or the way of preparing them, have changed since {folder} was begun (prepared data {before} "
-        f"then, {data.folder.name} now): give another name=, or resume=changed to go on with the new text"
+        f"then, {data.name} now): give another name=, or resume=changed to go on with the new text"
     )
 
 
-def prepare_in_turn(job: Job, folder: Path, world: World, display: Display) -> Prepared:
+def prepare_in_turn(job: Job, folder: Path, world: World, display: Display) -> Data:
     """Rank 0 prepares and shows how far it is; the others wait for its lock, however long that takes, and read.
 
     They are let go as soon as rank 0 holds the lock: waiting in a collective operation would run into its time limit.
     """
-    corpus = job.data
+    checkpoint = None
     if job.init is not None:  # a run that goes on has its own copy of the tokenizer
-        corpus = corpus_for(corpus, latest(folder / "checkpoints") or checkpoint_of(job, "starting"))
+        checkpoint = latest(folder / "checkpoints") or checkpoint_of(job, "starting")
     waiting = world.size > 1
 
     def let_go() -> None:
@@ -119,31 +118,30 @@ def prepare_in_turn(job: Job, folder: Path, world: World, display: Display) -> P
     specials = job.stage.objective.specials()
     if world.rank != 0:
         let_go()
-        return prepare(corpus, job.model.vocab_size, specials=specials)
-    data = prepare(corpus, job.model.vocab_size, progress, specials=specials)
+        return read_data(job, checkpoint, specials)
+    data = read_data(job, checkpoint, specials, progress)
     let_go()
     display.stop()
     return data
 
 
-def figures_of(job: Job, fitted: Fitted, data: Prepared, world: World) -> dict[str, Any]:
+def figures_of(job: Job, fitted: Fitted, data: Data, world: World) -> dict[str, Any]:
     """What the end table and the report show."""
     assert isinstance(job.stage, TrainingSpec)
     objective = job.stage.objective.build()
     precision = job.precision.build(world.device.type)
     found: dict[str, Any] = {"parameters": parameters(fitted.model), "tokens_per_second": fitted.tokens_per_second}
-    rows = task_rows(job, objective, data, data.held_out)
-    if len(rows):
-        at_once = (job.trainer.micro_batch_size or EVALUATION_ROWS) * world.data_size
-        found |= measure(fitted.model, objective, rows, precision, world, at_once).figures(data.held_out_bytes)
-        found |= compressor_figures(data) if objective.likelihood and world.rank == 0 else {}
-    if isinstance(fitted.model, Counted):
-        found["parameters"] = fitted.model.size
-    elif job.model.graph != "encoder_decoder":  # its two sides see different numbers of tokens a second
+    at_once = job.trainer.micro_batch_size or EVALUATION_ROWS
+    found |= held_out_figures(job, fitted.model, objective, data, precision, world, at_once)
+    if isinstance(data, Prepared) and objective.likelihood and found.get("held_out_loss") is not None and world.rank == 0:
+        found |= compressor_figures(data)
+    # Counting and looking vectors up make no matrix products; the two sides of an encoder-decoder see different numbers of
+    # tokens a second.
+    if job.model.graph not in ("counts", "words", "encoder_decoder"):
         peak = sum(world.gather(matmul_peak(world.device, precision.products or precision.weights)))
         flops = train_flops_per_token(job.model, job.data.seq_len) * fitted.tokens_per_second
         found |= {"peak_flops": peak, "mfu": flops / peak}
-    if job.trainer.sample and objective.continues and world.rank == 0:
+    if job.trainer.sample and objective.continues and isinstance(data, Prepared) and world.rank == 0:
         found["sample"] = sample(job, fitted.model, data, precision)
     return found
 

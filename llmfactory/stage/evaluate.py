@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 
-from llmfactory.config.initial import CONFIG
-from llmfactory.config.plain import spec_from_plain
-from llmfactory.config.register import packages
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem, UserError
+from llmfactory.core.spec import stem
+from llmfactory.data.examples import Examples
 from llmfactory.data.loader import held_out_batches
 from llmfactory.data.marks import prepared_marks
-from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
+from llmfactory.data.spec import Labelled
+from llmfactory.data.task.spec import task_of
 from llmfactory.model.count import parameters
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import ModelSpec
@@ -31,10 +30,11 @@ from llmfactory.objective.objective import Objective
 from llmfactory.objective.spec import ObjectiveSpec, answers_of, natural
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.spec import Mesh
-from llmfactory.stage.initial import checkpoint_of, corpus_for, load_model
+from llmfactory.stage.initial import checkpoint_of, load_model, saved_spec
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.pretrain import Root
-from llmfactory.stage.rows import task_rows
+from llmfactory.stage.rows import Data, read_data, task_rows
+from llmfactory.stage.score import score
 from llmfactory.stage.spec import Evaluate
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class Measure:
     def loss(self) -> float:
         return sum(total / self.counts[name] for name, total in self.sums.items())
 
-    def figures(self, text_bytes: int) -> dict[str, Any]:
-        """`text_bytes`: UTF-8 bytes of the held-out text.
+    def figures(self, text_bytes: int | None) -> dict[str, Any]:
+        """`text_bytes`: UTF-8 bytes of the held-out text; None: its tokens do not stand for all of it.
 
         Perplexity and bits per byte are of text only where the loss is the likelihood of all of it; a loss of hidden or
         missing tokens is no such thing, and is given with its own unit.
@@ -65,7 +65,8 @@ class Measure:
         found: dict[str, Any] = {"held_out_loss": self.loss, "loss_unit": self.objective.unit}
         if self.objective.likelihood:
             found["perplexity"] = math.exp(min(self.loss, 700.0))
-            found["bits_per_byte"] = self.sums["loss"] / math.log(2) / text_bytes
+            if text_bytes is not None:
+                found["bits_per_byte"] = self.sums["loss"] / math.log(2) / text_bytes
         if len(self.sums) > 1:
             found |= {f"held_out_{name}": total / self.counts[name] for name, total in self.sums.items()}
         return found
@@ -91,6 +92,29 @@ def measure(
     return Measure(dict(zip(sums, totals, strict=False)), dict(zip(counts, totals[len(sums) :], strict=True)), plain)
 
 
+def held_out_figures(
+    job: Job,
+    model: Skeleton,
+    objective: Objective,
+    data: Data,
+    precision: MeshPrecision,
+    world: World,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Of all that is held out, the figures of labelled examples' task among them; nothing is held out: none.
+
+    `batch_size`: rows of a process that go through the model at once.
+    """
+    rows = task_rows(job, objective, data, "held_out")
+    if not len(rows):
+        return {}
+    found = measure(model, objective, rows, precision, world, batch_size * world.data_size)
+    figures = found.figures(data.held_out_bytes if isinstance(data, Prepared) and data.tokenizer.lossless else None)
+    if isinstance(data, Examples):
+        figures |= score(model, data, job.data.seq_len, precision, world, batch_size)
+    return figures
+
+
 def compressor_figures(data: Prepared) -> dict[str, float]:
     """Bits per byte of general compressors that have seen the training text, on the same held-out text."""
     return {f"{name}_bits_per_byte": mark for name, mark in prepared_marks(data).items()}
@@ -98,16 +122,9 @@ def compressor_figures(data: Prepared) -> dict[str, float]:
 
 def objective_of(checkpoint: Path, model: ModelSpec) -> ObjectiveSpec:
     """What a checkpoint of ours was trained on; of a published model, what its kind of model is trained on."""
-    path = checkpoint / CONFIG
-    if path.is_file():
-        try:
-            saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-            names = packages(plugins=saved.get("plugins") or ())
-            spec = spec_from_plain(saved["stage"]["objective"], ObjectiveSpec, names, "stage.objective")
-        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ConfigError) as error:
-            raise UserError(f"{path} does not say what the model was trained on: {error}") from error
-        assert isinstance(spec, ObjectiveSpec)
-        return spec
+    saved = saved_spec(checkpoint, ObjectiveSpec, "stage", "objective")
+    if saved is not None:
+        return saved
     found = natural(model.graph, answers_of(model))
     if found is None:
         raise UserError(f"no objective measures a model of kind {model.graph!r} whose head says {answers_of(model)!r}")
@@ -129,11 +146,17 @@ class EvaluateJob(StageJob):
         with open_world(job.parallel, device_type(job.trainer.device)) as world:
             spec = objective_of(checkpoint, job.model)
             objective = spec.build()
-            data = prepare(corpus_for(job.data, checkpoint), job.model.vocab_size, specials=spec.specials())
+            kind = job.data.task.kind if isinstance(job.data, Labelled) else None
+            if kind != (spec.answers if spec.labelled else None):
+                wanted = f"examples (data=examples data/task={task_of(spec.answers)})" if spec.labelled else "running text"
+                raise UserError(
+                    f"{checkpoint} was trained on {stem(type(spec))}, which is measured on {wanted}: choose other data="
+                )
+            data = read_data(job, checkpoint, spec.specials())
             precision = job.precision.build(world.device.type)
             model = load_model(job, checkpoint, precision, world, objective)
-            rows = task_rows(job, objective, data, data.held_out)
-            if not len(rows):
+            figures = held_out_figures(job, model, objective, data, precision, world, self.spec.batch_size)
+            if not figures:
                 raise ConfigError(
                     [
                         Problem(
@@ -144,8 +167,7 @@ class EvaluateJob(StageJob):
                         )
                     ]
                 )
-            found = measure(model, objective, rows, precision, world, self.spec.batch_size * world.data_size)
-            figures = {**found.figures(data.held_out_bytes), "parameters": parameters(model)}
-            marked = self.spec.compressors and objective.likelihood and world.rank == 0
-            marks = compressor_figures(data) if marked else {}
+            figures["parameters"] = parameters(model)
+            marked = self.spec.compressors and objective.likelihood and isinstance(data, Prepared) and world.rank == 0
+            marks = compressor_figures(data) if marked else {}  # type: ignore[arg-type]
         return {"checkpoint": str(checkpoint), **figures, **marks}

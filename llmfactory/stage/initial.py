@@ -8,20 +8,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
+
+import torch
+import yaml  # type: ignore[import-untyped]
 
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.names.published import GGUF, is_published, open_published
 from llmfactory.checkpoint.published import load_published
+from llmfactory.config.initial import CONFIG
+from llmfactory.config.plain import spec_from_plain
+from llmfactory.config.register import packages
 from llmfactory.config.spec import Job
-from llmfactory.core.errors import ConfigError, Problem
-from llmfactory.data.spec import Corpus
+from llmfactory.core.errors import ConfigError, Problem, UserError
+from llmfactory.core.spec import Spec
+from llmfactory.data.spec import DataSpec
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.spec import Bytes, GgufFile, HfFile, TokenizerSpec
 from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, load
 from llmfactory.model.skeleton import Skeleton
+from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.objective import Objective
 from llmfactory.parallel.mesh import World
 from llmfactory.precision.plugin import MeshPrecision
+
+D = TypeVar("D", bound=DataSpec)
+S = TypeVar("S", bound=Spec)
 
 
 def checkpoint_of(job: Job, need: str) -> Path:
@@ -32,13 +44,52 @@ def checkpoint_of(job: Job, need: str) -> Path:
     return path if is_published(path) else io.find(path)
 
 
-def fill(model: Skeleton, checkpoint: Path) -> None:
-    """The weights of a checkpoint into a plain model, in the model's own format."""
+HEAD = "head."
+"""Names of a head's tensors begin so."""
+
+
+def fill(model: Skeleton, checkpoint: Path, new: str | None = None) -> None:
+    """The weights of a checkpoint into a plain model, in the model's own format.
+
+    `new`: beginning of the names of a part that is not the checkpoint's: it is left alone.
+    """
     if is_published(checkpoint):
-        load_published(open_published(checkpoint), model)
+        load_published(open_published(checkpoint), model, new)
     else:
         model.make_room(io.read_state(checkpoint)["tensors"])
-        io.load_weights(checkpoint, model)
+        io.load_weights(checkpoint, model, new)
+
+
+def has_new_head(model: Skeleton, checkpoint: Path) -> bool:
+    """Whether the model has another head than the checkpoint: it will answer other questions, and starts anew."""
+    if is_published(checkpoint):
+        before: ModelSpec | None = open_published(checkpoint).spec
+    else:
+        before = saved_spec(checkpoint, ModelSpec, "model")
+    if before is None:
+        return False
+    with torch.device("meta"):
+        old = before.build()
+    kinds = [type(getattr(spec, "head", None)) for spec in (model.spec, before)]
+    shapes = [{name: w.shape for name, w in one.named_parameters() if name.startswith(HEAD)} for one in (model, old)]
+    return kinds[0] is not kinds[1] or shapes[0] != shapes[1]
+
+
+def saved_spec(checkpoint: Path, declared: type[S], *place: str) -> S | None:
+    """A part of the config that a checkpoint of ours carries; None: it carries none."""
+    path = checkpoint / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        names = packages(plugins=saved.get("plugins") or ())
+        for key in place:
+            saved = saved[key]
+        found = spec_from_plain(saved, declared, names, ".".join(place))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise UserError(f"{path} does not say {' '.join(place)}: {error}") from error
+    assert isinstance(found, declared)
+    return found
 
 
 def load_model(
@@ -72,6 +123,6 @@ def tokenizer_of(checkpoint: Path) -> TokenizerSpec:
     return Bytes() if isinstance(kept, ByteTokenizer) else HfFile(file=str(checkpoint / FOLDER))
 
 
-def corpus_for(corpus: Corpus, checkpoint: Path) -> Corpus:
-    """The corpus, read with the checkpoint's tokenizer."""
-    return replace(corpus, tokenizer=tokenizer_of(checkpoint))
+def data_for(data: D, checkpoint: Path) -> D:
+    """The data, read with the checkpoint's tokenizer."""
+    return replace(data, tokenizer=tokenizer_of(checkpoint))

@@ -1,23 +1,68 @@
-"""The rows that a stage trains or measures on: those of the data, made into the objective's task."""
+"""The data of a job, and the rows that it trains or measures on: those of the data, made into the objective's task."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmfactory.checkpoint.names.published import is_published
 from llmfactory.config.spec import Job
+from llmfactory.core.errors import UserError
+from llmfactory.core.special import Special
 from llmfactory.data.corruption.corruption import CorruptedRows
 from llmfactory.data.corruption.vocabulary import Vocabulary
+from llmfactory.data.examples import Examples, read_examples, saved_labels
+from llmfactory.data.prepare import prepare
+from llmfactory.data.prepared import Prepared
+from llmfactory.data.spec import Corpus, Labelled
+from llmfactory.data.tokenizer.tokenizer import FOLDER
+from llmfactory.model.head.spec import Classifier, TokenClassifier
+from llmfactory.stage.initial import data_for
 
 if TYPE_CHECKING:
     from llmfactory.data.pack.rows import Rows
-    from llmfactory.data.prepared import Prepared
-    from llmfactory.data.tokens import TokenFile
     from llmfactory.objective.objective import Objective
 
+Data = Prepared | Examples
 
-def task_rows(job: Job, objective: Objective, data: Prepared, part: TokenFile) -> Rows:
-    """Rows of one part of the data. Read, they are those of every run; drawn, they depend on the job's seed."""
-    corruption = objective.corruption(Vocabulary(job.model.vocab_size, data.tokenizer), job.data.seq_len)
+
+def read_data(
+    job: Job,
+    checkpoint: Path | None,
+    specials: Sequence[Special],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Data:
+    """`checkpoint`: where the model's weights come from, whose tokenizer and classes are used; None: the model is new."""
+    spec = job.data if checkpoint is None else data_for(job.data, checkpoint)
+    if isinstance(spec, Labelled):
+        known = None if checkpoint is None or is_published(checkpoint) else saved_labels(checkpoint / FOLDER)
+        examples = read_examples(spec, job.model.vocab_size, known)
+        check_classes(job, examples)
+        return examples
+    assert isinstance(spec, Corpus)
+    told = {} if progress is None else {"progress": progress}
+    return prepare(spec, job.model.vocab_size, specials=specials, **told)
+
+
+def check_classes(job: Job, examples: Examples) -> None:
+    """The head has a number for each class."""
+    head, labels = getattr(job.model, "head", None), examples.task.labels
+    if isinstance(head, (Classifier, TokenClassifier)) and head.n_classes < len(labels):
+        shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+        raise UserError(
+            f"the examples have {len(labels)} classes ({shown}), the head only {head.n_classes}: "
+            f"model.head.n_classes={len(labels)}"
+        )
+
+
+def task_rows(job: Job, objective: Objective, data: Data, part: str) -> Rows:
+    """Rows of `train` or `held_out`. Read, they are those of every run; drawn, they depend on the job's seed."""
+    if isinstance(data, Examples):
+        return data.of(part, job.data.seq_len)
+    assert isinstance(job.data, Corpus)
+    tokens = data.train if part == "train" else data.held_out
+    corruption = objective.corruption(Vocabulary(job.model.vocab_size, data.tokenizer, data.train), job.data.seq_len)
     if corruption is None:
-        return job.data.pack.build(part, job.data.seq_len)
-    return CorruptedRows(job.data.pack.build(part, corruption.raw_length), corruption, job.seed)
+        return job.data.pack.build(tokens, job.data.seq_len)
+    return CorruptedRows(job.data.pack.build(tokens, corruption.raw_length), corruption, job.seed)

@@ -57,11 +57,11 @@ def test_class_names_stay_with_the_checkpoint(file, tmp_path):
     assert saved_labels(tmp_path / "tokenizer") == ["maybe", "no", "yes"]
     only = tmp_path / "only.jsonl"
     only.write_text(json.dumps({"text": "x", "label": "yes"}) + "\n")
-    later = read_examples(spec(only, held_out=0.0), 300, tmp_path / "tokenizer")
+    later = read_examples(spec(only, held_out=0.0), 300, saved_labels(tmp_path / "tokenizer"))
     assert later.rows["train"][0].fields["labels"] == [2]
     only.write_text(json.dumps({"text": "x", "label": "other"}) + "\n")
     with pytest.raises(UserError, match="'other' is not one of the model's: maybe, no, yes"):
-        read_examples(spec(only, held_out=0.0), 300, tmp_path / "tokenizer")
+        read_examples(spec(only, held_out=0.0), 300, saved_labels(tmp_path / "tokenizer"))
     assert saved_labels(tmp_path) is None
 
 

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, at_least
+from llmfactory.core.spec import Spec, at_least, stem
 
 if TYPE_CHECKING:
     from llmfactory.data.task.task import Task
@@ -121,3 +121,8 @@ class Rewrite(TaskSpec):
         from llmfactory.data.task.rewrite import Rewriting
 
         return Rewriting(self)
+
+
+def task_of(kind: str) -> str:
+    """The option of data/task of a kind."""
+    return next(stem(cls) for cls in (Classify, Tag, Answer, Rewrite) if cls.kind == kind)
