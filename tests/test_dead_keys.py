@@ -45,6 +45,7 @@ NGRAM = ["model=neural_ngram_tiny", "model.vocab_size=300", "model.dim=16", "mod
 XL = [*LLAMA, "model/attention=relative", "model/position=relative"]
 COSINE = ["optim/schedule=cosine"]
 TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
+WORD_LEVEL, CAPITALS = "data/tokenizer=word_level", ["data=text", "data.source.files=[capitals.txt]", "data.held_out=0.3"]
 LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
 STRETCHED = [*LLAMA, "model.position.theta=20", "model.position.scaling.factor=2"]
 TRAINED = {
@@ -208,8 +209,15 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     **{
         f"model/mixer/mamba.{field}": (MAMBA, f"model.mixer.{field}={value}")
         for field, value in {
-            **{"expand": 3, "state": 5, "conv": 2, "rank": 3, "bias": "true", "conv_bias": "false"},
-            **{"step_min": 0.01, "step_max": 0.5, "step_floor": 0.05},
+            "expand": 3,
+            "state": 5,
+            "conv": 2,
+            "rank": 3,
+            "bias": "true",
+            "conv_bias": "false",
+            "step_min": 0.01,
+            "step_max": 0.5,
+            "step_floor": 0.05,
         }.items()
     },
     "model/mixer/linear_attention.n_heads": (LINEAR, "model.mixer.n_heads=2"),
@@ -264,6 +272,10 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "data/tokenizer/byte_bpe.vocab_size": ([*LLAMA, *TEXT], "data.tokenizer.vocab_size=280"),
     "data/tokenizer/byte_bpe.train_bytes": ([*LLAMA, *TEXT], "data.tokenizer.train_bytes=500"),
     "data/tokenizer/byte_bpe.split": ([*LLAMA, *TEXT], "data.tokenizer.split=gpt2"),
+    "data/tokenizer/word_level.vocab_size": ([*LLAMA, *TEXT, WORD_LEVEL], "data.tokenizer.vocab_size=8"),
+    "data/tokenizer/word_level.min_count": ([*LLAMA, *TEXT, WORD_LEVEL], "data.tokenizer.min_count=150"),
+    "data/tokenizer/word_level.lowercase": ([*LLAMA, *CAPITALS, WORD_LEVEL], "data.tokenizer.lowercase=true"),
+    "data/tokenizer/word_level.train_bytes": ([*LLAMA, *TEXT, WORD_LEVEL], "data.tokenizer.train_bytes=100"),
     "precision/fp16_mixed.init_scale": ([*LLAMA, "precision=fp16_mixed"], "precision.init_scale=1024"),
     "precision/fp16_mixed.growth_interval": ([*LLAMA, "precision=fp16_mixed"], "precision.growth_interval=2"),
     "job.model": (LLAMA, "model=gpt2_tiny"),
@@ -464,6 +476,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory):
         return " ".join(numbers.choice(words) for _ in range(length))
 
     (folder / "corpus.txt").write_text("\n---\n".join(text(150) for _ in range(12)) + "\n", encoding="utf-8")
+    (folder / "capitals.txt").write_text(f"{text(200)}\n\n{text(200)}".replace("the", "The") + text(100), encoding="utf-8")
     (folder / "other.txt").write_text(text(2000), encoding="utf-8")
     for name in ("corpus.jsonl", "other.jsonl"):
         lines = [json.dumps({"text": text(80), "title": text(60)}) for _ in range(20)]

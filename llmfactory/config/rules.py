@@ -246,6 +246,16 @@ def examples_of(answers: str) -> str:
     return f"data=examples data/task={task_of(answers)} data.files=[my.jsonl]"
 
 
+def a_text_is_continued_from_the_left(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, Generate):
+        return
+    graph, says = job.model.graph, answers_of(job.model)
+    if graph == "encoder":
+        yield Problem("stage", "generate", "each token of an encoder sees the whole text, so it continues none", "stage=describe")
+    elif says != "tokens":
+        yield Problem("stage", "generate", f"the model's head says no tokens, but {says}", "stage=describe")
+
+
 def blanks_have_two_positions(job: Job) -> Iterator[Problem]:
     if not isinstance(job.stage, TrainingSpec) or not isinstance(job.stage.objective, BlankInfilling):
         return
@@ -363,6 +373,7 @@ RULES: tuple[Rule, ...] = (
     held_out_text_is_there,
     objective_fits_the_model,
     objective_fits_the_data,
+    a_text_is_continued_from_the_left,
     blanks_have_two_positions,
     generator_can_be_built,
     sample_is_made,

@@ -10,7 +10,7 @@ from typing import Any
 from llmfactory.config.spec import Job
 from llmfactory.core.spec import Spec, walk
 from llmfactory.data.spec import DataSpec
-from llmfactory.data.tokenizer.spec import ByteBpe, HfFile
+from llmfactory.data.tokenizer.spec import ByteBpe, HfFile, WordLevel
 from llmfactory.model.attention.spec import AttentionSpec
 from llmfactory.model.mixer.spec import LinearAttention
 from llmfactory.model.spec import ModelSpec
@@ -59,6 +59,6 @@ def _small(part: Spec, scale: float) -> Spec:
 
 def _fitting(data: DataSpec, model: ModelSpec) -> DataSpec:
     tokenizer = data.tokenizer
-    if isinstance(tokenizer, ByteBpe) and tokenizer.vocab_size is not None:
+    if isinstance(tokenizer, (ByteBpe, WordLevel)) and tokenizer.vocab_size is not None:
         tokenizer = dataclasses.replace(tokenizer, vocab_size=min(tokenizer.vocab_size, model.vocab_size))
     return dataclasses.replace(data, seq_len=min(data.seq_len, model.max_positions), tokenizer=tokenizer)

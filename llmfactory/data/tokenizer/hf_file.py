@@ -25,6 +25,8 @@ class HfTokenizer(Tokenizer):
         inner.no_padding()
         inner.encode_special_tokens = True
         self.inner, self.end_id, self.usage = inner, end_id, usage or between_ends(end_id)
+        model = inner.model
+        self.lossless = getattr(model, "unk_token", None) is None or getattr(model, "byte_fallback", False)
         self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod

@@ -61,6 +61,29 @@ class ByteBpe(TokenizerSpec):
 
 
 @dataclass(kw_only=True, slots=True)
+class WordLevel(TokenizerSpec):
+    """Whole words, the most frequent of the training part of the corpus; white space and rare words are lost."""
+
+    vocab_size: int | None = None
+    """Number of ids at most, the unknown word and the end of a document included; None: the model's vocab_size."""
+    min_count: int = 5
+    """A word that stands less often in the text has no id."""
+    lowercase: bool = False
+    """Whether capital letters are read as small ones."""
+    train_bytes: int = 1_000_000_000
+    """How much text at most, in bytes, words are counted in: a sample of documents spread over the corpus."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 3, "vocab_size")
+        yield from at_least(self, 1, "min_count", "train_bytes")
+
+    def build(self, vocab_size: int, specials: Sequence[Special] = ()) -> TokenizerSource:
+        from llmfactory.data.tokenizer.word_level import WordCounter
+
+        return WordCounter(self, vocab_size - len(specials))
+
+
+@dataclass(kw_only=True, slots=True)
 class Bytes(TokenizerSpec):
     """One id a byte and one for the end of a document: 257 ids, nothing to train."""
 

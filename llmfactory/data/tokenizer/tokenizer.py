@@ -47,6 +47,8 @@ class Tokenizer(ABC):
     """Stands before the first, between two, and after the last document."""
 
     usage: Usage
+    lossless: bool = True
+    """A text comes back from its ids: only then bits per byte can be told from the likelihood of the ids."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]: ...
