@@ -16,7 +16,7 @@ PLACES = {"stage/objective": "objective", "trainer": "run"}
 NO_PACKAGE = {"experiment"}
 """Groups that only combine others."""
 GROUPS = sorted({str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."} - NO_PACKAGE)
-ABSTRACT = {"part", "tracker", "job", "objective", "rows", "document", "tokenizer", "plugin", "frame"}
+ABSTRACT = {"part", "tracker", "job", "objective", "rows", "document", "tokenizer", "plugin", "frame", "writer"}
 """Files that hold an interface or what a group's members share; proven through the members."""
 DIRECTLY = {
     "single": "launch/single runs the worker in place",
@@ -26,6 +26,9 @@ DIRECTLY = {
 
 
 THROUGH = {
+    **dict.fromkeys(("gguf", "hf", "safetensors_writer", "target"), "stage/test_export.py"),
+    **dict.fromkeys(("folder", "gguf_rope"), "checkpoint/names/test_published.py"),
+    **dict.fromkeys(("gguf_metadata", "splits"), "data/tokenizer/test_gguf_file.py"),
     **dict.fromkeys(("arguments", "build", "choices", "defaults", "suggest", "tree", "values"), "config/test_compose.py"),
     "source": "config/test_register.py",
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),

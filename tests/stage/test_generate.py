@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny_published import gguf_file
+
+from llmfactory.checkpoint.names.published import open_published
 from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.data.tokenizer.bytes import ByteTokenizer
+from llmfactory.data.tokenizer.tokenizer import Usage
 from llmfactory.inference.sampler import Sampling
 from llmfactory.stage import generate as generate_module
-from llmfactory.stage.generate import printable
+from llmfactory.stage.generate import printable, prompt_ids
+from llmfactory.stage.initial import load_tokenizer
 from llmfactory.stage.spec import Generate
 
 
@@ -51,6 +61,37 @@ def test_the_options_reach_the_sampler(job, monkeypatch):
         "seed": job.seed,
     }
     assert len(asked["prompts"]) == 2
+
+
+def test_a_question_goes_through_the_chat_template(job, tmp_path, monkeypatch, capsys):
+    """And ends at any of the ids at which the model stops, wherever it came from."""
+    path = gguf_file(tmp_path / "m.gguf")
+    tokenizer = load_tokenizer(path, 320)
+    job = replace(job, init=str(path), model=open_published(path).spec)
+    asked = []
+
+    def fake(model, prompts, on_token, **options):
+        asked.append(tokenizer.decode(prompts[0]))
+        for token in [*tokenizer.encode("some words"), tokenizer.usage.stop_ids[0], *tokenizer.encode("more")]:
+            if on_token(0, token):
+                break
+        return [[]]
+
+    monkeypatch.setattr(generate_module, "generate", fake)
+    assert run(job, prompt="Which words? ", chat=True)["texts"] == ["some words"]
+    assert capsys.readouterr().out == "Which words? \nsome words\n"
+    run(job, prompt="Which?", chat=True, system="Be brief.")
+    run(job, prompt="Which?")
+    assert asked == ["user: Which words?\nassistant:", "system: Be brief.\nuser: Which?\nassistant:", "Which?"]
+    with pytest.raises(ConfigError, match=r"system = 'x': a text that is continued has no system message"):
+        Generate(prompt="x", system="x")
+
+
+@pytest.mark.parametrize(("begin", "text", "expected"), [((7, 8), "a", [7, 8, 65]), ((), "a", [65]), ((), "", [256])])
+def test_a_text_begins_as_the_model_was_taught(begin, text, expected):
+    tokenizer = ByteTokenizer()
+    tokenizer.usage = Usage(begin, (256,))
+    assert prompt_ids(tokenizer, Generate(prompt=text.upper())) == expected
 
 
 def test_what_is_missing_is_named(job, tmp_path):

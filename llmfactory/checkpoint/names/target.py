@@ -12,7 +12,8 @@ from llmfactory.checkpoint.names.family import Family, Inexpressible
 from llmfactory.checkpoint.names.gguf import config_from, metadata_of
 from llmfactory.core.spec import Spec, stem
 from llmfactory.model.attention.spec import AttentionSpec
-from llmfactory.model.spec import ModelSpec, TowerSpec
+from llmfactory.model.spec import ModelSpec
+from llmfactory.model.tower_spec import TowerSpec
 
 TRAINING = {"dropout": 0.0, "depth_scaled_init": True, "init_std": 0.02}
 """Fields that only training looks at, and what they are while nothing is trained."""

@@ -13,10 +13,11 @@ from typing import Any
 
 from llmfactory.core.errors import UserError
 from llmfactory.core.gguf_file import read_gguf
+from llmfactory.core.special import Special
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.spec import GgufFile
 from llmfactory.data.tokenizer.splits import cut_of, pre_tokenizer
-from llmfactory.data.tokenizer.tokenizer import Special, Tokenizer, TokenizerSource, Usage, check_size, lacking
+from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, Usage, check_size, lacking
 
 TEMPLATE = "tokenizer.chat_template"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -84,7 +85,7 @@ def _byte_pairs(path: Path, about: Mapping[str, Any], tokens: list[str]) -> Any:
     vocab = {token: number for number, token in enumerate(tokens)}
     if wrong := next((m for m in merges if len(m) != 2 or not {*m, "".join(m)} <= vocab.keys()), None):
         raise UserError(f"{path} is damaged: the merge {' '.join(wrong)!r} is not of two tokens that make a third")
-    inner = Inner(models.BPE(vocab, merges, ignore_merges=cut.ignore_merges))  # type: ignore[arg-type]
+    inner = Inner(models.BPE(vocab, merges, ignore_merges=cut.ignore_merges))
     inner.pre_tokenizer = pre_tokenizer(cut)
     inner.decoder = decoders.ByteLevel()
     return inner
@@ -102,10 +103,10 @@ def _pieces(path: Path, about: Mapping[str, Any], tokens: list[str], types: list
     merges = merges_of({token: s for token, s, k in zip(tokens, scores, types, strict=True) if k == Kind.NORMAL})
     inner = Inner(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = [normalizers.Prepend(SPACE)] if about.get("add_space_prefix", True) else []
-    inner.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])  # type: ignore[assignment]
+    inner.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    inner.decoder = decoders.Sequence(steps)  # type: ignore[assignment]
+    inner.decoder = decoders.Sequence(steps)
     return inner
 
 

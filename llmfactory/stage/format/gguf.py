@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +52,22 @@ class GgufWriter(Writer):
     def _write(
         self, gguf: Any, path: Path, metadata: dict[str, Any], described: dict[str, Any], tensors: Iterator[tuple[str, Tensor]]
     ) -> None:
-        writer = gguf.GGUFWriter(path, metadata[ARCHITECTURE])
-        writer.add_file_type(FILE_TYPES[self.spec.numbers])
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        for key, value in metadata.items():
-            if key != ARCHITECTURE:
-                writer.add_key_value(key, value, *_type_of(gguf, value))
-        for name, (shape, kind) in described.items():
-            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-            size = math.prod(shape) // block * block_bytes
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, tensor in tensors:
-            _, kind = described[name]
-            writer.write_tensor_data(gguf.quantize(tensor.to(torch.float32).contiguous().numpy(), kind))
-        writer.close()
+        with closing(gguf.GGUFWriter(path, metadata[ARCHITECTURE])) as writer:
+            writer.add_file_type(FILE_TYPES[self.spec.numbers])
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            for key, value in metadata.items():
+                if key != ARCHITECTURE:
+                    writer.add_key_value(key, value, *_type_of(gguf, value))
+            for name, (shape, kind) in described.items():
+                block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+                size = math.prod(shape) // block * block_bytes
+                writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, tensor in tensors:
+                _, kind = described[name]
+                writer.write_tensor_data(gguf.quantize(tensor.to(torch.float32).contiguous().numpy(), kind))
 
     def _tensors(self, model: Exported, names: Names) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in to_theirs(model.target.family.entries(model.spec), model.tensors):
