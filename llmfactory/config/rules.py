@@ -251,9 +251,10 @@ def a_text_is_continued_from_the_left(job: Job) -> Iterator[Problem]:
         return
     graph, says = job.model.graph, answers_of(job.model)
     if graph == "encoder":
-        yield Problem("stage", "generate", "each token of an encoder sees the whole text, so it continues none", "stage=describe")
+        reason = "each of its tokens sees the whole text, so stage=generate finds nothing to continue"
+        yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")
     elif says != "tokens":
-        yield Problem("stage", "generate", f"the model's head says no tokens, but {says}", "stage=describe")
+        yield Problem("model.head", says, "stage=generate needs a head that answers with tokens", "model/head=lm")
 
 
 def blanks_have_two_positions(job: Job) -> Iterator[Problem]:

@@ -55,6 +55,10 @@ FIRES = {
         ["model=bert_tiny", "model/head=discriminator"],
         ["model=minilm"],
     ],
+    "a_text_is_continued_from_the_left": [
+        ["model=bert_tiny", "stage=generate", "stage.prompt=x", "init=."],
+        ["model/head=reward", "stage=generate", "stage.prompt=x", "init=."],
+    ],
     "blanks_have_two_positions": [["stage/objective=blank_infilling"]],
     "generator_can_be_built": [
         [
