@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from llmfactory.checkpoint.names.albert import Albert
+from llmfactory.checkpoint.names.baichuan import Baichuan
 from llmfactory.checkpoint.names.bart import Bart
 from llmfactory.checkpoint.names.bert import Bert
-from llmfactory.checkpoint.names.electra import Electra
 from llmfactory.checkpoint.names.bloom import Bloom
 from llmfactory.checkpoint.names.chatglm import ChatGlm
 from llmfactory.checkpoint.names.codegen import Codegen
+from llmfactory.checkpoint.names.electra import Electra
 from llmfactory.checkpoint.names.falcon import Falcon
 from llmfactory.checkpoint.names.family import Config, Family
 from llmfactory.checkpoint.names.gemma import Gemma
@@ -31,12 +32,14 @@ from llmfactory.checkpoint.names.qwen2 import Qwen2
 from llmfactory.checkpoint.names.qwen2_moe import Qwen2Moe
 from llmfactory.checkpoint.names.qwen3 import Qwen3
 from llmfactory.checkpoint.names.roberta import Roberta
+from llmfactory.checkpoint.names.switch_transformers import SwitchTransformers
 from llmfactory.checkpoint.names.t5 import T5
 from llmfactory.checkpoint.names.xlnet import Xlnet
 from llmfactory.core.errors import UserError
 
 FAMILIES: tuple[Family, ...] = (
     Albert(),
+    Baichuan(),
     Bart(),
     Bert(),
     Electra(),
@@ -44,6 +47,7 @@ FAMILIES: tuple[Family, ...] = (
     Gpt2(),
     Llama(),
     Llava(),
+    SwitchTransformers(),
     T5(),
     Xlnet(),
     Mamba(),

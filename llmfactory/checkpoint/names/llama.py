@@ -42,10 +42,10 @@ HEADS = ("n_kv_heads", "head_dim")
 
 def attention_of(config: Config, **fields: Any) -> Gqa:
     """Heads and their width; other fields as given."""
-    n_heads = config["num_attention_heads"]
+    n_heads, n_kv_heads = config["num_attention_heads"], config.get("num_key_value_heads")
     return Gqa(
         n_heads=n_heads,
-        n_kv_heads=config.get("num_key_value_heads"),
+        n_kv_heads=None if n_kv_heads == n_heads else n_kv_heads,
         head_dim=head_width(config["hidden_size"], n_heads, config.get("head_dim")),
         **fields,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmfactory.checkpoint.names.family import Config, Entry, Family, linear, same
+from llmfactory.checkpoint.names.llama import attention_of
 from llmfactory.checkpoint.names.reading import activation, activation_name, decoder, expect, refuse, said
 from llmfactory.checkpoint.names.rope import rope, rope_config
 from llmfactory.model.attention.spec import Gqa
@@ -31,7 +32,7 @@ class Phi(Family):
             init_std=config.get("initializer_range", 0.02),
             norm=LayerNorm(eps=config.get("layer_norm_eps", 1e-5)),
             position=rope(config, share=0.5),
-            attention=Gqa(n_heads=config["num_attention_heads"], n_kv_heads=config.get("num_key_value_heads"), bias=True),
+            attention=attention_of(config, bias=True),
             ffn=Mlp(hidden=config["intermediate_size"], activation=activation(config.get("hidden_act", "gelu_new"))),
             block=Parallel(shared_norm=True),
             embedding=Token(),
