@@ -85,7 +85,7 @@ def t5() -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     sizes = {"vocab_size": VOCAB, "d_model": DIM, "d_kv": DIM // HEADS, "d_ff": 4 * DIM, "num_layers": LAYERS, "num_heads": HEADS}
-    return T5ForConditionalGeneration(T5Config(**sizes, dropout_rate=0.0))
+    return T5ForConditionalGeneration(T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0))
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {

@@ -6,6 +6,7 @@ documents have uneven lengths, so a mean of means, an averaged gradient or a loc
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from toy_job import Memory, Notes, prepared, toy_job
 
 from llmfactory.config.spec import Job
 from llmfactory.data.pack.spec import Concat, Document, PackSpec
+from llmfactory.model.ffn.spec import Activation, Moe, Switch
 from llmfactory.optim.schedule.spec import Constant
 from llmfactory.optim.spec import Sgd
 from llmfactory.parallel.spec import Mesh
@@ -93,6 +95,31 @@ def test_float32_losses(tmp_path: Path) -> None:
     reference = train(make(tmp_path, Document()), tmp_path / "one")
     (losses, _, _), _ = pool.run(2, train, make(tmp_path, Document(), trainer__micro_batch_size=2), tmp_path / "two")
     assert losses == pytest.approx(reference[0], rel=1e-5)
+
+
+EXPERTS = {
+    "moe": Moe(hidden=12, n_experts=5, k=2, activation=Activation.silu, gated=True, balance=2.0, z=0.5, shared_hidden=8),
+    "switch": Switch(hidden=12, n_experts=4, activation=Activation.relu, gated=False, balance=2.0, z=0.5, capacity_factor=1.0),
+}
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_in_micro_batches(kind: str, tmp_path: Path) -> None:
+    """Their losses are sums over rows, and no row's capacity depends on another row."""
+    settings = {"precision": Fp64(), "model__ffn": EXPERTS[kind]}
+    reference = train(make(tmp_path, Document(), **settings), tmp_path / "whole")
+    assert_same(train(make(tmp_path, Document(), **settings, trainer__micro_batch_size=3), tmp_path / "cut"), reference, 1e-9)
+    plain = train(make(tmp_path, Document(), **{**settings, "model__ffn": replace(EXPERTS[kind], balance=0.0, z=0.0)}), tmp_path)
+    assert reference[0][0] > plain[0][0] + 1.0, "their losses must be in"
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_data_parallel(kind: str, tmp_path: Path) -> None:
+    settings = {"precision": Fp64(), "model__ffn": EXPERTS[kind]}
+    reference = train(make(tmp_path, Document(), **settings), tmp_path / "one")
+    for result in pool.run(2, train, make(tmp_path, Document(), **settings, trainer__micro_batch_size=3), tmp_path / "two"):
+        assert_same(result, reference, 1e-9)
 
 
 def test_packed_or_one_document_a_row(tmp_path: Path) -> None:
