@@ -25,6 +25,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.context import CausalMask, Context, Record
 from llmfactory.core.spec import Spec, stem
 from llmfactory.data.prepare import prepare
+from llmfactory.data.spec import Corpus
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.objective.objective import Outputs
@@ -82,6 +83,21 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/position/rope2d.theta": ([*LLAMA, "model/position=rope_2d"], "model.position.theta=100.0"),
     "model/position/sinusoidal.theta": ([*LLAMA, "model/position=sinusoidal"], "model.position.theta=100.0"),
     "model/position/sinusoidal.interleaved": ([*LLAMA, "model/position=sinusoidal"], "model.position.interleaved=false"),
+    **{
+        f"model/attention/mla.{field}": ([*LLAMA, "model/attention=mla"], f"model.attention.{field}={value}")
+        for field, value in (
+            ("n_heads", 4),
+            ("kv_lora_rank", 32),
+            ("q_lora_rank", 16),
+            ("qk_nope_head_dim", 8),
+            ("qk_rope_head_dim", 8),
+            ("v_head_dim", 8),
+            ("eps", 0.1),
+            ("bias", "true"),
+            ("scale", 1.0),
+            ("dropout", 0.2),
+        )
+    },
     "model/position/relative.clamp": (XL, "model.position.clamp=2"),
     "model/position/relative.dropout": (XL, "model.position.dropout=0.2"),
     "model/attention/relative.n_heads": (XL, "model.attention.n_heads=4"),
@@ -303,6 +319,9 @@ EFFECTS: dict[str, str] = {
         for field in ("n_heads", "head_dim", "bias", "scale")
     },
     "model/attention/relative.memory": "model/attention/test_relative.py::test_segments_see_the_memory_of_those_before",
+    "model/attention/two_stream.n_heads": "model/attention/test_two_stream.py::test_both_streams",
+    "model/attention/two_stream.head_dim": "model/attention/test_two_stream.py::test_declarations",
+    "model/attention/two_stream.dropout": "model/attention/test_two_stream.py::test_dropout_in_training_only",
     "model/attention/cross.qkv_bias": "model/attention/test_cross.py::test_which_projections_have_a_bias",
     "model/attention/cross.dropout": "model/attention/test_cross.py::test_dropout_in_training_only",
     "model/position/rope.scaling": "model/position/scaling/test_scaling.py::test_tables_carry_scaling_and_factor",
@@ -375,6 +394,30 @@ EFFECTS: dict[str, str] = {
         for field in ("window", "negatives", "subsample", "noise_power")
     },
     "model/recurrent.max_positions": "model/test_recurrent.py::test_rows_longer_than_it_is_made_for",
+    "data/labelled.tokenizer": "data/test_examples.py::test_a_tokenizer_is_trained_on_the_texts_that_are_trained_on",
+    "data/labelled.seq_len": "data/task/test_tasks.py::test_the_longer_text_is_cut",
+    "data/labelled.held_out": "data/test_examples.py::test_every_example_is_on_one_side",
+    "data/labelled.task": "run/test_finetuning.py::test_a_task_is_learned_and_measured",
+    "data/labelled.files": "data/test_examples.py::test_every_example_is_on_one_side",
+    "data/labelled.held_out_files": "data/test_examples.py::test_files_of_their_own_to_evaluate_on",
+    "data/labelled.bad_share": "data/test_examples.py::test_a_bad_line_is_named_or_within_the_share_dropped",
+    "data/task/classify.text": "data/task/test_tasks.py::test_fields_go_by_the_names_that_are_given",
+    "data/task/classify.label": "data/task/test_tasks.py::test_fields_go_by_the_names_that_are_given",
+    "data/task/classify.pair": "data/task/test_tasks.py::test_classify_one_text_and_two",
+    "data/task/tag.words": "data/task/test_tasks.py::test_fields_go_by_the_names_that_are_given",
+    "data/task/tag.tags": "data/task/test_tasks.py::test_fields_go_by_the_names_that_are_given",
+    "data/task/answer.question": "data/task/test_tasks.py::test_fields_go_by_the_names_that_are_given",
+    "data/task/answer.context": "data/task/test_tasks.py::test_fields_go_by_the_names_that_are_given",
+    "data/task/answer.answers": "data/task/test_tasks.py::test_fields_go_by_the_names_that_are_given",
+    "data/task/answer.stride": "data/task/test_tasks.py::test_a_long_text_is_read_in_windows_that_overlap",
+    "data/task/answer.longest": "stage/test_score.py::test_spans_over_windows",
+    "data/task/rewrite.source": "data/task/test_tasks.py::test_fields_go_by_the_names_that_are_given",
+    "data/task/rewrite.target": "data/task/test_tasks.py::test_fields_go_by_the_names_that_are_given",
+    "data/task/rewrite.prefix": "data/task/test_tasks.py::test_rewrite_reads_one_text_and_writes_the_other",
+    "data/task/rewrite.figures": "stage/test_score.py::test_texts_are_written_and_compared",
+    "data/task/rewrite.beams": "stage/test_score.py::test_texts_are_written_and_compared",
+    "stage/objective/classify.label_smoothing": "objective/test_classes.py::test_smoothing",
+    "stage/objective/seq2seq.label_smoothing": "objective/test_classes.py::test_smoothing_of_texts",
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
     "data.workers": "data/test_encode.py::test_as_many_texts_at_once_as_there_are_workers",
     "data/source/text.bad_share": "data/source/test_text.py::test_undecodable_lines_within_the_share_are_dropped_and_counted",
@@ -439,7 +482,8 @@ def fields() -> list[str]:
     for group in ["", *groups()]:
         for cls in classes(group).values() if group != "experiment" else ():
             if not cls.__name__.endswith("Spec"):
-                where = {"": "job", "data": "data", "trainer": "trainer"}.get(group, f"{group}/{stem(cls)}")
+                where = {"": "job", "trainer": "trainer"}.get(group, f"{group}/{stem(cls)}")
+                where = "data" if cls is Corpus else where
                 found += [f"{where}.{field.name}" for field in dataclasses.fields(cls)]
     return found
 

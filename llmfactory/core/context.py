@@ -76,7 +76,7 @@ def _documents(segments_BT: Tensor, causal: bool) -> Documents | None:
     starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
     row_N, column_N = starts_BT.nonzero(as_tuple=True)
     names_N2 = torch.stack((row_N, segments_BT[row_N, column_N]), 1)
-    if len(names_N2.unique(dim=0)) < len(names_N2):
+    if len(torch.unique(names_N2, dim=0)) < len(names_N2):
         return None
     start_N = row_N * segments_BT.shape[1] + column_N
     return Documents(start_N.diff(append=start_N.new_tensor([segments_BT.numel()])).tolist(), causal)

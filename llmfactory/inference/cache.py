@@ -23,8 +23,7 @@ class KvCache(State):
     def append(self, layer: int, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values of a layer; return all of that layer's, [B, H, S, D] each, as views of the cache."""
         if layer not in self._layers:
-            shape = (*k_BHTD.shape[:2], self.capacity, k_BHTD.shape[3])
-            self._layers[layer] = (k_BHTD.new_empty(shape), v_BHTD.new_empty(shape))
+            self._layers[layer] = (self._memory(k_BHTD), self._memory(v_BHTD))
             self._lengths[layer] = 0
         start = self._lengths[layer]
         end = start + k_BHTD.shape[2]
@@ -35,6 +34,10 @@ class KvCache(State):
         values[:, :, start:end] = v_BHTD
         self._lengths[layer] = end
         return keys[:, :, :end], values[:, :, :end]
+
+    def _memory(self, new_BHTD: Tensor) -> Tensor:
+        """For all tokens; values may be wider or narrower than keys."""
+        return new_BHTD.new_empty(*new_BHTD.shape[:2], self.capacity, new_BHTD.shape[3])
 
     def read(self, slot: str) -> tuple[Tensor, ...] | None:
         """What a part wrote in the call before; None: nothing yet."""

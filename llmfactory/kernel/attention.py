@@ -5,6 +5,9 @@ Legend: B rows, H query heads, G key/value heads (each serves H / G query heads)
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,7 +40,7 @@ def attend(
         return plain(q_BHTD, k_BGSD, v_BGSE, mask.dense(window), bias, scale, softcap, dropout)
     unlimited = window is None or window >= k_BGSD.shape[2]
     if bias is None and not torch.compiler.is_compiling():
-        documents = _apart(mask, q_BHTD, k_BGSD, dropout)
+        documents = _apart(mask, q_BHTD, k_BGSD, v_BGSE.shape[3], dropout)
         if documents is not None:
             by_piece = _varlen if q_BHTD.is_cuda else _one_by_one
             return by_piece(q_BHTD, k_BGSD, v_BGSE, documents, scale, None if unlimited else window, dropout)
@@ -59,14 +62,15 @@ PIECE = 1 << 20
 """Multiply-adds that the calls for one piece take as long as, forward and backward (measured on CPU: 0.25 ms at 4 a ns)."""
 
 
-def _apart(mask: Mask, q_BHTD: Tensor, k_BGSD: Tensor, dropout: float) -> Documents | None:
+def _apart(mask: Mask, q_BHTD: Tensor, k_BGSD: Tensor, v_width: int, dropout: float) -> Documents | None:
     """The documents of the rows, where attention within each of them is faster than under a mask over the rows."""
     rows, n_heads, length, width = q_BHTD.shape
     if length != k_BGSD.shape[2] or length == 1:
         return None
     if q_BHTD.is_cuda:
-        # The kernel needs half precision; v as wide as k is what its backward is made for.
-        return mask.documents() if dropout == 0 and q_BHTD.dtype in (torch.float16, torch.bfloat16) and width <= 256 else None
+        half = q_BHTD.dtype in (torch.float16, torch.bfloat16)
+        fits = half and dropout == 0 and width <= 256 and width == v_width and _has_varlen()
+        return mask.documents() if fits else None
     if q_BHTD.device.type != "cpu" or rows * n_heads * length**2 * width < PIECE:
         return None
     documents = mask.documents()
@@ -74,6 +78,12 @@ def _apart(mask: Mask, q_BHTD: Tensor, k_BGSD: Tensor, dropout: float) -> Docume
         return None
     spared = rows * length**2 - sum(piece**2 for piece in documents.lengths)
     return documents if spared * n_heads * width > PIECE * len(documents.lengths) else None
+
+
+@functools.cache
+def _has_varlen() -> bool:
+    """Whether this PyTorch has flash attention for pieces of several lengths."""
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
 def _one_by_one(
@@ -86,7 +96,7 @@ def _one_by_one(
     dropout: float,
 ) -> Tensor:
     """Each document by a call of its own. Cutting all rows at once keeps the backward to one pass over each tensor."""
-    cut = [x.transpose(1, 2).flatten(0, 1).split(documents.lengths) for x in (q_BHTD, k_BGTD, v_BGTE)]
+    cut = [torch.split(x.transpose(1, 2).flatten(0, 1), documents.lengths) for x in (q_BHTD, k_BGTD, v_BGTE)]
     pieces = []
     for document in zip(*cut, strict=True):
         q_1HTD, k_1GTD, v_1GTE = (piece_THD.transpose(0, 1)[None] for piece_THD in document)
@@ -112,8 +122,11 @@ def _varlen(
     ends_N = torch.tensor([0, *documents.lengths]).cumsum(0).to(q_BHTD.device, torch.int32, non_blocking=True)
     longest = max(documents.lengths)
     reach = -1 if window is None else window - 1
+    q_NHD, k_NGD, v_NGE = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHTD, k_BGTD, v_BGTE))
     y_NHE = varlen_attn(
-        *(x.transpose(1, 2).flatten(0, 1) for x in (q_BHTD, k_BGTD, v_BGTE)),
+        q_NHD,
+        k_NGD,
+        v_NGE,
         ends_N,
         ends_N,
         longest,
@@ -122,7 +135,8 @@ def _varlen(
         window_size=(reach, 0 if documents.causal else reach),
         enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
     )
-    return y_NHE.unflatten(0, (q_BHTD.shape[0], -1)).transpose(1, 2)  # type: ignore[no-any-return]
+    assert isinstance(y_NHE, torch.Tensor)
+    return y_NHE.unflatten(0, (q_BHTD.shape[0], -1)).transpose(1, 2)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def plain(

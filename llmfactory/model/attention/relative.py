@@ -80,4 +80,4 @@ def by_distance(scores_BHTL: Tensor, n_keys: int) -> Tensor:
     # Row t begins at column T - 1 - t: one place earlier than the row above it, so a stride one shorter reads all rows.
     start, stride = n_queries - 1, all_distances - 1
     rows = scores_BHTL.flatten(2)[..., start : start + n_queries * stride]
-    return rows.unflatten(-1, (n_queries, stride))[..., :n_keys]
+    return rows.unflatten(-1, (n_queries, stride))[..., :n_keys]  # type: ignore[no-untyped-call,no-any-return]

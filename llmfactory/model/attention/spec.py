@@ -164,6 +164,69 @@ class Cross(MultiHeadSpec):
 
 
 @dataclass(kw_only=True, slots=True)
+class Mla(AttentionSpec):
+    """Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, section 2.1): keys and values are made of one short vector."""
+
+    kv_lora_rank: int
+    """Width of the vector that keys and values are made of, which a decoding state keeps."""
+    q_lora_rank: int | None = None
+    """Width of the vector that queries are made of; None: they are made of the input directly."""
+    qk_nope_head_dim: int
+    """Width of a head's queries and keys that is not rotated."""
+    qk_rope_head_dim: int
+    """Width of a head's queries, and of the one key of all heads, that is rotated."""
+    v_head_dim: int
+    """Width of a head's values."""
+    eps: float = 1e-6
+    """Added to the mean square in the norms of the short vectors."""
+    bias: bool = False
+    """Whether the projections to the short vectors and the output's have a bias."""
+    scale: float | None = None
+    """Factor of the products of queries and keys; None: 1 / sqrt(width of a head's queries)."""
+    dropout: float = 0.0
+    """Share of attention probabilities dropped, in training only."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from AttentionSpec.problems(self)
+        yield from at_least(self, 1, "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim")
+        yield from at_least(self, 2, "qk_rope_head_dim")
+        yield from above(self, 0.0, "eps", repair=1e-6)
+        yield from above(self, 0.0, "scale", repair=1.0)
+        yield from between(self, 0.0, 0.99, "dropout")
+
+    def small(self, scale: float) -> dict[str, Any]:
+        """Widths in the same ratios to the model, in multiples of 4."""
+        heads = AttentionSpec.small(self, scale)
+        per_head = scale * self.n_heads / heads["n_heads"]
+        widths = {"kv_lora_rank": self.kv_lora_rank * scale}
+        if self.q_lora_rank is not None:
+            widths["q_lora_rank"] = self.q_lora_rank * scale
+        for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            widths[name] = getattr(self, name) * per_head
+        return heads | {name: max(1, round(width / 4)) * 4 for name, width in widths.items()}
+
+    def head_width(self, dim: int) -> int:
+        return self.qk_rope_head_dim
+
+    def score_width(self, dim: int) -> int:
+        return self.n_heads * (self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim)
+
+    def problems_at_width(self, dim: int) -> Iterator[Problem]:
+        yield from ()
+
+    def misfit(self, dim: int, multiple: int, needs: str) -> Problem:
+        width = self.qk_rope_head_dim
+        return Problem(
+            "qk_rope_head_dim", width, f"it is rotated, and {needs}", f"qk_rope_head_dim={-(-width // multiple) * multiple}"
+        )
+
+    def build(self, site: Site) -> Part:
+        from llmfactory.model.attention.mla import LatentAttention
+
+        return LatentAttention(self, site)
+
+
+@dataclass(kw_only=True, slots=True)
 class RelativeSpec(AttentionSpec):
     """Base of the attention parts that score the vectors of distances, which model/position=relative gives."""
 

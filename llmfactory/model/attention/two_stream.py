@@ -86,7 +86,7 @@ class TwoStreamAttention(Part):
         other_BQS = types_BQ[:, :, None] != types_BS[:, None, :]
         vectors_H2D = torch.stack((self.same_segment, self.other_segment), 1)
         scores_BHQ2 = (q_BHQD + self.segment_bias[:, None]) @ vectors_H2D.transpose(1, 2)
-        same_BHQ1, differ_BHQ1 = scores_BHQ2.split(1, -1)
+        same_BHQ1, differ_BHQ1 = scores_BHQ2.chunk(2, -1)
         return torch.where(other_BQS[:, None], differ_BHQ1, same_BHQ1)
 
     def _of_keys(self, types_BT: Tensor, context: Context) -> Tensor:
