@@ -32,6 +32,13 @@ def class_behind(group: str, option: str) -> Any:
     return class_of(group, schema[1])
 
 
+LABELLED = ["stage=finetune", "data=examples", "data.files=[a.jsonl]"]
+TASKS = [
+    ("classify", "classify", ["model=bert_tiny", "model/head=classifier"]),
+    ("tag", "tag", ["model=bert_tiny", "model/head=token_classifier"]),
+    ("answer", "span", ["model=bert_tiny", "model/head=span_qa"]),
+    ("rewrite", "seq2seq", ["model=t5_small"]),
+]
 NEEDS = {
     "data=text": ["data.source.files=[a.txt]"],
     "data=jsonl": ["data.source.files=[a.jsonl]"],
@@ -74,6 +81,10 @@ NEEDS = {
     },
     **{f"stage/objective={option}": ["model=word2vec_tiny"] for option in ("skip_gram", "cbow")},
     **{f"model=word2vec_{size}": ["stage/objective=skip_gram"] for size in ("tiny", "300")},
+    "data=examples": [*LABELLED, "model=bert_tiny", "model/head=classifier"],
+    "stage=finetune": [*LABELLED, "model=bert_tiny", "model/head=classifier"],
+    **{f"data/task={task}": [*LABELLED, f"stage/objective={objective}", *model] for task, objective, model in TASKS},
+    **{f"stage/objective={objective}": [*LABELLED, f"data/task={task}", *model] for task, objective, model in TASKS},
     "experiment=gpt2_shakespeare_style": ["data.source.files=[a.txt]"],
 }
 """What an option cannot do without; everything else composes by itself."""

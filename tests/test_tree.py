@@ -26,25 +26,14 @@ DIRECTLY = {
 
 
 THROUGH = {
-    **dict.fromkeys(("gguf", "hf", "safetensors_writer", "target"), "stage/test_export.py"),
-    **dict.fromkeys(("folder", "gguf_rope"), "checkpoint/names/test_published.py"),
-    **dict.fromkeys(("gguf_metadata", "splits"), "data/tokenizer/test_gguf_file.py"),
     **dict.fromkeys(("arguments", "build", "choices", "defaults", "suggest", "tree", "values"), "config/test_compose.py"),
     "source": "config/test_register.py",
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
-    **dict.fromkeys(("family", "families", "reading", "gpt2", "llama"), "parity/test_transformers.py"),
-    **dict.fromkeys(
-        "openai_gpt opt gpt_neox gptj codegen phi bloom falcon mistral qwen2 qwen3 gemma gemma2 internlm3 glm rope windows".split(),
-        "parity/test_transformers.py",
-    ),
-    **dict.fromkeys(("internlm", "baichuan", "chatglm"), "parity/test_remote_decoders.py"),
-    **dict.fromkeys(("mixtral", "qwen2_moe"), "parity/test_moe.py"),
-    **dict.fromkeys(("bert", "roberta", "electra", "albert"), "parity/test_encoders.py"),
+    **dict.fromkeys(("family", "families", "reading"), "parity/test_transformers.py"),
     "text": "model/test_encoder_only.py",
+    "rows": "run/test_finetuning.py",
+    "task": "data/task/test_tasks.py",
     "reference": "model/attention/test_gqa.py",
-    **dict.fromkeys(("bart", "t5"), "parity/test_encoder_decoder.py"),
-    "xlnet": "parity/test_xlnet.py",
-    "mamba": "parity/test_mamba.py",
 }
 """Files that are steps of one thing, and the test file that proves the whole."""
 
@@ -107,7 +96,7 @@ def test_a_schema_s_class_is_in_the_file_of_its_name_and_tested_there(group: str
             continue
         assert (package(group) / f"{stem}.py").is_file(), f"{group}: no {stem}.py"
         tests = TESTS / PLACES.get(group, group)
-        shared = [path for path in tests.glob("test_*.py") if re.search(rf"\b{stem}\b", path.read_text(encoding="utf-8"))]
+        shared = [path for path in near(tests) if names_it(path, stem)]
         assert (tests / f"test_{stem}.py").is_file() or shared, f"{group}: no test of {stem}"
 
 
@@ -117,17 +106,24 @@ def test_a_schema_s_class_is_in_the_file_of_its_name_and_tested_there(group: str
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_every_module_is_tested_in_its_mirror(module: Path) -> None:
-    """By a test file of its name, or by a file in the mirrored folder that imports it."""
+    """By a test file of its name, or by one in the mirrored folder, or the one above, that imports or names it."""
     place = module.parent.relative_to(PACKAGE)
     dotted = ".".join(module.relative_to(ROOT).with_suffix("").parts)
-    tests = (
-        list((TESTS / place).glob("test_*.py"))
-        + list((TESTS / "distributed").glob("*.py"))
-        + list((TESTS / "parity").glob("*.py"))
-    )
     named = TESTS / place / f"test_{module.stem}.py"
-    imported = any(dotted in path.read_text(encoding="utf-8") for path in tests)
-    assert named.is_file() or imported or module.stem in ABSTRACT or (TESTS / THROUGH.get(module.stem, "-")).is_file(), dotted
+    shared = any(dotted in path.read_text(encoding="utf-8") or names_it(path, module.stem) for path in near(TESTS / place))
+    assert named.is_file() or shared or module.stem in ABSTRACT or (TESTS / THROUGH.get(module.stem, "-")).is_file(), dotted
+
+
+def near(tests: Path) -> list[Path]:
+    """Test files that may prove what the mirrored folder holds."""
+    everywhere = [*(TESTS / "distributed").glob("*.py"), *(TESTS / "parity").glob("*.py")]
+    return [*tests.glob("*.py"), *tests.parent.glob("*.py"), *everywhere]
+
+
+def names_it(path: Path, stem: str) -> bool:
+    """Whether a test speaks of a part, by its option's or its class's name."""
+    camel = "".join(word.capitalize() for word in stem.split("_"))
+    return re.search(rf"\b({stem}|{camel})\b", path.read_text(encoding="utf-8")) is not None
 
 
 def test_nothing_is_called_utils() -> None:

@@ -129,3 +129,16 @@ def test_rows_are_padded():
     labels = ExampleRows(made, 6, END).read(np.array([0, 1]))["labels"]
     assert labels.tolist() == [[IGNORE, 0] + [IGNORE] * 4, [IGNORE, 0, 0] + [IGNORE] * 3]
     assert ExampleRows(made, 6, END).targets == 3
+
+
+def test_fields_go_by_the_names_that_are_given():
+    def same(spec, named, record, labels=()):
+        renamed = {f"my_{name}": value for name, value in record.items()}
+        ours, theirs = rows(spec, record, labels=labels), rows(named, renamed, labels=labels)
+        assert ours == theirs
+
+    same(Classify(), Classify(text="my_text", label="my_label"), {"text": "ab", "label": "x"}, ["x"])
+    same(Tag(), Tag(words="my_words", tags="my_tags"), {"words": ["ab"], "tags": ["O"]}, ["O"])
+    answer = {"question": "q", "context": "abc", "answers": {"text": ["b"], "answer_start": [1]}}
+    same(Answer(), Answer(question="my_question", context="my_context", answers="my_answers"), answer)
+    same(Rewrite(), Rewrite(source="my_source", target="my_target"), {"source": "ab", "target": "c"})
