@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llmfactory.checkpoint.names.families import FAMILIES
 from llmfactory.config.compose import compose_job
 from llmfactory.config.toy import small_model
 from llmfactory.core.spec import Spec, walk
@@ -100,6 +101,9 @@ PAPERS: dict[str, tuple[float, float]] = {
     "palm_8b": (8.63e9, 0.001),
     "palm_62b": (62.50e9, 0.001),
     "palm_540b": (540.35e9, 0.001),
+    # Rae et al. 2021, table 1; Hoffmann et al. 2022, table 4
+    "gopher_280b": (280e9, 0.01),
+    "chinchilla_70b": (70e9, 0.01),
     # Smith et al. 2022, section 2.3
     "mt_nlg_530b": (530e9, 0.01),
     # Taylor et al. 2022, table 5, whose numbers are names: 12 n_layers dim^2 alone is 1.208e9 and 120.8e9
@@ -114,6 +118,42 @@ PAPERS: dict[str, tuple[float, float]] = {
     "cpm_bee_10b": (10e9, 0.04),
 }
 """Number of parameters that the paper says, and how near ours is to it."""
+
+
+SAID_BY = {
+    "gpt1": "openai-gpt",
+    "gpt2": "gpt2",
+    "gpt3": "gpt2",
+    "gpt_neox": "gpt_neox",
+    "gpt_j": "gptj",
+    "moss": "codegen",
+    "opt": "opt",
+    "bloom": "bloom",
+    "llama": "llama",
+    "llama2": "llama",
+    "llama3": "llama",
+    "llama3_1": "llama",
+    "smollm2": "llama",
+    "mistral": "mistral",
+    "phi_2": "phi",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "falcon": "falcon",
+    "baichuan": "baichuan",
+    "baichuan2": "baichuan",
+    "internlm": "internlm",
+    "chatglm": "chatglm",
+    "chatglm2": "chatglm",
+    "mixtral": "mixtral",
+}
+"""Families that have words for the presets whose names begin so; the longest beginning counts."""
+
+
+def family_named(preset: str) -> str | None:
+    starts = [start for start in SAID_BY if preset == start or preset.startswith(f"{start}_")]
+    return SAID_BY[max(starts, key=len)] if starts else None
 
 
 @functools.cache
@@ -134,6 +174,21 @@ def test_sizes_in_papers(preset):
     said, tolerance = PAPERS[preset]
     with torch.device("meta"):
         assert parameters(spec.build()) == pytest.approx(said, rel=tolerance)
+
+
+def with_widths(spec):
+    """With the width of the heads said where it is the usual one."""
+    attention = spec.attention
+    return dataclasses.replace(spec, attention=dataclasses.replace(attention, head_dim=attention.head_width(spec.dim)))
+
+
+@pytest.mark.parametrize("preset", [name for name in sorted({**PUBLISHED, **PAPERS}) if family_named(name)])
+def test_a_preset_is_the_model_of_its_config(preset):
+    """What a family writes of it and reads again is the preset, but for how it is trained."""
+    spec, family = spec_of(preset), next(family for family in FAMILIES if family_named(preset) in family.types)
+    back = family.spec(family.config(spec))
+    training = {name: getattr(spec, name) for name in ("init_std", "dropout", "depth_scaled_init")}
+    assert with_widths(dataclasses.replace(back, **training)) == with_widths(spec)
 
 
 SIZES = {"vocab_size", "dim", "n_layers", "max_positions", "n_heads", "n_kv_heads", "head_dim", "hidden", "width", "window"}

@@ -34,10 +34,11 @@ class Gemma2(Family):
 
     def spec(self, config: Config) -> ModelSpec:
         refuse(config, use_bidirectional_attention=False)
+        heads, scalar = {"num_key_value_heads": 4, "head_dim": 256, **config}, config.get("query_pre_attn_scalar", 256)
         attention = attention_of(
-            {"num_key_value_heads": 4, "head_dim": 256, **config},
+            heads,
             bias=config.get("attention_bias", False),
-            scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
+            scale=None if scalar == heads["head_dim"] else scalar**-0.5,
             softcap=config.get("attn_logit_softcapping", 50.0),
         )
         kinds = config.get("layer_types") or [FULL if layer % 2 else SLIDING for layer in range(config["num_hidden_layers"])]
