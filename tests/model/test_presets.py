@@ -84,6 +84,8 @@ PUBLISHED = {
     "chatglm2_6b": 6_243_584_000,
     # the published weights, counted by their authors
     "chatglm_6b": 6_173_286_400,
+    # tests/parity/test_transformer_xl.py: the layers of the published weights, all words at the full width
+    "transfo_xl_wt103": 519_997_911,
 }
 
 
@@ -192,6 +194,7 @@ def test_a_preset_is_the_model_of_its_config(preset):
 
 
 SIZES = {"vocab_size", "dim", "n_layers", "max_positions", "n_heads", "n_kv_heads", "head_dim", "hidden", "width", "window"}
+SIZES |= {"clamp", "memory"}
 SIZES |= {"n_experts", "shared_hidden"}
 """Fields that laptop size changes."""
 
