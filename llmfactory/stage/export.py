@@ -31,6 +31,9 @@ COPIED = (
 )
 """Files of a published folder that are no weights and say nothing about the model's sizes."""
 
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_eos_token_id")
+"""Keys of a published config.json that name tokens."""
+
 
 class ExportJob(StageJob):
     """One process writes; the others of the job wait."""
@@ -58,10 +61,12 @@ class ExportJob(StageJob):
         if isinstance(tokenizer, ByteTokenizer):
             tokenizer = as_pairs()
         assert isinstance(tokenizer, HfTokenizer)
-        files = {}
-        if checkpoint.is_dir() and is_published(checkpoint):
-            files = {name: checkpoint / name for name in COPIED if (checkpoint / name).is_file()}
-        return Exported(job.model, self.target(job, checkpoint), tensors_of(job, checkpoint), tokenizer, files)
+        target, tensors = self.target(job, checkpoint), tensors_of(job, checkpoint)
+        if not is_published(checkpoint):
+            return Exported(job.model, target, tensors, tokenizer)
+        files = {name: checkpoint / name for name in COPIED if (checkpoint / name).is_file()}
+        config = open_published(checkpoint).config
+        return Exported(job.model, target, tensors, tokenizer, files, {key: config[key] for key in IDS if key in config})
 
     def target(self, job: Job, checkpoint: Path) -> Target:
         """The family that was asked for, that it comes from, or the first that can say it."""

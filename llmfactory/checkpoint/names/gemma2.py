@@ -65,7 +65,7 @@ class Gemma2(Family):
             **layer_types(model),
             "hidden_activation": activation_name(ffn.activation),
             "attention_bias": attention.bias,
-            "query_pre_attn_scalar": scale**-2,
+            "query_pre_attn_scalar": int(scalar) if (scalar := round(scale**-2, 6)).is_integer() else scalar,
             "attn_logit_softcapping": attention.softcap,
             "final_logit_softcapping": head.softcap,
         }

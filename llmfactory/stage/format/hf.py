@@ -43,9 +43,9 @@ class HfWriter(Writer):
         write_shards(folder, described, ((name, t.to(wanted or t.dtype)) for name, t in stream), self.spec.shard_bytes)
         formats = {tensor.dtype for tensor in described.values()}
         dtype = next(kind for kind in (torch.float64, torch.float32, torch.bfloat16, torch.float16) if kind in formats)
-        special = _special_ids(model.tokenizer)
-        _json(folder / CONFIG, {**model.target.config, **special, "torch_dtype": str(dtype).removeprefix("torch.")})
-        _json(folder / "generation_config.json", special)
+        special = {"pad_token_id": None, **_special_ids(model.tokenizer), **model.ids}
+        _json(folder / CONFIG, {**special, **model.target.config, **model.ids, "torch_dtype": str(dtype).removeprefix("torch.")})
+        _json(folder / "generation_config.json", {key: value for key, value in special.items() if value is not None})
         write_tokenizer(folder, model.tokenizer, model.spec.max_positions)
         for name, source in model.files.items():
             shutil.copyfile(source, folder / name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -24,8 +25,10 @@ class Exported:
     tensors: Mapping[str, Tensor]
     """Under our names, in the format in which they are stored."""
     tokenizer: HfTokenizer
-    files: Mapping[str, Path]
+    files: Mapping[str, Path] = field(default_factory=dict)
     """Of a published folder that it comes from: tokenizer files by name, to be copied as they are."""
+    ids: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the config.json that it comes from that name tokens (`pad_token_id`)."""
 
     def described(self) -> dict[str, Tensor]:
         """Tensors under the target's names, without their content."""
