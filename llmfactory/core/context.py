@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -278,6 +279,14 @@ def _places(length: int, device: torch.device | None) -> Tensor:
     import torch
 
     return torch.arange(length, device=device)[None]
+
+
+class Reading(Enum):
+    """How a model reads the text that it is to continue."""
+
+    forward = "each token sees those before it"
+    both = "the text sees itself in both directions, what is written sees all before it (prefix models)"
+    blank = "as both; the text ends with a mask and a start token, and what is written stands in the mask's place (GLM)"
 
 
 class State(Protocol):

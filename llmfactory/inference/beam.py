@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from llmfactory.core.context import Reading
 from llmfactory.inference.decoding import Decoding
 from llmfactory.inference.generate import check_prompts, fit
 from llmfactory.model.skeleton import Skeleton
@@ -52,6 +53,7 @@ def beam_search(
     end_id: int | None = None,
     start_id: int | None = None,
     vocab_size: int | None = None,
+    reading: Reading = Reading.forward,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
     """The best continuation of each prompt, without prompt and without `end_id`; arguments as in `generate`."""
@@ -65,7 +67,8 @@ def beam_search(
     try:
         with torch.inference_mode():
             start = end_id if start_id is None else start_id
-            decoding = Decoding(model, rows, min(limits), vocab_size=vocab_size, start_id=start)
+            ids = {"vocab_size": vocab_size, "start_id": start, "end_id": end_id}
+            decoding = Decoding(model, rows, min(limits), **ids, reading=reading)
             return _search(decoding, len(rows), min(limits), beams, end_id, length_penalty)
     finally:
         model.train(training)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llmfactory.core.context import CausalMask, Context, DocumentMask, Mask, SegmentMask, Source
+from llmfactory.core.context import CausalMask, Context, DocumentMask, Mask, PrefixMask, Reading, SegmentMask, Source
 from llmfactory.core.errors import UserError
 from llmfactory.inference.cache import KvCache
 from llmfactory.model.skeleton import Skeleton
@@ -35,8 +35,12 @@ class Decoding:
         *,
         vocab_size: int | None = None,
         start_id: int | None = None,
+        end_id: int | None = None,
+        reading: Reading = Reading.forward,
     ) -> None:
-        self.model, self.vocab_size = model, vocab_size
+        self.model, self.vocab_size, self.reading = model, vocab_size, reading
+        self.end_id = end_id if vocab_size is not None and end_id is not None and end_id >= vocab_size else None
+        """An end token that the tokenizer does not know: the one special id that may be chosen."""
         self.device = model.head.weight.device
         self._sources: Tensor | None = None
         """[B, M], segments of the encoder's input."""
@@ -50,6 +54,8 @@ class Decoding:
         self.padding = [self.width - len(prompt) for prompt in prompts]
         self.state = KvCache(self.width + room)
         self._prompts = [list(prompt) for prompt in prompts]
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        """[B], of the prompts."""
 
     def start(self) -> Tensor:
         """Read the prompts."""
@@ -65,19 +71,46 @@ class Decoding:
         """Go on with these rows only, in this order; a row may be kept twice."""
         self.state.keep(rows)
         self.padding = [self.padding[row] for row in rows]
+        self.lengths = self.lengths[torch.tensor(rows, device=self.device)]
         if self._sources is not None:
             self._sources = self._sources[torch.tensor(rows, device=self.device)]
 
     def _feed(self, tokens_BT: Tensor, start: int, end: int) -> Tensor:
-        context = columns(self.padding, start, end, self.device).with_(state=self.state, source=self._source)
+        context = self._columns(start, end).with_(state=self.state, source=self._source)
         if self._sources is not None:
             context = context.with_(memory_mask=self._memory_mask())
         self._source = None  # read once: its keys and values are in the state
         hidden_BTD = self.model(tokens_BT, context)
-        logits_BV = self.model.head(hidden_BTD[:, -1])[:, : self.vocab_size]
+        logits_BV = self._possible(self.model.head(hidden_BTD[:, -1]))
         if logits_BV.isnan().any():
             raise UserError("the model's logits are not numbers: its weights hold NaN or too large values")
         return logits_BV  # type: ignore[no-any-return]
+
+    def _possible(self, logits_BV: Tensor) -> Tensor:
+        """Without the ids that are none of the tokenizer's."""
+        if self.end_id is None:
+            return logits_BV[:, : self.vocab_size]
+        forbidden_V = torch.arange(logits_BV.shape[1], device=self.device) >= (self.vocab_size or 0)
+        forbidden_V[self.end_id] = False
+        return logits_BV.masked_fill(forbidden_V, float("-inf"))
+
+    def _columns(self, start: int, end: int) -> Context:
+        context = columns(self.padding, start, end, self.device)
+        if self.reading is Reading.forward:
+            return context
+        lengths_B1 = self.lengths[:, None]
+        if start == 0:
+            # The start token of a blank belongs to what is written.
+            inside_B1 = lengths_B1 - 1 if self.reading is Reading.blank else lengths_B1
+            segments_BT = torch.ones_like(context.positions) if context.segments is None else context.segments
+            context = context.with_(mask=PrefixMask((context.positions < inside_B1).long(), segments_BT), segments=segments_BT)
+        if self.reading is Reading.blank:
+            assert context.key_positions is not None
+            mask_B1 = lengths_B1 - 2
+            context = context.with_(
+                positions=_in_blank(context.positions, mask_B1), key_positions=_in_blank(context.key_positions, mask_B1)
+            )
+        return context
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> None:
         width = max(map(len, prompts))
@@ -92,6 +125,11 @@ class Decoding:
     def _memory_mask(self) -> Mask:
         assert self._sources is not None
         return SegmentMask(torch.ones_like(self._sources[:, :1]), self._sources)
+
+
+def _in_blank(positions_BT: Tensor, mask_B1: Tensor) -> Tensor:
+    """[B, 2, T]: place in the text, which is the mask's for all behind it, and place in the blank, from 1."""
+    return torch.stack((positions_BT.minimum(mask_B1), (positions_BT - mask_B1).clamp_min(0)), 1)
 
 
 def columns(padding: Sequence[int], start: int, end: int, device: torch.device) -> Context:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from llmfactory.core.context import Reading
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.inference.decoding import Decoding
@@ -37,6 +38,7 @@ def generate(
     end_id: int | None = None,
     start_id: int | None = None,
     vocab_size: int | None = None,
+    reading: Reading = Reading.forward,
     seed: int = 0,
     on_token: OnToken | None = None,
 ) -> list[list[int]]:
@@ -49,6 +51,7 @@ def generate(
         start_id: the first token of an answer, for models with an encoder; None: `end_id`.
         vocab_size: ids of the tokenizer. A model may have rows for more (padding), which stand for nothing and are never
             chosen; None: all.
+        reading: how the model reads the prompts; `Objective.prompt` makes them as it wants them.
         on_token: see `OnToken`; stop strings and streaming are made of it.
 
     Raises:
@@ -69,7 +72,8 @@ def generate(
     try:
         with torch.inference_mode():
             start = end_id if start_id is None else start_id
-            decoding = Decoding(model, rows, max(limits) - 1, vocab_size=vocab_size, start_id=start)
+            ids = {"vocab_size": vocab_size, "start_id": start, "end_id": end_id}
+            decoding = Decoding(model, rows, max(limits) - 1, **ids, reading=reading)
             return _decode(decoding, rows, limits, sampling or Sampling(), end_id, seed, on_token)
     finally:
         model.train(training)

@@ -8,6 +8,9 @@ z is a random order of the spans. Each token has two positions: its span's place
 
 from __future__ import annotations
 
+from llmfactory.core.context import Reading
+from llmfactory.core.special import DOCUMENT_MASK, END_OF_SPAN, START_OF_SPAN
+from llmfactory.data.corruption.blank_infilling import SPECIALS
 from llmfactory.data.corruption.blank_infilling import BlankInfilling as Blanks
 from llmfactory.data.corruption.corruption import Corruption
 from llmfactory.data.corruption.vocabulary import Vocabulary
@@ -17,6 +20,8 @@ from llmfactory.objective.tokens import TokenObjective
 
 class BlankInfillingObjective(TokenObjective):
     unit = "nats per token of the blanks"
+    continues = True
+    reading = Reading.blank
 
     def __init__(self, spec: BlankInfilling) -> None:
         self.spec = spec
@@ -31,3 +36,8 @@ class BlankInfillingObjective(TokenObjective):
             sentences=spec.sentence_share,
             rest=spec.document_share,
         )
+
+    def prompt(self, tokens: list[int], vocabulary: Vocabulary) -> tuple[list[int], int]:
+        """The rest of the text is missing: [gMASK] stands for it, and <sop> begins it."""
+        ids = dict(zip(SPECIALS, vocabulary.ids(SPECIALS), strict=True))
+        return [*tokens, ids[DOCUMENT_MASK], ids[START_OF_SPAN]], ids[END_OF_SPAN]

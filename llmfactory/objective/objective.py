@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from llmfactory.core.context import Reading
+
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.core.context import Context
@@ -85,6 +87,12 @@ class Objective(ABC):
 
     continues: bool = False
     """Whether a model that was trained on it goes on with a text, as a language model does."""
+    reading: Reading = Reading.forward
+    """How it reads the text then."""
+
+    def prompt(self, tokens: list[int], vocabulary: Vocabulary) -> tuple[list[int], int]:
+        """What to give a model for a text that it is to continue, and the token with which it ends what it writes."""
+        return tokens, vocabulary.end_id
 
     def corruption(self, vocabulary: Vocabulary, seq_len: int) -> Corruption | None:
         """How the rows that it wants, `seq_len` tokens wide in the model, are made of plain ones; None: they are plain."""

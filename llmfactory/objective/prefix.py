@@ -6,6 +6,7 @@ both directions, the rest is predicted token by token.
 
 from __future__ import annotations
 
+from llmfactory.core.context import Reading
 from llmfactory.data.corruption.corruption import Corruption
 from llmfactory.data.corruption.prefix import Prefix as Cut
 from llmfactory.data.corruption.vocabulary import Vocabulary
@@ -16,6 +17,7 @@ from llmfactory.objective.tokens import TokenObjective
 class PrefixObjective(TokenObjective):
     unit = "nats per token after the prefix"
     continues = True
+    reading = Reading.both
 
     def __init__(self, spec: Prefix) -> None:
         self.spec = spec

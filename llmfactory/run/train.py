@@ -11,6 +11,7 @@ from typing import Any
 from llmfactory.checkpoint.io import latest
 from llmfactory.config.spec import Job, Resume
 from llmfactory.core.errors import UserError
+from llmfactory.data.corruption.vocabulary import Vocabulary
 from llmfactory.data.prepared import Prepared
 from llmfactory.inference.generate import generate
 from llmfactory.inference.sampler import Sampling
@@ -152,13 +153,16 @@ def sample(job: Job, model: Skeleton, data: Prepared, precision: MeshPrecision) 
     tokenizer, room = data.tokenizer, job.model.max_positions
     text = first_words(data) if job.stage.sample_prompt is None else job.stage.sample_prompt
     prompt = [tokenizer.end_id, *tokenizer.encode(text)][: max(1, room // 2)]  # leave half of the row to the sample
+    objective = job.stage.objective.build()
+    asked, end_id = objective.prompt(prompt, Vocabulary(job.model.vocab_size, tokenizer))
     with precision.forward_context():
         tokens = generate(
             model,
-            [prompt],
-            max_tokens=min(SAMPLE_TOKENS, room + 1 - len(prompt)),
+            [asked],
+            max_tokens=min(SAMPLE_TOKENS, room + 1 - len(asked)),
             sampling=SAMPLE,
-            end_id=tokenizer.end_id,
+            end_id=end_id,
+            reading=objective.reading,
             vocab_size=tokenizer.vocab_size,
             seed=job.seed,
         )[0]

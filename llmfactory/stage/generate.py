@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.config.spec import Job
+from llmfactory.data.corruption.vocabulary import Vocabulary
 from llmfactory.data.task.rewrite import start_id
 from llmfactory.data.task.task import separator_id
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
@@ -21,6 +22,7 @@ from llmfactory.inference.text import UNFINISHED, TextStream
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import device_type, open_world
 from llmfactory.parallel.spec import Mesh
+from llmfactory.stage.evaluate import objective_of
 from llmfactory.stage.initial import checkpoint_of, load_model, load_tokenizer
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.spec import Generate
@@ -42,17 +44,20 @@ class GenerateJob(StageJob):
             writer = Writer(shown=world.rank == 0)
             writer.write(spec.prompt + ("\n" if spec.chat else ""))
             streams = [TextStream(tokenizer, spec.stop) for _ in range(spec.samples)]
-            prompt = prompt_ids(model, tokenizer, spec)
+            objective = objective_of(checkpoint, job.model).build()
+            vocabulary = Vocabulary(job.model.vocab_size, tokenizer)
+            prompt, end_id = objective.prompt(prompt_ids(job.model.graph, tokenizer, spec), vocabulary)
+            reading = {"end_id": end_id, "reading": objective.reading}
             with precision.forward_context(), shortened(writer):
-                continue_prompt(model, tokenizer, prompt, spec, job.seed, streams, writer)
+                continue_prompt(model, tokenizer, prompt, spec, job.seed, streams, writer, reading)
             for number, stream in enumerate(streams[1:], start=2):
                 writer.write(f"\n--- sample {number} of {spec.samples}\n{spec.prompt}{stream.text}\n")
         return {"checkpoint": str(checkpoint), "prompt": spec.prompt, "texts": [stream.text for stream in streams]}
 
 
-def prompt_ids(model: Skeleton, tokenizer: Tokenizer, spec: Generate) -> list[int]:
+def prompt_ids(graph: str, tokenizer: Tokenizer, spec: Generate) -> list[int]:
     """The prompt as the model reads it: a text from its beginning, or a question in a conversation; whole for an encoder."""
-    if model.spec.graph == "encoder_decoder" and not spec.chat:
+    if graph == "encoder_decoder" and not spec.chat:
         return [*tokenizer.encode(spec.prompt), separator_id(tokenizer)]
     if not spec.chat:
         ids = [*tokenizer.usage.begin_ids, *tokenizer.encode(spec.prompt)]
@@ -69,8 +74,12 @@ def continue_prompt(
     seed: int,
     streams: list[TextStream],
     writer: Writer,
+    reading: dict[str, Any],
 ) -> None:
-    """Fill a stream for each sample; the first one is written while it comes."""
+    """Fill a stream for each sample; the first one is written while it comes.
+
+    `reading`: how the model reads the prompt, and the token that ends what it writes.
+    """
 
     def on_token(row: int, token: int) -> bool:
         if token in tokenizer.usage.stop_ids:
@@ -81,7 +90,7 @@ def continue_prompt(
         return streams[row].stopped
 
     ends: dict[str, Any] = {
-        "end_id": tokenizer.end_id,
+        **reading,
         "start_id": start_id(tokenizer),
         "vocab_size": tokenizer.vocab_size,
     }

@@ -189,6 +189,7 @@ def test_a_row_ends_where_the_caller_says(model):
 
 def test_the_penalty_sees_prompt_and_answer(model):
     """Each step is a full forward, and the tokens of the row so far are penalized."""
+
     def penalized(prompt):
         new = []
         for _ in range(20):

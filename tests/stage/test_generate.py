@@ -91,7 +91,7 @@ def test_a_question_goes_through_the_chat_template(job, tmp_path, monkeypatch, c
 def test_a_text_begins_as_the_model_was_taught(begin, text, expected):
     tokenizer = ByteTokenizer()
     tokenizer.usage = Usage(begin, (256,))
-    assert prompt_ids(tokenizer, Generate(prompt=text.upper())) == expected
+    assert prompt_ids("decoder", tokenizer, Generate(prompt=text.upper())) == expected
 
 
 def test_what_is_missing_is_named(job, tmp_path):
