@@ -345,6 +345,25 @@ EFFECTS: dict[str, str] = {
     "model/two_stream.pattern": "model/test_two_stream.py::test_kinds_of_layers_and_dropout",
     "model/two_stream.dropout": "model/test_two_stream.py::test_kinds_of_layers_and_dropout",
     "model/two_stream.cross": "model/test_tower.py::test_cross_attention_needs_an_encoder",
+    **{
+        f"model/multimodal.{name}": "model/test_multimodal.py::test_every_field_changes_the_model"
+        for name in ("vocab_size", "dim", "init_std", "n_layers", "norm", "position", "attention", "vision", "connector")
+    },
+    "model/multimodal.embedding_norm": "model/test_multimodal.py::test_every_field_changes_the_model",
+    "model/multimodal.depth_scaled_init": "model/test_multimodal.py::test_every_field_changes_the_model",
+    "model/multimodal.image_token": "model/test_multimodal.py::test_the_placeholder_is_the_token_that_the_spec_says",
+    **{
+        f"model/multimodal.{name}": "model/test_multimodal.py::test_the_decoder_is_what_its_fields_say"
+        for name in ("max_positions", "ffn", "block", "embedding", "head", "dropout", "others", "pattern", "cross")
+    },
+    **{
+        f"model/connector/projector.{name}": "model/connector/test_projector.py::test_linear_maps_with_a_nonlinearity_between"
+        for name in ("n_layers", "activation", "bias")
+    },
+    **{
+        f"model/connector/q_former.{name}": "model/connector/test_q_former.py::test_every_field_changes_the_part"
+        for name in ("n_queries", "dim", "n_layers", "n_heads", "hidden", "norm", "cross_every")
+    },
     "model/encoder_decoder.shared_embedding": "model/test_encoder_decoder.py::test_every_field_changes_the_model",
     "model/encoder_decoder.embedding_norm": "model/test_encoder_decoder.py::test_every_field_changes_the_model",
     "model/encoder_decoder.embedding_std": "model/test_encoder_decoder.py::test_every_field_changes_the_model",
@@ -434,6 +453,7 @@ EFFECTS: dict[str, str] = {
     "stage/pretrain.sample_prompt": "run/test_train.py::test_the_prompt_is_the_start_of_a_held_out_document_or_what_was_given",
     "stage/evaluate.batch_size": "stage/test_evaluate.py::test_batch_size_changes_nothing_and_every_target_counts_once",
     "stage/evaluate.compressors": "stage/test_evaluate.py::test_the_job",
+    "stage/describe.presets": "stage/test_architectures.py::test_the_page_is_the_generated_one",
     "stage/generate.prompt": "stage/test_generate.py::test_prints_prompt_and_continuations",
     "stage/generate.max_tokens": "stage/test_generate.py::test_the_options_reach_the_sampler",
     "stage/generate.temperature": "stage/test_generate.py::test_the_options_reach_the_sampler",
@@ -447,6 +467,7 @@ EFFECTS: dict[str, str] = {
     "stage/generate.samples": "stage/test_generate.py::test_prints_prompt_and_continuations",
     "stage/generate.chat": "stage/test_generate.py::test_a_question_goes_through_the_chat_template",
     "stage/generate.system": "stage/test_generate.py::test_a_question_goes_through_the_chat_template",
+    "stage/embed.texts": "stage/test_embed.py::test_vectors_are_the_means_of_the_references",
     "stage/export.format": "stage/test_export.py::test_a_gguf_file_is_read_back_tensor_by_tensor",
     "stage/export.path": "stage/test_export.py::test_a_run_of_ours_in_transformers",
     "stage/export.family": "stage/test_export.py::test_numbers_can_be_rounded_and_the_family_forced",

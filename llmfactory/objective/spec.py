@@ -52,7 +52,7 @@ class ObjectiveSpec(Spec):
 class Causal(ObjectiveSpec):
     """Predict each next token: the mean over targets of -log p(label) (Bengio et al. 2003)."""
 
-    graphs: ClassVar[tuple[str, ...]] = ("decoder", "recurrent", "counts")
+    graphs: ClassVar[tuple[str, ...]] = ("decoder", "recurrent", "counts", "multimodal")
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in the target (Szegedy et al. 2016, section 7)."""
 

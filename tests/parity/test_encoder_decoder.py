@@ -7,11 +7,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from llmfactory.checkpoint.names.families import family_of
 from llmfactory.checkpoint.names.family import Inexpressible
 from llmfactory.checkpoint.names.translate import to_theirs
 from llmfactory.config.compose import compose_job
+from llmfactory.core.context import Record
 from llmfactory.core.errors import UserError
 from llmfactory.inference.generate import generate
 from llmfactory.inference.sampler import GREEDY
@@ -50,7 +52,18 @@ def t5(tied=True, **changes):
     return model
 
 
+def switch(**changes):
+    from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+
+    sizes = {"vocab_size": 103, "d_model": 48, "d_kv": 12, "d_ff": 32, "num_layers": 4, "num_decoder_layers": 3, "num_heads": 4}
+    sizes |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20, "num_experts": 4}
+    sizes |= {"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 1}
+    return SwitchTransformersForConditionalGeneration(SwitchTransformersConfig(**{**sizes, **changes}))
+
+
 MODELS = {
+    "switch": switch,
+    "switch_everywhere": lambda: switch(num_sparse_encoder_layers=4, num_sparse_decoder_layers=3, dense_act_fn="gelu"),
     "t5": t5,
     "t5_wide_heads": lambda: t5(d_kv=20, layer_norm_epsilon=1e-3),
     "t5_v1_1": lambda: t5(tied=False, feed_forward_proj="gated-gelu"),
@@ -99,7 +112,9 @@ def test_loss_and_gradients(pair):
     got = F.cross_entropy(logits(pair.ours, tokens, source).flatten(0, 1), labels.flatten())
     got.backward()
     close(got, want)
-    gradients = pair.to_ours({name: parameter.grad for name, parameter in pair.theirs.named_parameters()})
+    # An expert that nobody visits has no gradient in theirs.
+    theirs = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in pair.theirs.named_parameters()}
+    gradients = pair.to_ours(theirs)
     # A bias of the keys moves all scores of a query alike: its gradient is zero but for rounding.
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, parameter in pair.ours.named_parameters():
@@ -138,7 +153,6 @@ def test_cached_decoding(pair):
 def test_back_into_transformers(name, make_pair, tmp_path):
     """Our config and tensors, saved as a folder, load there with equal logits."""
     from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
     pair = make_pair(MODELS[name]())
     folder_config = AutoConfig.for_model(**pair.family.config(pair.ours.spec))
@@ -186,8 +200,6 @@ def published():
 @pytest.mark.parametrize(("preset", "config"), list(published()), ids=lambda value: value if isinstance(value, str) else "")
 def test_presets_are_the_published_models(preset, config):
     """Their config gives our preset, and as many parameters as theirs has."""
-    from transformers import AutoModelForSeq2SeqLM
-
     with torch.device("meta"):
         want = sum(p.numel() for p in AutoModelForSeq2SeqLM.from_config(config).parameters())
     config = config.to_dict()
@@ -288,3 +300,110 @@ def test_what_bart_cannot_say_is_not_exported(path, changes):
     family = family_of({"model_type": "bart"})
     with pytest.raises(Inexpressible):
         family.config(changed(family.spec(bart().config.to_dict()), path, **changes))
+
+
+@pytest.mark.parametrize("capacity", [1, 2])
+def test_tokens_over_the_capacity_of_an_expert(capacity, make_pair):
+    """They are the last of each row that chose it, as in theirs; padding behind a text changes nothing."""
+    pair = make_pair(switch(expert_capacity=capacity))
+    tokens, source = ids(3, 9), ids(3, 14)
+    want = pair.theirs(source, decoder_input_ids=tokens).logits
+    close(logits(pair.ours, tokens, source), want)
+    roomy = make_pair(switch(expert_capacity=64))
+    assert not torch.allclose(logits(roomy.ours, tokens, source), want, atol=1e-3)
+    real, source_real = torch.ones_like(tokens), torch.ones_like(source)
+    real[1, 4:], source_real[2, 5:] = 0, 0
+    want = pair.theirs(source, attention_mask=source_real, decoder_input_ids=tokens, decoder_attention_mask=real).logits
+    close(logits(pair.ours, tokens, source, real, source_real)[real == 1], want[real == 1])
+
+
+def test_losses_of_the_routers(make_pair):
+    """The z-loss is theirs; the balance is, where a side has one layer with experts."""
+    pair = make_pair(switch(num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, num_layers=2, num_decoder_layers=2))
+    tokens, source, labels = ids(3, 9), ids(3, 14), ids(3, 9, seed=2)
+    theirs = pair.theirs(source, decoder_input_ids=tokens, labels=labels, output_router_logits=True)
+    model, record = pair.ours, Record()
+    batch = {"tokens": tokens, "segments": torch.ones_like(tokens), "source": source, "source_segments": torch.ones_like(source)}
+    for name, field in (("positions", tokens), ("source_positions", source)):
+        batch[name] = torch.arange(field.shape[1]).expand(field.shape)
+    model(tokens, model.context(batch).with_(record=record))
+    counts = model.term_tokens(batch)
+    got = {name: total.item() / counts[name] for name, total in record.sums.items()}
+    want = {
+        "encoder_balance": 0.001 * theirs.encoder_aux_loss,
+        "decoder_balance": 0.001 * theirs.decoder_aux_loss,
+        "encoder_router_z": 0.001 * theirs.encoder_z_loss,
+        "decoder_router_z": 0.001 * theirs.decoder_z_loss,
+    }
+    assert got == pytest.approx({name: value.item() for name, value in want.items()}, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("router_bias", True),
+        ("router_dtype", "bfloat16"),
+        ("router_ignore_padding_tokens", True),
+        ("num_sparse_encoder_layers", 0),
+        ("num_sparse_decoder_layers", 0),
+        ("add_cross_attention", True),
+    ],
+)
+def test_switch_configs_that_we_have_no_part_for(key, value):
+    config = switch().config.to_dict() | {key: value}
+    with pytest.raises(UserError, match="has no counterpart"):
+        family_of(config).spec(config)
+
+
+def published_switch():
+    """Configs of the published checkpoints, as on their hub pages, by preset."""
+    from transformers import SwitchTransformersConfig
+
+    base = {"d_model": 768, "d_ff": 3072, "num_sparse_encoder_layers": 6, "num_sparse_decoder_layers": 6}
+    for n_experts in (8, 16, 32, 64, 128, 256):
+        yield f"switch_base_{n_experts}", SwitchTransformersConfig(**base, num_experts=n_experts)
+    large = {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 16}
+    large |= {"num_sparse_encoder_layers": 12, "num_sparse_decoder_layers": 12}
+    yield "switch_large_128", SwitchTransformersConfig(**large, num_experts=128)
+    every = {"d_model": 2080, "d_ff": 6144, "num_layers": 15, "num_decoder_layers": 15, "num_heads": 32}
+    every |= {"num_sparse_encoder_layers": 15, "num_sparse_decoder_layers": 15}
+    yield "switch_c_2048", SwitchTransformersConfig(**every, num_experts=2048)
+
+
+def losses_as_in_the_paper(side):
+    """The side with the weights of routers' losses of Fedus et al., section 2.2, not those of the library's configs."""
+    if not side.others:
+        return dataclasses.replace(side, ffn=dataclasses.replace(side.ffn, balance=0.01, z=0.0))
+    experts = side.others["moe"]
+    others = {"moe": dataclasses.replace(experts, ffn=dataclasses.replace(experts.ffn, balance=0.01, z=0.0))}
+    return dataclasses.replace(side, others=others)
+
+
+@pytest.mark.parametrize(
+    ("preset", "config"), list(published_switch()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_switch_presets_are_the_published_models(preset, config):
+    spec = compose_job([f"model={preset}", "stage=describe"]).job.model
+    theirs = family_of(config.to_dict()).spec(config.to_dict())
+    sides = {name: losses_as_in_the_paper(getattr(theirs, name)) for name in ("encoder", "decoder")}
+    assert dataclasses.replace(theirs, **sides) == spec
+    with torch.device("meta"):
+        model = spec.build()
+    # One expert is one of many alike, so that the library need not make thousands of modules.
+    few = type(config)(**{**config.to_dict(), "num_experts": 2})
+    with torch.device("meta"):
+        library = AutoModelForSeq2SeqLM.from_config(few)
+    expert = 2 * config.d_model * config.d_ff + config.d_model
+    sparse = sum(
+        block.ffn.__class__.__name__ == "SwitchLayer" for side in (model.encoder, model.decoder) for block in side.blocks
+    )
+    want = sum(p.numel() for p in library.parameters()) + sparse * (config.num_experts - 2) * expert
+    assert parameters(model) == want
+
+
+@pytest.mark.parametrize(("preset", "billions"), [("switch_xxl_128", 395), ("switch_c_2048", 1571), ("switch_large_128", 26.3)])
+def test_switch_presets_have_the_papers_size(preset, billions):
+    """Table 9; the large one there has gated experts of another width, and so 26.3 in place of our 26.4 (26 B)."""
+    with torch.device("meta"):
+        size = parameters(compose_job([f"model={preset}", "stage=describe"]).job.model.build())
+    assert size == pytest.approx(billions * 1e9, rel=0.01)
