@@ -108,7 +108,9 @@ def kv_heads(config: Config) -> int | None:
 def block(config: Config) -> BlockSpec:
     if config.get("new_decoder_architecture", False):
         refuse(config, parallel_attn=True)
-        return Parallel(shared_norm=config.get("num_ln_in_parallel_attn") == 1)
+        shared = config.get("num_ln_in_parallel_attn") == 1
+        refuse(config, num_ln_in_parallel_attn=1 if shared else 2)
+        return Parallel(shared_norm=shared)
     refuse(config, num_ln_in_parallel_attn=1)
     return Parallel(shared_norm=True) if config.get("parallel_attn", True) else PreNorm()
 

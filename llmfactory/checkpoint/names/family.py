@@ -49,7 +49,10 @@ class Family(ABC):
 
     @abstractmethod
     def spec(self, config: Config) -> ModelSpec:
-        """The model that a `config.json` describes. Raises UserError naming the key and value that we have no part for."""
+        """The model that a `config.json` describes. Dropout is a matter of training and is not taken over.
+
+        Raises UserError naming the key and value that we have no part for.
+        """
 
     @abstractmethod
     def config(self, spec: ModelSpec) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmfactory.checkpoint.names.family import Config, Entry, Family
+from llmfactory.checkpoint.names.family import Config, Entry, Family, Inexpressible
 from llmfactory.checkpoint.names.llama import HEADS, attention_of, llama_entries, llama_spec, sizes
 from llmfactory.checkpoint.names.reading import activation, decoder, refuse, said
 from llmfactory.checkpoint.names.rope import rope_config
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.block.spec import PreNorm
 from llmfactory.model.embedding.spec import Token
-from llmfactory.model.ffn.spec import Glu
+from llmfactory.model.ffn.spec import Activation, Glu
 from llmfactory.model.head.spec import Lm
 from llmfactory.model.norm.spec import RmsNorm
 from llmfactory.model.spec import ModelSpec
@@ -39,7 +39,8 @@ class Gemma(Family):
         said(model.norm, RmsNorm, "eps", offset=1.0)
         said(model.embedding, Token, dim_power=0.5)
         said(model.head, Lm)
-        said(model.ffn, Glu)
+        if said(model.ffn, Glu).activation is Activation.gelu:
+            raise Inexpressible("its gates are the exact GELU, which this family takes for the tanh approximation")
         bias = said(model.attention, Gqa, *HEADS, "bias").bias
         says = {**rope_config(model.position, model.max_positions), "attention_bias": bias}
         return {**sizes(model, "gemma", "GemmaForCausalLM"), **says}
@@ -48,7 +49,7 @@ class Gemma(Family):
         return llama_entries(decoder(spec))
 
 
-def gelu(config: Config) -> Any:
+def gelu(config: Config) -> Activation:
     """The activation; the first files say `gelu` and mean its tanh approximation, and newer ones say so in `hidden_activation`."""
     name = config.get("hidden_activation") or config.get("hidden_act") or "gelu"
     return activation("gelu_pytorch_tanh" if name == "gelu" else name)

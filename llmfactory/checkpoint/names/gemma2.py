@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmfactory.checkpoint.names.family import Config, Entry, Family, same
-from llmfactory.checkpoint.names.gemma import gelu
 from llmfactory.checkpoint.names.llama import HEADS, attention_entries, attention_of, end_entries, ffn_entries, llama_spec, sizes
-from llmfactory.checkpoint.names.reading import activation_name, decoder, expect, refuse, said
+from llmfactory.checkpoint.names.reading import activation, activation_name, decoder, expect, refuse, said
 from llmfactory.checkpoint.names.rope import rope_config
 from llmfactory.checkpoint.names.windows import FULL, SLIDING, layer_types, windowed
 from llmfactory.model.attention.spec import Gqa
@@ -45,7 +44,9 @@ class Gemma2(Family):
         return llama_spec(
             config,
             norm=RmsNorm(eps=config.get("rms_norm_eps", 1e-6), offset=1.0),
-            ffn=Glu(hidden=config["intermediate_size"], activation=gelu(config)),
+            ffn=Glu(
+                hidden=config["intermediate_size"], activation=activation(config.get("hidden_activation") or "gelu_pytorch_tanh")
+            ),
             block=Sandwich(),
             embedding=Token(dim_power=0.5),
             head=Lm(tied=config.get("tie_word_embeddings", True), softcap=config.get("final_logit_softcapping", 30.0)),
