@@ -254,7 +254,7 @@ def test_every_sibling_of_every_part_composes_or_is_refused_by_a_check(skeleton:
                 repairs = [repair for problem in found if problem.repair for repair in problem.repair.split(" ")]
                 assert repairs, f"{line} is refused without a way out"
                 gone = tuple(f"{place_of(repair.partition('=')[0])}." for repair in repairs if "/" in repair.partition("=")[0])
-                line = [word for word in line if not word.startswith(gone)] + repairs
+                line = [word for word in [*line, *repairs] if not word.startswith(gone)]
             else:
                 pytest.fail(f"{line} is still refused")
 

@@ -33,7 +33,7 @@ from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Backend, Mesh
 from llmfactory.run.spec import Device
 from llmfactory.stage.format.spec import Gguf
-from llmfactory.stage.spec import Evaluate, Export, Generate, TrainingSpec
+from llmfactory.stage.spec import Embed, Evaluate, Export, Generate, TrainingSpec
 
 Rule = Callable[[Job], Iterator[Problem]]
 
@@ -108,7 +108,7 @@ def ids_fit_the_model(job: Job) -> Iterator[Problem]:
 
 
 def trained_model_is_given(job: Job) -> Iterator[Problem]:
-    if not isinstance(job.stage, (Generate, Evaluate, Export)) or job.init is not None:
+    if not isinstance(job.stage, (Generate, Evaluate, Export, Embed)) or job.init is not None:
         return
     runs = sorted(Path(job.output_dir).glob("*/checkpoints"), key=lambda folder: -folder.stat().st_mtime)
     if runs:
@@ -137,6 +137,12 @@ def a_family_can_say_the_model(job: Job) -> Iterator[Problem]:
             gguf_metadata(job.model, target)
         except Inexpressible as error:
             yield Problem("stage.format", "gguf", str(error), "stage/format=hf")
+
+
+def the_head_makes_vectors(job: Job) -> Iterator[Problem]:
+    if isinstance(job.stage, Embed) and (says := answers_of(job.model)) != "vector":
+        reason = f"its answer is {says}, and stage=embed wants a vector for each text"
+        yield Problem("model.head", stem(type(getattr(job.model, "head", job.model))), reason, "model/head=sentence")
 
 
 def decay_reaches_the_end(job: Job) -> Iterator[Problem]:
@@ -366,6 +372,7 @@ RULES: tuple[Rule, ...] = (
     ids_fit_the_model,
     trained_model_is_given,
     a_family_can_say_the_model,
+    the_head_makes_vectors,
     decay_reaches_the_end,
     warmup_ends_before_the_run,
     warmup_and_decay_leave_room,

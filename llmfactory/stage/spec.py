@@ -124,6 +124,9 @@ class Evaluate(StageSpec):
 class Describe(StageSpec):
     """Print the composed job: its tree, where each value came from, and the model's parameters part by part."""
 
+    presets: bool = False
+    """Print instead what each preset of `model` is made of, as a table in Markdown."""
+
     def build(self) -> StageJob:
         from llmfactory.stage.describe import DescribeJob
 
@@ -148,3 +151,20 @@ class Export(StageSpec):
         from llmfactory.stage.export import ExportJob
 
         return ExportJob(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Embed(StageSpec):
+    """Make vectors of texts with the model of `init`, and say how alike they are."""
+
+    texts: list[str]
+    """Texts to embed."""
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.texts:
+            yield Problem("texts", self.texts, "must hold a text at least", "texts=[Hello]")
+
+    def build(self) -> StageJob:
+        from llmfactory.stage.embed import EmbedJob
+
+        return EmbedJob(self)

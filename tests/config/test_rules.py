@@ -37,6 +37,7 @@ FIRES = {
         ["stage=export", "stage.path=x", "init=.", "stage.family=gpt2"],
         ["stage=export", "stage.path=x", "init=.", "stage.family=gpt9"],
     ],
+    "the_head_makes_vectors": [["stage=embed", "stage.texts=[a]", "init=.", "model=minilm"]],
     "decay_reaches_the_end": [["trainer.max_steps=10000"], ["optim/schedule=linear", "optim.schedule.horizon=100"]],
     "warmup_ends_before_the_run": [["optim/schedule=cosine", "optim.schedule.warmup_steps=5", "trainer.max_steps=5"]],
     "warmup_and_decay_leave_room": [["optim/schedule=wsd", "optim.schedule.warmup_steps=450", "trainer.max_steps=500"]],

@@ -7,18 +7,22 @@ import os
 import shutil
 
 import pytest
+from tiny_published import TEMPLATE, gguf_file, hf_folder, llama
 from toy_job import toy_job
 
 from llmfactory.checkpoint.io import checkpoints
+from llmfactory.checkpoint.names.published import open_published
 from llmfactory.config.compose import Composed
 from llmfactory.config.plain import from_plain, to_plain
 from llmfactory.config.spec import Resume
 from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.data.tokenizer.tokenizer import load
 from llmfactory.launch.spec import Local
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.spec import Fp64
 from llmfactory.run.folder import read_config, read_result
 from llmfactory.run.start import start
+from llmfactory.stage.initial import load_tokenizer
 from llmfactory.stage.spec import Evaluate, Generate
 from llmfactory.tracking.spec import Csv, None_
 
@@ -150,6 +154,40 @@ def test_evaluate_agrees_with_training_and_generate_leaves_nothing(go, tmp_path,
     capsys.readouterr()
     go(name="e", stage=Evaluate(), init=init)
     assert "is finished already" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_when_its_init_is_gone(go, tmp_path):
+    """It has its own weights and its own copy of the tokenizer: the unbroken run, bit for bit."""
+    go(name="before")
+    init = str(tmp_path / "outputs" / "before")
+    go(name="whole", init=init)
+    go(name="after", init=init, trainer__max_steps=4)
+    shutil.move(init, tmp_path / "elsewhere")
+    go(name="after", init=init)
+    rows = [curve(tmp_path / "outputs" / name) for name in ("whole", "after")]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 8
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_published_model_is_trained_on(go, tmp_path, kind):
+    """And what comes of it carries the tokenizer on, with its chat template."""
+    path = hf_folder(tmp_path / "m") if kind == "folder" else gguf_file(tmp_path / "m.gguf")
+    spec = open_published(path).spec
+    result = go(init=str(path), model=spec, trainer__max_steps=2, optim__lr=1e-9)
+    evaluated = go(name=None, stage=Evaluate(), init=str(path), model=spec)
+    assert result["held_out_loss"] == pytest.approx(evaluated["held_out_loss"], rel=1e-5)
+    kept = load(checkpoints(tmp_path / "outputs" / "r" / "checkpoints")[-1] / "tokenizer")
+    assert kept.usage.chat_template == TEMPLATE
+    assert kept.usage == load_tokenizer(path, 320).usage
+    again = go(name="next", init=str(tmp_path / "outputs" / "r"), model=spec, trainer__max_steps=1)
+    assert again["status"] == "finished"
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_before_training(go, tmp_path):
+    path = hf_folder(tmp_path / "m", llama(vocab_size=260))
+    with pytest.raises(UserError, match=r"m has 283 ids, the model only 260"):
+        go(init=str(path), model=open_published(path).spec)
 
 
 def test_tracking_none_leaves_no_metrics(go, tmp_path):
