@@ -239,3 +239,42 @@ def test_names_of_the_first_years() -> None:
     assert bert.today("bert.encoder.layer.0.output.LayerNorm.gamma") == "bert.encoder.layer.0.output.LayerNorm.weight"
     assert bert.today("bert.embeddings.LayerNorm.beta") == "bert.embeddings.LayerNorm.bias"
     assert bert.today("bert.pooler.dense.bias") == "bert.pooler.dense.bias"
+
+
+def test_a_folder_of_the_first_years(tmp_path: Any) -> None:
+    """Norms with gamma and beta, a buffer of positions, copies of tied tensors, a pooler and a head that nobody asked for."""
+    import json
+
+    from safetensors.torch import save_file
+
+    from llmfactory.checkpoint.names.published import open_published
+    from llmfactory.checkpoint.published import load_published
+
+    torch.manual_seed(0)
+    model = theirs("bert", "ForMaskedLM").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor.clone()
+        for name, tensor in model.state_dict().items()
+    }
+    assert "bert.embeddings.LayerNorm.gamma" in old
+    old |= {
+        "bert.embeddings.position_ids": torch.arange(40)[None],
+        "bert.pooler.dense.weight": torch.zeros(48, 48),
+        "bert.pooler.dense.bias": torch.zeros(48),
+        "cls.seq_relationship.weight": torch.zeros(2, 48),
+        "cls.seq_relationship.bias": torch.zeros(2),
+    }
+    save_file(old, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**model.config.to_dict(), "architectures": ["BertForMaskedLM"]}))
+    published = open_published(tmp_path)
+    ours = published.spec.build()
+    load_published(published, ours)
+    batch = batch_of(torch.ones(2, 9, dtype=torch.long))
+    close(ours_of(ours.eval(), batch, 1), wants(model, batch, batch["segments"], 0).logits)
+    del old["bert.encoder.layer.1.output.LayerNorm.gamma"]
+    save_file({**old, "stranger": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing: bert.encoder.layer.1.output.LayerNorm.weight\n  unexpected: stranger"):
+        open_published(tmp_path)
