@@ -29,3 +29,8 @@ def test_documents_and_targets(token_file: Callable[..., TokenFile], dtype: str)
 def test_no_document(token_file: Callable[..., TokenFile]) -> None:
     tokens = token_file([])
     assert (tokens.documents, tokens.targets) == (0, 0)
+
+
+def test_frequencies(token_file: Callable[..., TokenFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmfactory.data.tokens.AT_ONCE", 2)
+    assert token_file([2, 0, 3]).frequencies(7).tolist() == [4, 1, 1, 1, 1, 1, 0]

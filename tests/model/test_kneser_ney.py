@@ -71,7 +71,8 @@ def text(seed: int, length: int) -> list[int]:
     """Words of a small chain, so that all kinds of counts occur."""
     numbers, tokens = random.Random(seed), [0]
     while len(tokens) < length:
-        tokens.append(numbers.choice([(tokens[-1] * 2 + 1) % (V - 1), numbers.randrange(V - 2), 3]))
+        after = (tokens[-1] * 2 + 1) % (V - 1)
+        tokens.append(numbers.choice([after, after, numbers.randrange(V), 3]))
     return tokens
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,11 +84,21 @@ def test_neither_rows_at_once_nor_their_length_loses_a_token(line: list[str], tm
     """All targets are counted once, however the rows are cut; whole documents in a row give the text's own counts."""
     totals = set()
     for number, cut in enumerate((["data.seq_len=32"], ["data.seq_len=900", "trainer.batch_size=3"])):
-        job = compose_job([*line, *cut]).job
+        job = compose_job([*line, *cut, "model.order=1"]).job
         data = prepare(job.data, job.model.vocab_size)
         fitted = count(job, data, tmp_path / str(number), NoTracker(), make_display(False, 0))
         assert isinstance(fitted.model, KneserNeyModel)
-        labels = fitted.model.orders[0].grams
-        assert labels.tolist() == sorted(set(data.train.tokens[1:].tolist()))
+        counts = torch.zeros(257, dtype=torch.int64)
+        counts[fitted.model.orders[0].grams] = fitted.model.orders[0].counts
+        assert counts.tolist() == np.bincount(data.train.tokens[1:], minlength=257).tolist()
         totals.add(data.train.targets)
     assert len(totals) == 1
+
+
+def test_a_tokenizer_that_loses_text_tells_no_bits_per_byte(line: list[str], tmp_path: Path) -> None:
+    line[line.index("data/tokenizer=bytes")] = "data/tokenizer=word_level"
+    composed = compose_job([*line, "name=words", "trainer.sample=false"])
+    (tmp_path / "outputs" / "words").mkdir(parents=True)
+    result = train(composed.job, composed.plain, tmp_path / "outputs" / "words")
+    assert result["perplexity"] > 1
+    assert "bits_per_byte" not in result

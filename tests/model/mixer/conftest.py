@@ -44,12 +44,14 @@ class Laws:
 
     @staticmethod
     def documents_are_apart(part: Part) -> None:
-        """A packed row equals its documents alone; padding on either side changes nothing and is itself finite."""
-        x = torch.randn(2, 11, DIM, dtype=torch.float64)
-        segments = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3], [0, 0, 0, 1, 1, 2, 2, 2, 2, 0, 0]])
+        """A packed row equals its documents alone; padding anywhere changes nothing and is itself finite."""
+        x = torch.randn(3, 11, DIM, dtype=torch.float64)
+        segments = torch.tensor(
+            [[1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3], [0, 0, 0, 1, 1, 2, 2, 2, 2, 0, 0], [1, 1, 0, 0, 1, 1, 2, 2, 0, 2, 2]]
+        )
         y = part(x, context_of(segments, 11))
         assert y.isfinite().all()
-        for row in range(2):
+        for row in range(3):
             for document in segments[row].unique():
                 if document:
                     inside = segments[row] == document
