@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from llmfactory.checkpoint.names.families import FAMILIES
 from llmfactory.config.compose import compose_job
 from llmfactory.config.toy import small_model
+from llmfactory.core.context import CausalMask, Context
 from llmfactory.core.spec import Spec, walk
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.count import parameters
@@ -230,3 +231,35 @@ def test_laptop_size_keeps_the_architecture_and_runs(preset):
     F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
     unmoved = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.isfinite().all()]
     assert unmoved == []
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "kinds"),
+    [
+        ("llama_tiny", ["model/position=alibi"], ("LinearBias", "PreNormBlock")),
+        ("llama3_8b", ["model/position=alibi"], ("LinearBias", "PreNormBlock")),
+        ("gpt2", ["model/position=rope"], ("RotaryPosition", "PreNormBlock")),
+        ("gpt2", ["model/block=parallel_shared", "model/norm=rms_norm"], ("LearnedPosition", "ParallelBlock")),
+        ("bloom_560m", ["model/position=rope_llama3_1", "model/block=sandwich"], ("RotaryPosition", "SandwichBlock")),
+        ("falcon_7b", ["model/block=deep_norm", "model/ffn=swiglu"], ("RotaryPosition", "DeepNormBlock")),
+        ("mistral_7b", ["model/position=t5_bias", "model/block=post_norm"], ("BucketBias", "PostNormBlock")),
+        ("gemma2_2b", ["model/position=alibi", "model/ffn=moe", "model/head=lm"], ("LinearBias", "SandwichBlock")),
+    ],
+)
+def test_parts_of_another_family_compose_and_run(preset, overrides, kinds):
+    """LLaMA with ALiBi, GPT-2 with RoPE: parts are chosen by an override, and the model learns."""
+    spec = compose_job([f"model={preset}", *overrides, "toy=true", "stage=describe"]).job.model
+    model = spec.build()
+    assert (type(model.position).__name__, type(model.blocks[0]).__name__) == kinds
+    initialize(model, 0)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    tokens = torch.randint(0, 50, (4, 17), generator=torch.Generator().manual_seed(0))
+    context = Context(torch.arange(16).expand(4, 16), CausalMask(16))
+    losses = []
+    for _ in range(8):
+        loss = F.cross_entropy(model.head(model(tokens[:, :-1], context)).flatten(0, 1), tokens[:, 1:].flatten())
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.5

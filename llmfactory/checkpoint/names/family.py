@@ -126,7 +126,9 @@ def grouped(ours: Sequence[str], theirs: str, n_heads: int, n_kv_heads: int) -> 
     def join(tensors: list[Tensor]) -> list[Tensor]:
         import torch
 
-        q, k, v = (tensor.unflatten(0, (n_kv_heads, heads, -1)) for tensor, heads in zip(tensors, (shared, 1, 1), strict=True))
+        q, k, v = (
+            tensor.view(n_kv_heads, heads, -1, *tensor.shape[1:]) for tensor, heads in zip(tensors, (shared, 1, 1), strict=True)
+        )
         return [torch.cat((q, k, v), 1).flatten(0, 2)]
 
     return Entry(tuple(ours), (theirs,), cut, join)

@@ -59,7 +59,7 @@ def attention_factor(parameters: Config) -> float | None:
     if said_factor is not None or not (over and under):
         return None if said_factor is None else float(said_factor)
     growth = 0.1 * math.log(parameters["factor"])
-    return (over * growth + 1) / (under * growth + 1)
+    return float((over * growth + 1) / (under * growth + 1))
 
 
 def rope_config(position: PositionSpec, max_positions: int, *, interleaved: bool = False) -> dict[str, Any]:

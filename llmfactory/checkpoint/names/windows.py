@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmfactory.checkpoint.names.family import Inexpressible
+from llmfactory.checkpoint.names.reading import expect
 from llmfactory.core.errors import UserError
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.spec import BASE, DecoderOnly, LayerSpec
@@ -32,12 +33,11 @@ def windowed(attention: Gqa, kinds: list[str], window: int | None) -> dict[str, 
 
 def layer_types(model: DecoderOnly) -> dict[str, Any]:
     """`layer_types` and `sliding_window` of a decoder. Raises Inexpressible where its layers differ otherwise."""
-    width = None
-    kinds = []
+    width, kinds = None, []
+    base = expect(model.attention, Gqa)
     for kind in model.kinds():
-        attention = kind.attention
-        assert isinstance(attention, Gqa)
-        if kind.ffn != model.ffn or replace(attention, window=None) != replace(model.attention, window=None):
+        attention = expect(kind.attention, Gqa)
+        if kind.ffn != model.ffn or replace(attention, window=None) != replace(base, window=None):
             raise Inexpressible("its layers differ in more than the window of their attention")
         if attention.window is not None and width not in (None, attention.window):
             raise Inexpressible("its layers have windows of several widths")
