@@ -42,7 +42,7 @@ def visited(module: nn.Module) -> float:
     return module.visited() if isinstance(module, Part) else sum(map(visited, module.children()))
 
 
-def declare_linear(name: str, linear: nn.Linear, std: float, layout: Layout) -> dict[str, Parameter]:
+def declare_linear(name: str, linear: nn.Linear | nn.Conv2d, std: float, layout: Layout) -> dict[str, Parameter]:
     """Declarations of a linear map inside a part: normal weights, a bias of zero where it has one.
 
     A row-cut map sums its partial results, so its bias stays whole and is added once.

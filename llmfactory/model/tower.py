@@ -10,7 +10,7 @@ from llmfactory.core.context import Context
 from llmfactory.core.sharding import Parameter
 from llmfactory.model.frame import Frame, Site
 from llmfactory.model.part import Part, visited
-from llmfactory.model.spec import TowerSpec
+from llmfactory.model.tower_spec import TowerSpec
 
 
 def frame_of(spec: TowerSpec, dim: int, max_positions: int, std: float, causal: bool, name: str = "") -> Frame:

@@ -31,7 +31,7 @@ class PatchEmbedding(Part):
         if images_NCYX.shape[1:] != (self.channels, self.size, self.size):
             shape = " x ".join(map(str, images_NCYX.shape[1:]))
             raise UserError(f"a picture of {shape} values, but the model reads {self.channels} x {self.size} x {self.size}")
-        x_NPD = self.squares(images_NCYX).flatten(2).transpose(1, 2)
+        x_NPD: Tensor = self.squares(images_NCYX).flatten(2).transpose(1, 2)
         if self.first is None:
             return x_NPD
         return torch.cat((self.first.to(x_NPD.dtype).expand(x_NPD.shape[0], 1, -1), x_NPD), 1)
