@@ -408,6 +408,24 @@ EFFECTS: dict[str, str] = {
     "model/embedding_model.init_std": "model/test_embedding_model.py::test_first_values",
     "model/embedding_model.output_std": "model/test_embedding_model.py::test_first_values",
     **{
+        f"stage/objective/{name}.{field}": "objective/test_fields.py::test_the_field_changes_the_rows"
+        for name, fields in {
+            "masked": ("rate", "mask_share", "random_share", "whole_words"),
+            "span_corruption": ("rate", "mean_span", "sentinels"),
+            "ul2": ("sentinels",),
+            "denoising": ("rate", "mean_span", "permute_sentences", "rotate"),
+            "permutation": ("one_in",),
+            "blank_infilling": ("rate", "mean_span", "sentence_share", "document_share"),
+            "replaced_token": ("rate",),
+        }.items()
+        for field in fields
+    },
+    "stage/objective/masked.static": "objective/test_fields.py::test_static_masks_stay_in_the_next_epoch",
+    "stage/objective/replaced_token.generator_scale": (
+        "objective/test_replaced_token.py::test_the_generator_is_smaller_and_shares_the_vectors"
+    ),
+    "stage/objective/replaced_token.weight": "objective/test_replaced_token.py::test_the_loss_is_the_paper_s",
+    **{
         f"stage/objective/{name}.{field}": f"{WORDS}::test_its_rows_come_from_the_frequencies_of_the_training_text"
         for name in ("skip_gram", "cbow")
         for field in ("window", "negatives", "subsample", "noise_power")

@@ -19,7 +19,9 @@ from llmfactory.core.sharding import Parameter
 from llmfactory.model.count import by_part, parameters, train_flops_per_token
 from llmfactory.model.declarations import declarations
 from llmfactory.model.skeleton import Skeleton
+from llmfactory.stage.architectures import architectures
 from llmfactory.stage.job import StageJob
+from llmfactory.stage.spec import Describe
 
 
 class DescribeJob(StageJob):
@@ -31,7 +33,9 @@ class DescribeJob(StageJob):
 
 
 def describe(job: Job, origins: Mapping[str, str]) -> str:
-    """The whole description as text."""
+    """The whole description as text, or the table of presets."""
+    if isinstance(job.stage, Describe) and job.stage.presets:
+        return architectures()
     model = meta(job)
     sections = {
         "config": list(table(explain(job, origins))),
