@@ -81,6 +81,11 @@ NEEDS = {
         for name in ("dynamic_ntk", "yarn", "llama3")
     },
     **{f"stage/objective={option}": ["model=word2vec_tiny"] for option in ("skip_gram", "cbow")},
+    **{f"stage/objective={option}": ["model=t5_small"] for option in ("span_corruption", "ul2", "denoising")},
+    "stage/objective=masked": ["model=bert_tiny"],
+    "stage/objective=replaced_token": ["model=bert_tiny", "model/head=discriminator"],
+    "stage/objective=permutation": ["model=xlnet_base"],
+    "stage/objective=blank_infilling": ["model/position=learned_2d"],
     **{f"model=word2vec_{size}": ["stage/objective=skip_gram"] for size in ("tiny", "300")},
     "data=examples": [*LABELLED, "model=bert_tiny", "model/head=classifier"],
     "stage=finetune": [*LABELLED, "model=bert_tiny", "model/head=classifier"],

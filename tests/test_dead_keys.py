@@ -131,11 +131,6 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         )
     },
     "model/position/learned.offset": (GPT, "model.position.offset=2"),
-    "model/position/t5_bias.n_buckets": ([*LLAMA, "model/position=t5_bias"], "model.position.n_buckets=16"),
-    "model/position/t5_bias.max_distance": (
-        [*LLAMA, "model/position=t5_bias", "model.position.n_buckets=8"],
-        "model.position.max_distance=10",
-    ),
     "model/attention/gqa.n_heads": (LLAMA, "model.attention.n_heads=4"),
     "model/attention/gqa.n_kv_heads": (LLAMA, "model.attention.n_kv_heads=1"),
     "model/attention/gqa.bias": (LLAMA, "model.attention.bias=true"),
