@@ -131,7 +131,7 @@ class KneserNeyHead(Head):
         p_N = torch.full(labels_N.shape, 1 / self.vocab_size, dtype=torch.float64, device=labels_N.device)
         for order, node_N in self._contexts(histories_NM):
             place_N = order.find(node_N * self.vocab_size + labels_N, order.grams).where(node_N >= 0, -1)
-            counts_N = order.counts[place_N].where(place_N >= 0, 0)
+            counts_N = order.counts[place_N]
             share_N = (counts_N - order.discounts()[counts_N.clamp_max(3)]) / order.totals[node_N]
             p_N = share_N.where(place_N >= 0, 0.0) + order.left(node_N) * p_N
         return p_N

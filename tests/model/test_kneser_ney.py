@@ -25,8 +25,8 @@ V = 12
 class Reference:
     """Chen and Goodman 1998, from texts (lists of tokens); the first token of a text is only ever a history."""
 
-    def __init__(self, texts: list[list[int]], order: int) -> None:
-        self.order = order
+    def __init__(self, texts: list[list[int]], order: int, size: int = V) -> None:
+        self.order, self.size = order, size
         raw = [Counter[tuple[int, ...]]() for _ in range(order + 1)]
         first = [Counter[tuple[int, ...]]() for _ in range(order + 1)]
         for known in (text[:end] for text in texts for end in range(2, len(text) + 1)):
@@ -56,7 +56,7 @@ class Reference:
 
     def p(self, token: int, history: tuple[int, ...]) -> float:
         history = history[max(0, len(history) - self.order + 1) :]
-        shorter = self.p(token, history[1:]) if history else 1 / V
+        shorter = self.p(token, history[1:]) if history else 1 / self.size
         n = len(history) + 1
         after = {gram[-1]: count for gram, count in self.counts[n].items() if gram[:-1] == history}
         total = sum(after.values())
@@ -120,6 +120,19 @@ def test_probabilities_sum_to_one(order: int) -> None:
     model = fitted(order)
     histories = torch.randint(-1, V, (200, order - 1))
     torch.testing.assert_close(model.head(histories).exp().sum(-1), torch.ones(200, dtype=torch.float64))
+
+
+def test_nothing_before_a_text_is_no_token_of_it() -> None:
+    """Where every context was seen, -1 must not be taken for the last id of the vocabulary."""
+    numbers = random.Random(3)
+    texts = [[0, *(numbers.randrange(3) for _ in range(80))] for _ in range(4)]
+    model, reference = KneserNeyModel(KneserNey(vocab_size=3, max_positions=128, order=4)), Reference(texts, 4, size=3)
+    model.count([batch_of(texts, 80)], True)
+    for history in itertools.product((-1, 0, 1, 2), repeat=3):
+        known = tuple(token for token in history if token >= 0)
+        if history[3 - len(known) :] == known:
+            expected = torch.tensor([reference.p(token, known) for token in range(3)], dtype=torch.float64)
+            torch.testing.assert_close(model.head(torch.tensor([history]))[0].exp(), expected)
 
 
 def test_every_token_is_possible() -> None:
