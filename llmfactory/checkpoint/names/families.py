@@ -6,6 +6,7 @@ from llmfactory.checkpoint.names.albert import Albert
 from llmfactory.checkpoint.names.baichuan import Baichuan
 from llmfactory.checkpoint.names.bart import Bart
 from llmfactory.checkpoint.names.bert import Bert
+from llmfactory.checkpoint.names.blip_2 import Blip2
 from llmfactory.checkpoint.names.bloom import Bloom
 from llmfactory.checkpoint.names.chatglm import ChatGlm
 from llmfactory.checkpoint.names.codegen import Codegen
@@ -46,6 +47,7 @@ FAMILIES: tuple[Family, ...] = (
     Roberta(),
     Gpt2(),
     Llama(),
+    Blip2(),
     Llava(),
     SwitchTransformers(),
     T5(),

@@ -96,11 +96,11 @@ class Xlnet(Family):
         yield same("head.bias", "lm_loss.bias")
 
 
-def reshaped(ours: str, theirs: str, shape: tuple[int, ...]) -> Entry:
-    """A vector that they store with further dimensions of one."""
+def reshaped(ours: str, theirs: str, shape: tuple[int, ...], own: tuple[int, ...] = (-1,)) -> Entry:
+    """A tensor of our shape `own` that they store with further dimensions of one."""
 
     def flat(tensors: list[Tensor]) -> list[Tensor]:
-        return [tensors[0].flatten()]
+        return [tensors[0].reshape(own)]
 
     def shaped(tensors: list[Tensor]) -> list[Tensor]:
         return [tensors[0].reshape(shape)]
