@@ -53,7 +53,7 @@ class Skeleton(Part):
             mask = PrefixMask(batch["prefix"], segments)
         else:
             mask = DocumentMask(segments)
-        return Context(positions=batch["positions"], mask=mask, segments=segments)
+        return Context(positions=batch["positions"], mask=mask, segments=segments, types=batch.get("types"))
 
     def make_room(self, tensors: Mapping[str, Mapping[str, Any]]) -> None:
         """Give tensors whose size follows from data, not from the spec, that of a checkpoint (name -> `shape`, `dtype`)."""

@@ -44,6 +44,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "bert_base": ({**BERT, **sizes(768, 12, 12, 3072)}, 109_514_298),
     "bert_large": ({**BERT, **sizes(1024, 24, 16, 4096)}, 335_174_458),
     "minilm": ({**BERT, **sizes(384, 6, 12, 1536), "architectures": ["BertModel"]}, 22_713_216),
+    "minilm_l12": ({**BERT, **sizes(384, 12, 12, 1536), "architectures": ["BertModel"]}, 33_360_000),
     "roberta_base": ({**ROBERTA, **sizes(768, 12, 12, 3072)}, 124_697_433),
     "roberta_large": ({**ROBERTA, **sizes(1024, 24, 16, 4096)}, 355_412_057),
     "albert_base": ({**ALBERT, **sizes(768, 12, 12, 3072)}, 11_221_680),

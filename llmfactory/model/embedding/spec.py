@@ -51,7 +51,7 @@ class TokenSegment(EmbeddingSpec):
     """A vector of the token and one of the kind of text that it belongs to, added (BERT)."""
 
     n_types: int
-    """Number of kinds of text (question and passage); one stands for all tokens alike (RoBERTa)."""
+    """Number of kinds of text (question and passage); 1: all texts are of one kind, whatever their place in a pair (RoBERTa)."""
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "n_types")

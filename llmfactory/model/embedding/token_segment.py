@@ -13,7 +13,10 @@ from llmfactory.model.part import Part
 
 
 class TokenSegmentEmbedding(Part):
-    """ids [B, T] and `context.types` [B, T] -> vectors [B, T, D]; without types all tokens are of the first kind."""
+    """ids [B, T] and `context.types` [B, T] -> vectors [B, T, D].
+
+    Without types all tokens are of the first kind; where there is one kind only, it is that of all texts (RoBERTa).
+    """
 
     def __init__(self, vocab_size: int, n_types: int, dim: int, std: float) -> None:
         super().__init__()
@@ -25,7 +28,7 @@ class TokenSegmentEmbedding(Part):
         return {"weight": Parameter(Normal(self.std), Layout.vocab), "types": Parameter(Normal(self.std))}
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        if context.types is None:
+        if context.types is None or self.types.shape[0] == 1:
             return F.embedding(tokens_BT, self.weight) + self.types[0]
         self._check(context.types)
         return F.embedding(tokens_BT, self.weight) + F.embedding(context.types, self.types)

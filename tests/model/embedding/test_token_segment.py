@@ -32,6 +32,14 @@ def test_without_types_all_are_the_first():
     assert not torch.equal(made(TOKENS, context(None)), made.weight[TOKENS])
 
 
+def test_one_kind_is_that_of_all_texts():
+    """A pair of texts has two places, and RoBERTa one vector for both."""
+    made = part(n_types=1)
+    want = made.weight[TOKENS] + made.types[0]
+    assert torch.equal(made(TOKENS, context(torch.tensor([[0, 1, 1]]))), want)
+    assert torch.equal(made(TOKENS, context(None)), want)
+
+
 @pytest.mark.parametrize("wrong", [3, -1])
 def test_a_type_that_there_is_not(wrong):
     with pytest.raises(UserError, match=f"type {wrong}, but the model has 3 types, from 0 .model.embedding.n_types=3"):
