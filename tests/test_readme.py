@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny_published import gguf_file, hf_folder, llama
 
 from llmfactory.config.compose import compose_job
 from llmfactory.core.errors import ConfigError
@@ -24,9 +29,25 @@ SINGLE = [words for words in COMMANDS if words not in LIGHT and words[0] != "-m"
 SWEEPS = [words[1:] for words in COMMANDS if words[0] == "-m"]
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models under the names of those that the commands start from."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("published")
+    theirs = llama(max_position_embeddings=512)
+    gguf_file(folder / "SmolLM2-135M-Instruct.Q4_1.gguf", theirs)
+    hf_folder(folder / "SmolLM2-135M", theirs)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 320}
+    hf_folder(folder / "all-MiniLM-L6-v2", BertModel(BertConfig(**sizes)))
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with the run that the commands go on from, and the examples' package on the path."""
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Path) -> None:
+    """A working directory with the run and the models that the commands go on from, and the examples' package on the path."""
+    for model in published.iterdir():
+        (tmp_path / model.name).symlink_to(model)
     run = tmp_path / "outputs" / "first"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(compose_job(["name=first"]).plain), encoding="utf-8")

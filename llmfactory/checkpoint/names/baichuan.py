@@ -28,6 +28,7 @@ SECOND = 125_696
 
 class Baichuan(Family):
     types = ("baichuan",)
+    own_code = True
     ignored = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
     def spec(self, config: Config) -> ModelSpec:

@@ -30,6 +30,7 @@ FIRST, SECOND = "transformer.layers", "transformer.encoder.layers"
 
 class ChatGlm(Family):
     types = ("chatglm",)
+    own_code = True
     ignored = (r"transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq", r"transformer\.rotary_pos_emb\.inv_freq")
 
     def spec(self, config: Config) -> ModelSpec:

@@ -44,6 +44,8 @@ class Family(ABC):
 
     types: tuple[str, ...]
     """Values of `model_type` that are this family; the first is written on export."""
+    own_code: bool = False
+    """transformers loads it with code that comes with the checkpoint only, so a model is written as one only when asked."""
     ignored: tuple[str, ...] = ()
     """Patterns (regular expressions, whole names) of tensors in their files that hold nothing: masks, tables that are computed."""
 

@@ -17,6 +17,7 @@ from llmfactory.model.spec import ModelSpec
 
 class InternLm(Family):
     types = ("internlm",)
+    own_code = True
     ignored = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
     def spec(self, config: Config) -> ModelSpec:

@@ -15,8 +15,11 @@ from llmfactory.model.attention.spec import AttentionSpec
 from llmfactory.model.spec import ModelSpec
 from llmfactory.model.tower_spec import TowerSpec
 
-TRAINING = {"dropout": 0.0, "depth_scaled_init": True, "init_std": 0.02}
-"""Fields that only training looks at, and what they are while nothing is trained."""
+KNOWN_BEST = ("llama", "gpt2", "qwen2", "mistral", "bert", "roberta", "t5", "bart")
+OWN_CODE = ("baichuan", "chatglm", "internlm")
+"""Families by how many programs read them without code of their own; the others stand between."""
+TRAINING = ("dropout", "depth_scaled_init", "init_std")
+"""Fields that only training looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +31,33 @@ class Target:
     """As a config.json."""
 
 
-def target_for(spec: ModelSpec, name: str | None = None) -> Target:
-    """The family of a `model_type`; None: the first that can say the model. Raises Inexpressible with what each lacks."""
-    families = [family for family in FAMILIES if name is None or name in family.types]
+def target_for(spec: ModelSpec, name: str | None = None, gguf: bool = False) -> Target:
+    """The family of a `model_type`; None: the first that can say the model. Raises Inexpressible with what each lacks.
+
+    `gguf`: it must be able to say it in GGUF's metadata too.
+    """
+    families = [family for family in sorted(FAMILIES, key=_place) if name is None or name in family.types]
     if not families:
         known = ", ".join(sorted(kind for family in FAMILIES for kind in family.types))
         raise Inexpressible(f"there is no family {name!r}: there are {known}")
     reasons = []
     for family in families:
         try:
-            return _said(family, spec)
+            target = _said(family, spec)
+            if gguf:
+                gguf_metadata(spec, target)
+            return target
         except Inexpressible as error:
             if name is not None or "its skeleton is" not in str(error):
                 reasons.append(f"{family.types[0]}: {error}")
     shown = "; ".join(reasons) or f"its skeleton {stem(type(spec))} is that of none"
     raise Inexpressible(f"no family can say this model ({shown})" if name is None else shown)
+
+
+def _place(family: Family) -> int:
+    """Families that most programs know come first, those that nobody reads without their own code last."""
+    kind = family.types[0]
+    return KNOWN_BEST.index(kind) - len(KNOWN_BEST) if kind in KNOWN_BEST else int(kind in OWN_CODE)
 
 
 def _said(family: Family, spec: ModelSpec) -> Target:
@@ -65,13 +80,13 @@ def gguf_metadata(spec: ModelSpec, target: Target) -> dict[str, Any]:
 
 
 def at_rest(spec: Any) -> Any:
-    """A spec without what only training looks at."""
+    """A spec without what only training looks at: those fields have their defaults."""
     if isinstance(spec, dict):
         return {key: at_rest(value) for key, value in spec.items()}
     if not isinstance(spec, Spec):
         return spec
     values = {
-        field.name: TRAINING[field.name] if field.name in TRAINING else at_rest(getattr(spec, field.name))
+        field.name: field.default if field.name in TRAINING else at_rest(getattr(spec, field.name))
         for field in dataclasses.fields(spec)
     }
     return dataclasses.replace(spec, **values)
