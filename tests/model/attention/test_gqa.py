@@ -24,8 +24,8 @@ def part(site):
 
 def test_whole_part_from_its_matrices(part):
     built = part(n_kv_heads=2, bias=True).double()
-    for parameter in built.parameters():
-        parameter.data.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
+    for number, parameter in enumerate(built.parameters()):
+        parameter.data.normal_(generator=torch.Generator().manual_seed(number))
     x = torch.randn(2, 7, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     context = Context(torch.arange(7)[None], CausalMask(7))
     q, k, v = (
@@ -76,8 +76,8 @@ def test_half_of_the_heads_is_a_part_of_its_own(part):
 def test_norms_and_options_of_the_scores_reach_them(part):
     """Each head of q and k is normalized by itself; scale, window and softcap act on the scores."""
     built = part(n_kv_heads=2, qk_norm=RmsNorm(eps=0.1), scale=0.8, window=3, softcap=2.0).double()
-    for parameter in built.parameters():
-        parameter.data.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
+    for number, parameter in enumerate(built.parameters()):
+        parameter.data.normal_(generator=torch.Generator().manual_seed(number))
     x = torch.randn(2, 7, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     bias = torch.randn(1, 6, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     mask = CausalMask(7)
