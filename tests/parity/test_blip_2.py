@@ -1,6 +1,5 @@
-"""Equal logits and gradients with `transformers`, which proves the Q-Former and the vision encoder of EVA: float32, 1e-5 (gradients,
-which are sums over all logits: 2e-5) of the
-largest value."""
+"""Equal logits and gradients with `transformers`, which proves the Q-Former and the vision encoder of EVA: float32, 1e-5 of the
+largest value (gradients, which are sums over all logits: 2e-5)."""
 
 from __future__ import annotations
 
@@ -12,7 +11,10 @@ import torch
 from llmfactory.checkpoint.names.families import family_of
 from llmfactory.checkpoint.names.family import Inexpressible
 from llmfactory.checkpoint.names.translate import to_theirs
+from llmfactory.config.compose import compose_job
 from llmfactory.core.errors import UserError
+from llmfactory.model.count import parameters
+from llmfactory.model.initialize import initialize
 
 IMAGE = 101
 """The placeholder's id."""
@@ -133,3 +135,57 @@ def test_what_blip_2_cannot_say_is_not_exported():
     ):
         with pytest.raises(Inexpressible):
             family.config(dataclasses.replace(spec, **changes))
+
+
+def size(preset):
+    with torch.device("meta"):
+        model = compose_job([f"model={preset}", "stage=describe"]).job.model.build()
+    return {name: parameters(getattr(model, name)) for name in ("vision", "connector", "decoder")}
+
+
+@pytest.mark.parametrize("preset", ["minigpt4", "visualglm_6b"])
+def test_presets_read_pictures_as_blip_2_does(preset):
+    """EVA ViT-g/14 without its last block, and the Q-Former, exactly as the library's defaults have them; the map's width is 4096."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    text = {
+        "model_type": "opt",
+        "hidden_size": 4096,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 32,
+        "word_embed_proj_dim": 4096,
+    }
+    with torch.device("meta"):
+        theirs = Blip2ForConditionalGeneration(Blip2Config(text_config=text, image_token_index=3))
+    queries = theirs.query_tokens.numel() + sum(parameters(part) for part in (theirs.qformer, theirs.language_projection))
+    assert {"vision": parameters(theirs.vision_model), "connector": queries}.items() <= size(preset).items()
+
+
+@pytest.mark.parametrize(
+    ("preset", "published"),
+    [
+        # Zhu et al. 2023 say what it is made of: Vicuna 7B (exact), ViT-g (986 M) and 108 M that Li et al. 2023, table 1, train.
+        ("minigpt4", 6_738_415_616 + 986e6 + 108e6),
+        # Its README: 7.8 B in all. Its 6.2 B of ChatGLM-6B count the vocabulary once, the 7.8 B twice.
+        ("visualglm_6b", 7.8e9),
+        # Its repository: CPM-Bee (as our preset of it), BEiT-3 large with both of its experts, a vocabulary of 64,010 and a head of
+        # 8,192 that nothing uses, 64 queries, two maps. Squares and queries share one attention there, here the queries read the
+        # squares by attention of their own; the README calls it a Q-Former.
+        ("viscpm", 9_616_072_704 + 24 * 2 * 12_613_632 + 64_010 * 1024 + 1024 * 8192 + 64 * 1024 + 1024 * 4096 + 4096**2),
+    ],
+)
+def test_published_sizes(preset, published):
+    assert sum(size(preset).values()) == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize("preset", ["minigpt4", "visualglm_6b", "viscpm"])
+def test_presets_run_at_laptop_size(preset):
+    spec = compose_job([f"model={preset}", "stage=describe", "toy=true"]).job.model
+    model = spec.build()
+    initialize(model, 0)
+    side, count = spec.vision.embedding.image_size, spec.vectors_per_image
+    batch = batch_of(count)
+    batch["tokens"][:, :count] = spec.image_token
+    batch["images"] = torch.randn(2, 1, 3, side, side)
+    assert logits(model, batch).isfinite().all()
+    assert parameters(model) < 500_000
