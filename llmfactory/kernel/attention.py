@@ -6,7 +6,7 @@ Legend: B rows, H query heads, G key/value heads (each serves H / G query heads)
 from __future__ import annotations
 
 import functools
-import importlib.util
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ def _apart(mask: Mask, q_BHTD: Tensor, k_BGSD: Tensor, v_width: int, dropout: fl
         return None
     if q_BHTD.is_cuda:
         half = q_BHTD.dtype in (torch.float16, torch.bfloat16)
-        fits = half and dropout == 0 and width <= 256 and width == v_width and _has_varlen()
+        fits = half and dropout == 0 and width == v_width and width % 8 == 0 and width <= 256 and _has_varlen(q_BHTD.device)
         return mask.documents() if fits else None
     if q_BHTD.device.type != "cpu" or rows * n_heads * length**2 * width < PIECE:
         return None
@@ -81,9 +81,9 @@ def _apart(mask: Mask, q_BHTD: Tensor, k_BGSD: Tensor, v_width: int, dropout: fl
 
 
 @functools.cache
-def _has_varlen() -> bool:
-    """Whether this PyTorch has flash attention for pieces of several lengths."""
-    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
+def _has_varlen(device: torch.device) -> bool:
+    """Whether this PyTorch and this GPU have flash attention for pieces of several lengths."""
+    return find_spec("torch.nn.attention.varlen") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _one_by_one(
