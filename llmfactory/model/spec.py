@@ -19,7 +19,8 @@ from llmfactory.model.norm.spec import NormSpec
 from llmfactory.model.tower_spec import BASE as BASE
 from llmfactory.model.tower_spec import Kind as Kind
 from llmfactory.model.tower_spec import LayerSpec as LayerSpec
-from llmfactory.model.tower_spec import TowerSpec, VisionSpec
+from llmfactory.model.tower_spec import TowerSpec as TowerSpec
+from llmfactory.model.tower_spec import VisionSpec as VisionSpec
 
 if TYPE_CHECKING:
     from llmfactory.model.skeleton import Skeleton

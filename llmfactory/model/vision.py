@@ -44,7 +44,7 @@ class VisionEncoder(Part):
             x_NPD = block(x_NPD, context)
         if self.used is None:
             x_NPD = self.tower.norm(x_NPD)
-        return x_NPD[:, 1:] if self.drops_class else x_NPD
+        return x_NPD[:, 1:] if self.drops_class else x_NPD  # type: ignore[no-any-return]
 
     def chain(self, name: str) -> list[tuple[str, nn.Module]]:
         """Its modules in forward order; `name` is its own."""

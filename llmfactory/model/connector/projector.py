@@ -20,7 +20,7 @@ class FeatureProjector(Part):
         self.maps = nn.ModuleList(nn.Linear(dim if number else width, dim, bias=spec.bias) for number in range(spec.n_layers))
 
     def declare(self) -> dict[str, Parameter]:
-        found = {}
+        found: dict[str, Parameter] = {}
         for number, linear in enumerate(self.maps):
             assert isinstance(linear, nn.Linear)
             found |= declare_linear(f"maps.{number}", linear, self.std, Layout.replicated)
