@@ -14,7 +14,7 @@ from pathlib import Path
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from llmfactory.checkpoint.names.family import Inexpressible
-from llmfactory.checkpoint.names.target import gguf_metadata, target_for
+from llmfactory.checkpoint.names.target import target_for
 from llmfactory.config.initial import run_of, saved_config
 from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
@@ -27,7 +27,7 @@ from llmfactory.data.tokenizer.spec import ByteBpe, Bytes, WordLevel
 from llmfactory.launch.spec import Local
 from llmfactory.model.ffn.spec import BalanceOver, MoeSpec
 from llmfactory.model.position.spec import Learned2d, Rope2d
-from llmfactory.model.spec import EncoderOnly, TowerSpec
+from llmfactory.model.spec import EncoderOnly, ModelSpec, TowerSpec
 from llmfactory.objective.spec import LABELLED, BlankInfilling, Causal, Prefix, ReplacedToken, answers_of, natural
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Backend, Mesh
@@ -124,19 +124,24 @@ def a_family_can_say_the_model(job: Job) -> Iterator[Problem]:
     """What is exported must mean the same to others; else it is refused before anything is loaded."""
     if not isinstance(job.stage, Export):
         return
+    is_gguf, family = isinstance(job.stage.format, Gguf), job.stage.family
     try:
-        target = target_for(job.model, job.stage.family)
+        target_for(job.model, family, gguf=is_gguf)
     except Inexpressible as error:
-        if job.stage.family is None:
-            yield Problem("stage.format", stem(type(job.stage.format)), f"{error}; only our own run folders can hold it")
-        else:
-            yield Problem("stage.family", job.stage.family, str(error), "stage.family=null")
-        return
-    if isinstance(job.stage.format, Gguf):
-        try:
-            gguf_metadata(job.model, target)
-        except Inexpressible as error:
+        if is_gguf and _can_say(job.model, family):
             yield Problem("stage.format", "gguf", str(error), "stage/format=hf")
+        elif family is not None:
+            yield Problem("stage.family", family, str(error), "stage.family=null")
+        else:
+            yield Problem("stage.format", stem(type(job.stage.format)), f"{error}; only our own run folders can hold it")
+
+
+def _can_say(model: ModelSpec, family: str | None) -> bool:
+    try:
+        target_for(model, family)
+    except Inexpressible:
+        return False
+    return True
 
 
 def the_head_makes_vectors(job: Job) -> Iterator[Problem]:
@@ -258,6 +263,9 @@ def a_text_is_continued_from_the_left(job: Job) -> Iterator[Problem]:
     graph, says = job.model.graph, answers_of(job.model)
     if graph == "encoder":
         reason = "each of its tokens sees the whole text, so stage=generate finds nothing to continue"
+        yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")
+    elif graph == "words":
+        reason = "it has a vector for each word and predicts no next one, so stage=generate finds nothing to write"
         yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")
     elif says != "tokens":
         yield Problem("model.head", says, "stage=generate needs a head that answers with tokens", "model/head=lm")

@@ -17,7 +17,7 @@ from llmfactory.parallel.mesh import device_type, open_world
 from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.describe import table
 from llmfactory.stage.generate import printable
-from llmfactory.stage.initial import HEAD, checkpoint_of, fill, load_tokenizer
+from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head, load_tokenizer
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.spec import Embed
 
@@ -35,7 +35,7 @@ class EmbedJob(StageJob):
             precision = job.precision.build(world.device.type)
             model = job.model.build()
             precision.convert_module(model)
-            fill(model, checkpoint, new=HEAD)  # the head that makes vectors has no weights
+            fill(model, checkpoint, new=new_head(model, checkpoint))
             model.to(world.device).eval()
             tokenizer = load_tokenizer(checkpoint, job.model.vocab_size)
             rows = [marked(tokenizer, text) for text in texts]
@@ -47,6 +47,17 @@ class EmbedJob(StageJob):
             if world.rank == 0:
                 print("\n".join(table(cells(texts, cosines))))
         return {"checkpoint": str(checkpoint), "vectors": vectors.tolist(), "cosines": cosines.tolist()}
+
+
+def new_head(model: Skeleton, checkpoint: Path) -> str | None:
+    """Beginning of the names of a head that the checkpoint does not have; it must be one without weights (the mean of tokens)."""
+    if not has_new_head(model, checkpoint):
+        return None
+    if any(name.startswith(HEAD) for name, _ in model.named_parameters()):
+        raise UserError(
+            f"{checkpoint} has no weights for the head that makes vectors; take the mean of tokens: model/head=sentence"
+        )
+    return HEAD
 
 
 def marked(tokenizer: Tokenizer, text: str) -> list[int]:

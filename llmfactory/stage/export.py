@@ -20,6 +20,7 @@ from llmfactory.data.tokenizer.bytes import ByteTokenizer, as_pairs
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.parallel.mesh import device_type, open_world
 from llmfactory.parallel.spec import Mesh
+from llmfactory.stage.format.spec import Gguf
 from llmfactory.stage.format.writer import Exported
 from llmfactory.stage.initial import checkpoint_of, load_tokenizer
 from llmfactory.stage.job import StageJob
@@ -70,12 +71,13 @@ class ExportJob(StageJob):
 
     def target(self, job: Job, checkpoint: Path) -> Target:
         """The family that was asked for, that it comes from, or the first that can say it."""
+        is_gguf = isinstance(self.spec.format, Gguf)
         if self.spec.family is None and is_published(checkpoint):
             try:
-                return target_for(job.model, open_published(checkpoint).family.types[0])
-            except Inexpressible:  # changed on the way in
+                return target_for(job.model, open_published(checkpoint).family.types[0], is_gguf)
+            except Inexpressible:  # changed on the way in, or not of those that GGUF knows
                 pass
-        return target_for(job.model, self.spec.family)
+        return target_for(job.model, self.spec.family, is_gguf)
 
 
 def tensors_of(job: Job, checkpoint: Path) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ FIRES = {
         ["stage=export", "stage.path=x", "init=.", "stage.family=gpt2"],
         ["stage=export", "stage.path=x", "init=.", "stage.family=gpt9"],
     ],
-    "the_head_makes_vectors": [["stage=embed", "stage.texts=[a]", "init=.", "model=minilm"]],
+    "the_head_makes_vectors": [["stage=embed", "stage.texts=[a]", "init=.", "model=bert_tiny"]],
     "decay_reaches_the_end": [["trainer.max_steps=10000"], ["optim/schedule=linear", "optim.schedule.horizon=100"]],
     "warmup_ends_before_the_run": [["optim/schedule=cosine", "optim.schedule.warmup_steps=5", "trainer.max_steps=5"]],
     "warmup_and_decay_leave_room": [["optim/schedule=wsd", "optim.schedule.warmup_steps=450", "trainer.max_steps=500"]],
@@ -59,6 +59,7 @@ FIRES = {
     "a_text_is_continued_from_the_left": [
         ["model=bert_tiny", "stage=generate", "stage.prompt=x", "init=."],
         ["model/head=reward", "stage=generate", "stage.prompt=x", "init=."],
+        ["model=word2vec_tiny", "stage=generate", "stage.prompt=x", "init=."],
     ],
     "blanks_have_two_positions": [["stage/objective=blank_infilling"]],
     "generator_can_be_built": [

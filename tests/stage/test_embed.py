@@ -21,7 +21,7 @@ from llmfactory.core.errors import UserError
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.spec import ByteBpe
-from llmfactory.model.head.spec import Sentence
+from llmfactory.model.head.spec import Classifier, HeadSpec, Pooler, Sentence
 from llmfactory.precision.spec import Fp32
 from llmfactory.stage.embed import cells, marked
 from llmfactory.stage.spec import Embed
@@ -49,12 +49,11 @@ def theirs(tmp_path: Path) -> Any:
     return model
 
 
-def run(job: Job, path: Path, texts: list[str]) -> dict[str, Any]:
+def run(job: Job, path: Path, texts: list[str], head: HeadSpec | None = None) -> dict[str, Any]:
     model: Any = open_published(path).spec
     stage = Embed(texts=texts)
-    return stage.build().run(
-        replace(job, init=str(path), model=replace(model, head=Sentence()), stage=stage, precision=Fp32()), None
-    )
+    model = replace(model, head=head or Sentence())
+    return stage.build().run(replace(job, init=str(path), model=model, stage=stage, precision=Fp32()), None)
 
 
 def test_vectors_are_the_means_of_the_references(
@@ -75,6 +74,16 @@ def test_vectors_are_the_means_of_the_references(
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].split()[:3] == ["1", "1.000", f"{cosines[0, 1]:.3f}"]
     assert shown[1].endswith("some words")
+
+
+def test_a_pooler_of_the_checkpoint_makes_vectors_a_fresh_one_does_not(job: Job, theirs: Any, tmp_path: Path) -> None:
+    found = run(job, tmp_path / "bert", TEXTS[:1], Pooler())["vectors"]
+    inner = HfTokenizer.read(tmp_path / "bert" / "tokenizer.json", 0).inner
+    with torch.no_grad():
+        wanted = theirs(torch.tensor([inner.encode(TEXTS[0]).ids])).pooler_output
+    torch.testing.assert_close(torch.tensor(found), wanted, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match=r"has no weights for the head that makes vectors.*model/head=sentence"):
+        run(job, tmp_path / "bert", TEXTS, Classifier(n_classes=4))
 
 
 @pytest.mark.parametrize(

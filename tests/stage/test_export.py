@@ -240,6 +240,7 @@ def test_which_family(job: Job) -> None:
     assert target_for(replace(model, init_std=0.3)).config["initializer_range"] == 0.3
     biased = replace(model, attention=replace(model.attention, qkv_bias=True))
     assert target_for(biased).config["model_type"] == "qwen2"
+    assert target_for(replace(model, norm=replace(model.norm, eps=1e-6))).config["model_type"] == "llama", "not baichuan"
     with pytest.raises(Inexpressible, match=r"llama: .*layer_norm where this family has rms_norm"):
         target_for(replace(model, norm=LayerNorm()))
     with pytest.raises(Inexpressible, match="layer_norm"):

@@ -18,6 +18,8 @@ from llmfactory.model.tower_spec import TowerSpec
 KNOWN_BEST = ("llama", "gpt2", "qwen2", "mistral", "bert", "roberta", "t5", "bart")
 OWN_CODE = ("baichuan", "chatglm", "internlm")
 """Families by how many programs read them without code of their own; the others stand between."""
+SHOWN = 4
+"""Families whose reasons a message tells."""
 TRAINING = ("dropout", "depth_scaled_init", "init_std")
 """Fields that only training looks at."""
 
@@ -50,7 +52,10 @@ def target_for(spec: ModelSpec, name: str | None = None, gguf: bool = False) -> 
         except Inexpressible as error:
             if name is not None or "its skeleton is" not in str(error):
                 reasons.append(f"{family.types[0]}: {error}")
-    shown = "; ".join(reasons) or f"its skeleton {stem(type(spec))} is that of none"
+    shown = (
+        "; ".join(reasons[:SHOWN] + ([f"and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []))
+        or f"its skeleton {stem(type(spec))} is that of none"
+    )
     raise Inexpressible(f"no family can say this model ({shown})" if name is None else shown)
 
 
