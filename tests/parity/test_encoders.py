@@ -194,6 +194,8 @@ def test_xlm_roberta_is_roberta(make_pair: Any) -> None:
     [
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ("bert", {"is_decoder": True}, "is_decoder=True"),
+        ("bert", {"add_cross_attention": True}, "add_cross_attention=True"),
+        ("bert", {"pruned_heads": {"0": [1]}}, "pruned_heads="),
         ("bert", {"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ("bert", {"hidden_act": "mish"}, "the activation 'mish'"),
         ("bert", {"architectures": ["BertForNextSentencePrediction"]}, "BertForNextSentencePrediction"),

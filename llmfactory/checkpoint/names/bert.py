@@ -68,6 +68,7 @@ class Bert(Family):
 
     def spec(self, config: Config) -> ModelSpec:
         refuse(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False, tie_word_embeddings=True)
+        refuse(config, pruned_heads={})
         offset, dropout = self.offset(config), config.get("hidden_dropout_prob", 0.1)
         return EncoderOnly(
             vocab_size=config["vocab_size"],
