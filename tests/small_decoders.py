@@ -61,10 +61,10 @@ DECODERS: dict[str, Callable[[], Any]] = {
     "llama_yarn_said": scaled(
         rope_type="yarn",
         factor=4.0,
-        original_max_position_embeddings=16,
+        original_max_position_embeddings=64,
         beta_fast=20,
         beta_slow=2,
-        mscale=1.0,
+        mscale=0.7,
         mscale_all_dim=0.5,
         truncate=False,
     ),

@@ -7,6 +7,7 @@ from torch import nn
 from llmfactory.core.errors import ConfigError
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.block.spec import DeepNorm
+from llmfactory.model.ffn.spec import Glu
 from llmfactory.model.initialize import initialize
 
 
@@ -34,13 +35,14 @@ def test_constants_are_those_of_the_papers():
     assert glm.branch_scale(70) == pytest.approx(140**-0.5)
 
 
-def test_what_a_sub_layer_grows_with_starts_smaller(llama):
+def test_what_a_sub_layer_grows_with_starts_smaller(family):
     """Values, output and feed-forward by beta; queries and keys as usual."""
-    spec = llama(block=DeepNorm(), n_layers=50, dim=48, depth_scaled_init=False, init_std=0.02)
+    spec = family(block=DeepNorm(), n_layers=50, dim=48, depth_scaled_init=False, init_std=0.02)
     beta = (8 * 50) ** -0.25
     model = spec.build()
     initialize(model, 0)
-    for name in ("attention.v", "attention.o", "ffn.gate", "ffn.up", "ffn.down", "attention.q", "attention.k"):
+    gate = ["ffn.gate"] if isinstance(spec.ffn, Glu) else []
+    for name in ("attention.v", "attention.o", *gate, "ffn.up", "ffn.down", "attention.q", "attention.k"):
         weights = torch.cat([block.get_submodule(name).weight.detach().flatten() for block in model.blocks])
         want = 0.02 if name in ("attention.q", "attention.k") else 0.02 * beta
         assert float(weights.std()) == pytest.approx(want, rel=0.03), name
