@@ -52,7 +52,7 @@ class ReplacedTokenObjective(Objective):
 
     def __init__(self, spec: ReplacedToken) -> None:
         self.spec = spec
-        self.unit = f"generator's nats per masked token + {spec.weight:g} x nats per token"
+        self.unit = f"nats: generator + {spec.weight:g} x discriminator"
         self.guessing = TokenObjective()
 
     def corruption(self, vocabulary: Vocabulary, seq_len: int) -> Corruption:
