@@ -43,7 +43,7 @@ class TwoStreamAttention(Part):
         super().__init__()
         frame, dim = site.frame, site.frame.dim
         self.layer, self.slot, self.dropout = site.layer, f"{site.slot}.types", spec.dropout
-        self.std, self.out_std = frame.std, frame.out_std
+        self.std, self.value_std, self.out_std = frame.std, frame.branch_std, frame.out_std
         self.head_dim = spec.head_width(dim)
         width = spec.n_heads * self.head_dim
         self.q, self.k, self.v, self.r = (nn.Linear(dim, width, bias=False) for _ in range(4))
@@ -55,7 +55,7 @@ class TwoStreamAttention(Part):
         declared = dict.fromkeys(BIASES, Parameter(Normal(self.std), Layout.column, decay=False))
         declared |= declare_linear("o", self.o, self.out_std, Layout.row)
         for name in "qkvr":
-            declared |= declare_linear(name, getattr(self, name), self.std, Layout.column)
+            declared |= declare_linear(name, getattr(self, name), self.value_std if name == "v" else self.std, Layout.column)
         return declared
 
     def visited(self) -> float:

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from llmfactory.core.errors import ConfigError
-from llmfactory.model.attention.spec import Gqa
+from llmfactory.model.attention.spec import Gqa, TwoStream
+from llmfactory.model.attention.spec import Relative as RelativeAttention
 from llmfactory.model.block.spec import DeepNorm
 from llmfactory.model.ffn.spec import Glu
 from llmfactory.model.initialize import initialize
+from llmfactory.model.position.spec import Relative as RelativePosition
 
 
 @pytest.mark.parametrize(("spec", "alpha"), [(DeepNorm(), 10**0.25), (DeepNorm(power=0.5, beta_layers=2.0), 10**0.5)])
@@ -47,6 +49,14 @@ def test_what_a_sub_layer_grows_with_starts_smaller(family):
         want = 0.02 if name in ("attention.q", "attention.k") else 0.02 * beta
         assert float(weights.std()) == pytest.approx(want, rel=0.03), name
     assert float(model.embedding.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("attention", [RelativeAttention(n_heads=4), TwoStream(n_heads=4)])
+def test_so_do_the_values_of_other_attention_parts(attention, site):
+    part = attention.build(site(branch_scale=0.5, dim=64, head_dim=16, position=RelativePosition()))
+    starts = {name: declared.start.std for name, declared in part.declare().items() if name.endswith("weight")}
+    assert starts["v.weight"] == 0.01
+    assert {starts[f"{name}.weight"] for name in "qk"} == {0.02}
 
 
 def test_nothing_follows_the_last_block(gpt, build):
