@@ -46,6 +46,7 @@ from llmfactory.checkpoint.tensors import (
     without,
 )
 from llmfactory.core.errors import UserError
+from llmfactory.model.skeleton import COMPANION
 from llmfactory.parallel.mesh import World
 
 SCHEMA = 1
@@ -208,11 +209,16 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World) -> No
 def load_weights(path: Path, model: nn.Module, new: str | None = None) -> None:
     """Only the weights, into a plain model; each process reads them for itself. Names and shapes must match exactly.
 
+    A second model that was trained beside it (`COMPANION`) is left out where this one has none.
+
     `new`: beginning of the names of a part that is not the checkpoint's: it is left alone.
     """
     state = _verified(path, None)
     tensors = without(model_tensors(model), new)
-    _insist_same(path, tensors, without(state["tensors"], new))
+    saved = without(state["tensors"], new)
+    if not any(name.startswith(COMPANION) for name in tensors):
+        saved = without(saved, COMPANION)
+    _insist_same(path, tensors, saved)
     with _quiet():
         _read(path, tensors, no_dist=True)
 

@@ -16,6 +16,9 @@ from llmfactory.model.spec import ModelSpec
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
 
+COMPANION = "generator."
+"""Beginning of the names of a second model that an objective trains beside a model, as a part of it; using the model needs none."""
+
 
 class Skeleton(Part):
     """tokens [B, T] -> hidden [B, T, D]; `head` makes logits of them.

@@ -24,6 +24,7 @@ from llmfactory.core.batch import IGNORE
 from llmfactory.data.corruption.corruption import Corruption
 from llmfactory.data.corruption.masked import Masked as Masking
 from llmfactory.data.corruption.vocabulary import Vocabulary
+from llmfactory.model.skeleton import COMPANION
 from llmfactory.model.spec import EncoderOnly
 from llmfactory.objective.objective import Head, Objective, Outputs, Terms
 from llmfactory.objective.spec import ReplacedToken
@@ -65,7 +66,7 @@ class ReplacedTokenObjective(Objective):
         generator = spec.build()
         generator.embedding = model.embedding
         generator.head = spec.head.build(spec.vocab_size, spec.dim, generator.embedding, spec.init_std, spec.norm.build)
-        model.generator = generator
+        model.add_module(COMPANION.rstrip("."), generator)
 
     def outputs(self, model: Skeleton, batch: Batch, context: Context) -> Outputs:
         generator = cast("Skeleton", model.generator)

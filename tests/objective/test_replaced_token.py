@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_job import toy_job
+from toy_job import toy_job, train
 
+from llmfactory.checkpoint import io
 from llmfactory.core.batch import IGNORE, split
 from llmfactory.core.errors import ConfigError
 from llmfactory.model.attention.spec import Gqa
@@ -160,6 +161,19 @@ def test_the_stage_trains_and_decays_the_generator_too(tmp_path) -> None:
     trained = {id(p) for group in stage.configure_optimizers().param_groups for p in group["params"]}
     assert trained == {id(p) for p in stage.model.parameters()}
     assert any(name.startswith("generator.") for name in stage.decays)
+
+
+def test_the_model_is_used_without_its_generator(tmp_path) -> None:
+    job = toy_job(tmp_path, model=MODEL, stage=Pretrain(objective=ReplacedToken()), trainer__max_steps=2, trainer__save_every=2)
+    fitted, _ = train(job, tmp_path / "run")
+    alone, both = MODEL.build(), MODEL.build()
+    assert fitted.checkpoint is not None
+    io.load_weights(fitted.checkpoint, alone)
+    weights = dict(fitted.model.named_parameters())
+    assert all(torch.equal(weights[name], weight) for name, weight in alone.named_parameters())
+    ReplacedToken().build().equip(both)
+    io.load_weights(fitted.checkpoint, both)
+    assert torch.equal(both.generator.head.transform.dense.weight, fitted.model.generator.head.transform.dense.weight)
 
 
 def test_a_size_that_is_none() -> None:
