@@ -30,6 +30,7 @@ PUBLISHED = {
     "llama2_70b": 68_976_648_192,
     "llama3_8b": 8_030_261_248,
     "mixtral_8x7b": 46_702_792_704,
+    "deepseek_v2_lite": 15_706_484_224,
     "qwen15_moe_a2_7b": 14_315_784_192,
     # transformers 5.23, the class of each family on the meta device
     "gpt2_medium": 354_823_168,
@@ -150,6 +151,8 @@ SAID_BY = {
     "chatglm": "chatglm",
     "chatglm2": "chatglm",
     "mixtral": "mixtral",
+    "qwen15_moe": "qwen2_moe",
+    "deepseek_v2": "deepseek_v2",
 }
 """Families that have words for the presets whose names begin so; the longest beginning counts."""
 
@@ -182,6 +185,8 @@ def test_sizes_in_papers(preset):
 def with_widths(spec):
     """With the width of the heads said where it is the usual one."""
     attention = spec.attention
+    if not isinstance(attention, Gqa):
+        return spec
     return dataclasses.replace(spec, attention=dataclasses.replace(attention, head_dim=attention.head_width(spec.dim)))
 
 
@@ -196,7 +201,7 @@ def test_a_preset_is_the_model_of_its_config(preset):
 
 SIZES = {"vocab_size", "dim", "n_layers", "max_positions", "n_heads", "n_kv_heads", "head_dim", "hidden", "width", "window"}
 SIZES |= {"clamp", "memory"}
-SIZES |= {"n_experts", "shared_hidden"}
+SIZES |= {"n_experts", "shared_hidden", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}
 """Fields that laptop size changes."""
 
 

@@ -15,6 +15,7 @@ from llmfactory.checkpoint.names.family import Inexpressible
 from llmfactory.core.context import Context, DocumentMask, Record
 from llmfactory.core.errors import UserError
 from llmfactory.model.ffn.spec import BalanceOver, Glu, MoeSpec
+from llmfactory.model.position.spec import Rope
 from llmfactory.model.spec import LayerSpec
 
 SMALL = {"vocab_size": 103, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -35,6 +36,74 @@ def qwen2_moe(**changes: Any) -> Any:
     experts = {"moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3, "shared_expert_intermediate_size": 36}
     torch.manual_seed(0)
     return Qwen2MoeForCausalLM(Qwen2MoeConfig(**SMALL, **experts, intermediate_size=80, **changes))
+
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "mscale": 0.9,
+    "mscale_all_dim": 0.7,
+    "original_max_position_embeddings": 16,
+}
+
+
+def deepseek_v2(**changes: Any) -> Any:
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    sizes = {**SMALL, "num_key_value_heads": 6, "intermediate_size": 80, "moe_intermediate_size": 24, "num_hidden_layers": 3}
+    widths = {"kv_lora_rank": 20, "q_lora_rank": None, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 2, "first_k_dense_replace": 1}
+    torch.manual_seed(0)
+    fields = {**sizes, **widths, **experts, "routed_scaling_factor": 1.5, "rope_parameters": YARN, **changes}
+    return DeepseekV2ForCausalLM(DeepseekV2Config(**fields))
+
+
+DEEPSEEK = {
+    "lite": {},
+    "unstretched": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "queries_of_a_short_vector": {"q_lora_rank": 28, "attention_bias": True},
+}
+
+
+@pytest.mark.parametrize("changes", DEEPSEEK.values(), ids=list(DEEPSEEK))
+def test_deepseek_logits_and_gradients(changes: dict[str, Any], make_pair: Any) -> None:
+    pair = make_pair(deepseek_v2(**changes))
+    tokens, real, positions = batch()
+    labels = tokens.masked_fill(real == 0, -100)
+    want = pair.theirs(tokens, attention_mask=real, labels=labels)
+    want.loss.backward()
+    context = Context(positions, DocumentMask(real), segments=real)
+    logits = pair.ours.head(pair.ours(tokens, context))
+    largest_logit = float(want.logits.detach().abs().max())
+    torch.testing.assert_close(logits[real == 1], want.logits[real == 1], rtol=0, atol=1e-5 * largest_logit)
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()).backward()
+    gradients = pair.to_ours({name: parameter.grad for name, parameter in pair.theirs.named_parameters()})
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, parameter in pair.ours.named_parameters():
+        atol = max(1e-5 * float(gradients[name].abs().max()), 1e-7 * largest)
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=atol)
+
+
+def test_what_deepseek_has_and_we_have_not() -> None:
+    config = deepseek_v2().config.to_dict()
+    family = family_of(config)
+    spec: Any = family.spec(config)
+    for wrong in (
+        {"topk_method": "group_limited_greedy"},
+        {"norm_topk_prob": True},
+        {"scoring_func": "sigmoid"},
+        {"mlp_bias": True},
+    ):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            family.spec({**config, **wrong})
+    with pytest.raises(Inexpressible, match="no multiple"):
+        family.config(dataclasses.replace(spec, ffn=dataclasses.replace(spec.ffn, shared_hidden=50)))
+    with pytest.raises(Inexpressible, match="behind"):
+        family.config(dataclasses.replace(spec, pattern=["base", "dense", "base"]))
+    unstretched = Rope(interleaved=True)
+    with pytest.raises(Inexpressible, match="not stretched"):
+        family.config(dataclasses.replace(spec, position=unstretched))
 
 
 def over_the_batch(pair: Any) -> None:
@@ -156,6 +225,47 @@ PUBLISHED = {
         "sliding_window": 32768,
         "max_window_layers": 21,
     },
+    "deepseek_v2_lite": {
+        "model_type": "deepseek_v2",
+        "vocab_size": 102400,
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "scoring_func": "softmax",
+        "routed_scaling_factor": 1.0,
+        "aux_loss_alpha": 0.001,
+        "seq_aux": True,
+        "kv_lora_rank": 512,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "attention_bias": False,
+        "max_position_embeddings": 163840,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000,
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 40,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+        },
+    },
 }
 """The config.json of published checkpoints, as on their hub pages, by preset."""
 
@@ -167,12 +277,12 @@ def test_presets_are_the_published_models(preset: str) -> None:
     config = PUBLISHED[preset]
     spec: Any = family_of(config).spec(config)
     ours: Any = compose_job([f"model={preset}", "stage=describe"]).job.model
-    if ours.attention.n_kv_heads is None:
+    if getattr(ours.attention, "n_kv_heads", 0) is None:
         spec.attention.n_kv_heads = None  # as many as heads, said or not
     assert ours == spec
 
 
-@pytest.mark.parametrize("family", [mixtral, qwen2_moe])
+@pytest.mark.parametrize("family", [mixtral, qwen2_moe, deepseek_v2])
 def test_back_into_transformers(family: Any, make_pair: Any, tmp_path: Path) -> None:
     """Our config and tensors, saved as a folder, load there with equal logits."""
     from safetensors.torch import save_file

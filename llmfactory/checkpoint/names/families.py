@@ -10,6 +10,7 @@ from llmfactory.checkpoint.names.blip_2 import Blip2
 from llmfactory.checkpoint.names.bloom import Bloom
 from llmfactory.checkpoint.names.chatglm import ChatGlm
 from llmfactory.checkpoint.names.codegen import Codegen
+from llmfactory.checkpoint.names.deepseek_v2 import DeepseekV2
 from llmfactory.checkpoint.names.electra import Electra
 from llmfactory.checkpoint.names.falcon import Falcon
 from llmfactory.checkpoint.names.family import Config, Family
@@ -55,6 +56,7 @@ FAMILIES: tuple[Family, ...] = (
     Mamba(),
     Mixtral(),
     Qwen2Moe(),
+    DeepseekV2(),
     OpenaiGpt(),
     Opt(),
     GptNeox(),

@@ -12,7 +12,7 @@ from llmfactory.checkpoint.names.reading import activation, decoder, expect, ref
 from llmfactory.checkpoint.names.rope import rope_config
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.ffn.spec import Glu, Moe
-from llmfactory.model.spec import BASE, LayerSpec, ModelSpec
+from llmfactory.model.spec import BASE, DecoderOnly, LayerSpec, ModelSpec
 
 PARTS = ("gate", "up", "down")
 DENSE = "dense"
@@ -27,7 +27,6 @@ class Qwen2Moe(Family):
         n_layers = config["num_hidden_layers"]
         step, plain = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
         pattern = [DENSE if layer in plain or (layer + 1) % step else BASE for layer in range(n_layers)]
-        mixed = {} if DENSE not in pattern else {"others": {DENSE: LayerSpec(ffn=ffn_of(config))}, "pattern": pattern}
         return llama_spec(
             config,
             attention=attention_of(config, qkv_bias=config.get("qkv_bias", True)),
@@ -42,20 +41,16 @@ class Qwen2Moe(Family):
                 shared_gate=True,
                 balance=share(config.get("router_aux_loss_coef", 0.001), max(1, pattern.count(BASE))),
             ),
-            **mixed,
+            **between(pattern, ffn_of(config)),
         )
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:
         model = decoder(spec, "others", "pattern")
         attention = said(model.attention, Gqa, *HEADS, "qkv_bias")
         ffn = said(model.ffn, Moe, "balance", "balance_over", "normalize", "shared_hidden", gated=True, shared_gate=True)
-        kinds = [kind.ffn for kind in model.kinds()]
-        plain = [layer for layer, kind in enumerate(kinds) if kind != ffn]
-        hidden = {said(kinds[layer], Glu, activation=ffn.activation).hidden for layer in plain} or {ffn.hidden}
-        if len(hidden) > 1:
-            raise Inexpressible(f"its layers without experts have several widths, {sorted(hidden)}")
+        plain, hidden = dense_layers(model, ffn)
         return {
-            **llama_config(dense(model, hidden.pop()), "qwen2_moe", "Qwen2MoeForCausalLM"),
+            **llama_config(dense(model, hidden), "qwen2_moe", "Qwen2MoeForCausalLM"),
             **rope_config(model.position, model.max_positions),
             "qkv_bias": attention.qkv_biased,
             "mlp_only_layers": plain,
@@ -79,6 +74,23 @@ class Qwen2Moe(Family):
             else:
                 yield from moe_entries(ours, theirs, expect(kind.ffn, Moe), "shared_expert")
         yield from end_entries(model)
+
+
+def between(pattern: list[str], ffn: Glu) -> dict[str, Any]:
+    """`others` and `pattern` of a decoder whose layers named DENSE have this part; nothing where there are none."""
+    return {"others": {DENSE: LayerSpec(ffn=ffn)}, "pattern": pattern} if DENSE in pattern else {}
+
+
+def dense_layers(model: DecoderOnly, ffn: Moe) -> tuple[list[int], int]:
+    """Numbers of the layers without a mixture, and the width of their hidden layers (an expert's where there are none)."""
+    kinds = [kind.ffn for kind in model.kinds()]
+    plain = [layer for layer, kind in enumerate(kinds) if kind != ffn]
+    hidden = {said(kinds[layer], Glu, activation=ffn.activation).hidden for layer in plain} or {ffn.hidden}
+    if len(hidden) > 1:
+        raise Inexpressible(f"its layers without experts have several widths, {sorted(hidden)}")
+    if any(kind.attention != model.attention for kind in model.kinds()):
+        raise Inexpressible("its layers differ in their attention")
+    return plain, hidden.pop()
 
 
 def moe_entries(ours: str, theirs: str, ffn: Moe, shared: str) -> Iterator[Entry]:

@@ -166,12 +166,10 @@ class Moe(MoeSpec):
             yield Problem("shared_gate", True, "there is no shared part (shared_hidden=0)", "shared_gate=false")
 
     def small(self, scale: float) -> dict[str, Any]:
-        fewer = self.n_experts > SMALL_EXPERTS
-        return {
-            **MoeSpec.small(self, scale),
-            "k": min(self.k, SMALL_EXPERTS // 2) if fewer else self.k,
-            "shared_hidden": max(1, round(self.shared_hidden * scale)) if self.shared_hidden else 0,
-        }
+        """As many visits of a token; twice as many experts at least, where there were."""
+        experts = min(self.n_experts, max(SMALL_EXPERTS, 2 * self.k))
+        shared = max(1, round(self.shared_hidden * scale)) if self.shared_hidden else 0
+        return {**MoeSpec.small(self, scale), "n_experts": experts, "shared_hidden": shared}
 
     def build(self, site: Site) -> Part:
         from llmfactory.model.ffn.moe import MixtureOfExperts

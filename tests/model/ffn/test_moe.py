@@ -144,7 +144,7 @@ def test_terms_of_a_whole_model_and_of_its_dense_sibling(llama, build):
 def test_laptop_size():
     big = spec(hidden=1408, n_experts=64, k=6, shared_hidden=2816)
     small = dataclasses.replace(big, **big.small(0.25))
-    assert (small.hidden, small.n_experts, small.k, small.shared_hidden) == (352, 8, 4, 704)
+    assert (small.hidden, small.n_experts, small.k, small.shared_hidden) == (352, 12, 6, 704)
     again = dataclasses.replace(small, **small.small(1.0))
     assert again == small
     few = spec(n_experts=3, k=3)
