@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from llmfactory.config.toy import small_model
-from llmfactory.core.context import CausalMask, Context, DocumentMask, SegmentMask
+from llmfactory.core.context import CausalMask, Context, DocumentMask, Record, SegmentMask
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.inference.cache import KvCache
 from llmfactory.model.attention import reference
@@ -15,7 +16,7 @@ from llmfactory.model.block.spec import PostNorm, PreNorm
 from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.embedding.spec import Token
-from llmfactory.model.ffn.spec import Activation, Glu, Mlp
+from llmfactory.model.ffn.spec import Activation, Glu, Mlp, Moe
 from llmfactory.model.head.spec import Lm
 from llmfactory.model.initialize import initialize
 from llmfactory.model.norm.spec import LayerNorm, RmsNorm
@@ -277,3 +278,20 @@ def test_small_keeps_what_each_side_is():
     assert small.decoder.cross.n_heads == 4
     assert small_model(small) == small
     small.build()
+
+
+def test_terms_of_each_side_are_sums_over_its_own_tokens():
+    """The balance of experts in the encoder is divided by the encoder's tokens."""
+    experts = Moe(hidden=8, n_experts=3, k=1, activation=Activation.relu, gated=False, z=1.0)
+    model = seq2seq(encoder=tower(ffn=experts), decoder=tower(ffn=experts, cross=Cross(n_heads=4))).build()
+    segments, source_segments = torch.tensor([[1, 1, 1, 0]]), torch.tensor([[1, 1, 0, 0, 0]])
+    batch = batch_of(ids(1, 4), ids(1, 5), segments, source_segments)
+    assert model.term_tokens(batch) == {"encoder_router_z": 2.0, "decoder_router_z": 3.0}
+    record = Record()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    model(batch["tokens"], model.context(batch).with_(record=record))
+    layers = model.spec.encoder.n_layers
+    each = math.log(3) ** 2  # of logits that are all zero
+    assert float(record.sums["encoder_router_z"].detach()) == pytest.approx(2 * layers * each)
+    assert float(record.sums["decoder_router_z"].detach()) == pytest.approx(3 * layers * each)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_job import toy_job
 
 from llmfactory.core.batch import IGNORE
+from llmfactory.model.ffn.spec import Activation, Moe
 from llmfactory.run.fit import build_stage
 from llmfactory.stage.pretrain import PretrainStage
 
@@ -77,6 +78,18 @@ def test_padding_on_the_left_changes_nothing(stage: PretrainStage) -> None:
 def test_weights_count(stage: PretrainStage) -> None:
     batch = {**row([16], 0), "weights": torch.full((1, 16), 0.25)}
     assert stage.count(batch) == {"loss": 4.0, "tokens": 16.0}
+
+
+def test_losses_of_experts_are_means_over_tokens_in_training_alone(tmp_path: Path) -> None:
+    experts = Moe(hidden=8, n_experts=3, k=1, activation=Activation.silu, gated=True, balance=1.0)
+    stage = build_stage(toy_job(tmp_path, model__ffn=experts), isolated=True)
+    batch = row([5, 4], 0)  # nine tokens and seven of padding
+    assert stage.count(batch) == {"loss": 9.0, "balance": 9.0, "tokens": 9.0}
+    sums = stage.root.train()(batch)
+    layers = stage.model.spec.n_layers
+    assert sums.keys() == {"loss", "balance"}
+    assert 0.9 * layers < float(sums["balance"].detach()) / 9.0 < 3 * layers  # 1 a layer where all experts are visited alike
+    assert stage.root.eval()(batch).keys() == {"loss"}
 
 
 def test_norms_and_biases_are_not_decayed(stage: PretrainStage) -> None:
