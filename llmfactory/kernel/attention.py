@@ -49,6 +49,8 @@ def attend(
         return F.scaled_dot_product_attention(
             q_BHTD, k_BGSD, v_BGSE, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=shared
         )
+    if window is not None and mask.is_causal and bias is None and q_BHTD.shape[2] >= 2 * max(window, BLOCK):
+        return _in_blocks(q_BHTD, k_BGSD, v_BGSE, scale, window, dropout)
     seen = mask.dense(None if unlimited else window)
     if bias is not None:
         bias = bias.to(q_BHTD.dtype)
@@ -58,6 +60,8 @@ def attend(
     )
 
 
+BLOCK = 256
+"""Fewest queries of a block of a row under a window."""
 PIECE = 1 << 20
 """Multiply-adds that the calls for one piece take as long as, forward and backward (measured on CPU: 0.25 ms at 4 a ns)."""
 
@@ -78,6 +82,18 @@ def _apart(mask: Mask, q_BHTD: Tensor, k_BGSD: Tensor, v_width: int, dropout: fl
         return None
     spared = rows * length**2 - sum(piece**2 for piece in documents.lengths)
     return documents if spared * n_heads * width > PIECE * len(documents.lengths) else None
+
+
+def _in_blocks(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTE: Tensor, scale: float | None, window: int, dropout: float) -> Tensor:
+    """A causal row under a window: blocks of queries over the keys that they reach, so that work grows with T and not T^2."""
+    length, step = q_BHTD.shape[2], max(window, BLOCK)
+    blocks = []
+    for start in range(0, length, step):
+        first, end = max(0, start - window + 1), min(start + step, length)
+        reached = CausalMask(end - first, q_BHTD.device, queries=end - start)
+        keys, values = k_BGTD[:, :, first:end], v_BGTE[:, :, first:end]
+        blocks.append(attend(q_BHTD[:, :, start:end], keys, values, reached, scale=scale, window=window, dropout=dropout))
+    return torch.cat(blocks, 2)
 
 
 @functools.cache

@@ -101,6 +101,27 @@ def test_half_precision_caps_in_float32():
     torch.testing.assert_close(got.double(), want, rtol=0, atol=0.3)  # values of size 10 with 8 bits
 
 
+@pytest.mark.parametrize("window", [1, 3, 5, 8, 15, 16])
+def test_a_window_in_blocks_equals_the_mask_over_the_row(window, monkeypatch):
+    """Values and gradients of 32 tokens; rows that are no two blocks long, or no whole number of them, among them."""
+    monkeypatch.setattr(attention, "BLOCK", 5)
+    shapes = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, *a, **o: shapes.append((q.shape[2], k.shape[2])) or kernel(q, k, *a, **o)
+    )
+    results = []
+    for function in (attend, reference.attend):
+        leaves = long_tensors()
+        y = function(*leaves, CausalMask(32), window=window, scale=0.4)
+        results.append((y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum(), leaves)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    step = max(window, 5)
+    assert sum(queries for queries, _ in shapes) == 32
+    assert max(keys for _, keys in shapes) == step + window - 1
+
+
 PACKED = torch.tensor([[1] * 5 + [2] * 20 + [3] * 3 + [0] * 4, [1] * 9 + [2] * 9 + [3] + [4] * 13])
 
 
