@@ -264,6 +264,9 @@ def a_text_is_continued_from_the_left(job: Job) -> Iterator[Problem]:
     if graph == "encoder":
         reason = "each of its tokens sees the whole text, so stage=generate finds nothing to continue"
         yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")
+    elif graph == "two_stream":
+        reason = "it predicts a token from its query stream, in an order that stage=generate does not make"
+        yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")
     elif graph == "words":
         reason = "it has a vector for each word and predicts no next one, so stage=generate finds nothing to write"
         yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")

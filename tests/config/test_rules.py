@@ -58,6 +58,7 @@ FIRES = {
     ],
     "a_text_is_continued_from_the_left": [
         ["model=bert_tiny", "stage=generate", "stage.prompt=x", "init=."],
+        ["model=xlnet_base", "stage=generate", "stage.prompt=x", "init=."],
         ["model/head=reward", "stage=generate", "stage.prompt=x", "init=."],
         ["model=word2vec_tiny", "stage=generate", "stage.prompt=x", "init=."],
     ],

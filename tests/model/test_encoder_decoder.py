@@ -20,7 +20,7 @@ from llmfactory.model.ffn.spec import Activation, Glu, Mlp, Moe
 from llmfactory.model.head.spec import Lm
 from llmfactory.model.initialize import initialize
 from llmfactory.model.norm.spec import LayerNorm, RmsNorm
-from llmfactory.model.position.spec import Learned, None_, Rope
+from llmfactory.model.position.spec import Learned, None_, Rope, T5Bias
 from llmfactory.model.spec import EncoderDecoder, LayerSpec, TowerSpec
 
 
@@ -50,6 +50,12 @@ def seq2seq(**changes):
         "head": Lm(tied=True),
     }
     return EncoderDecoder(**{**fields, **changes})
+
+
+def t5():
+    """With score biases, which know distances within a document."""
+    own = {"position": T5Bias(n_buckets=8, max_distance=12), "attention": Gqa(n_heads=4, scale=1.0)}
+    return seq2seq(encoder=tower(**own), decoder=tower(**own, cross=Cross(n_heads=4, scale=1.0)))
 
 
 def ids(*shape, seed=7):
@@ -118,9 +124,10 @@ def test_equals_the_parts_in_a_row(build, isolated):
     torch.testing.assert_close(model.head(want), want @ model.decoder_embedding.weight.T, rtol=1e-10, atol=1e-10)
 
 
-def test_packed_documents_equal_one_pair_a_row(build):
+@pytest.mark.parametrize("spec", [seq2seq(), t5()], ids=["", "t5"])
+def test_packed_documents_equal_one_pair_a_row(build, spec):
     """Document d of a decoder's row reads document d of the encoder's: hidden vectors and every gradient, with padding."""
-    model = build(seq2seq())
+    model = build(spec)
     lengths, source_lengths = (4, 6, 2), (5, 1, 7)
     pairs = [(ids(1, n, seed=n), ids(1, m, seed=10 + m)) for n, m in zip(lengths, source_lengths, strict=True)]
     alone = torch.cat([run(model, batch_of(*pair)) for pair in pairs], 1)
@@ -150,10 +157,13 @@ def test_padding_that_no_encoder_token_answers_leaves_gradients_finite(build):
     assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("block", [PreNorm(), PostNorm()])
-def test_step_by_step_equals_the_whole(build, block):
+@pytest.mark.parametrize(
+    "spec",
+    [seq2seq(), t5(), seq2seq(decoder=dataclasses.replace(seq2seq().decoder, block=PostNorm()))],
+    ids=["", "t5", "post_norm"],
+)
+def test_step_by_step_equals_the_whole(build, spec):
     """The source comes with the first token only; its keys are computed once."""
-    spec = seq2seq(decoder=dataclasses.replace(seq2seq().decoder, block=block))
     model = build(spec).eval()
     tokens, source = ids(2, 6), ids(2, 7)
     source_segments = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
