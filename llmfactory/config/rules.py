@@ -299,7 +299,7 @@ def sample_is_made(job: Job) -> Iterator[Problem]:
     if (
         isinstance(job.stage, TrainingSpec)
         and job.stage.sample_prompt is not None
-        and not isinstance(job.stage.objective, (Causal, Prefix))
+        and not isinstance(job.stage.objective, (Causal, Prefix, BlankInfilling))
     ):
         reason = f"a model trained on {stem(type(job.stage.objective))} does not go on with a text, so there is no sample"
         yield Problem("stage.sample_prompt", job.stage.sample_prompt, reason, "stage.sample_prompt=null")

@@ -48,7 +48,9 @@ def by_part(model: nn.Module) -> list[Row]:
     return list(rows.values())
 
 
-def train_flops_per_token(spec: ModelSpec, seq_len: int) -> float:
-    """`Skeleton.train_flops_per_token` of the model that a spec describes."""
+def train_flops_per_token(spec: ModelSpec, seq_len: int, head_share: float = 1.0) -> float:
+    """`Skeleton.train_flops_per_token` of the model that a spec describes. `head_share`: of the tokens, those that its head is
+    asked about."""
     with torch.device("meta"):
-        return spec.build().train_flops_per_token(seq_len)
+        model = spec.build()
+        return model.train_flops_per_token(seq_len) - 3 * 2 * (1 - head_share) * model.head.visited()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -81,6 +81,8 @@ class Objective(ABC):
 
     unit: str = "nats per token"
     """What the loss is measured in."""
+    sparse: ClassVar[bool] = False
+    """Only places with a label go through the head."""
     likelihood: bool = False
     """Whether the loss of the plain measure is that of each token of the text, once, given those before it: only then perplexity
     and bits per byte of the text follow from it."""

@@ -5,7 +5,7 @@ loss = sum_t w_t (-log p(label_t)) / sum_t w_t, over the places t that have a la
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -21,8 +21,7 @@ class TokenObjective(Objective):
 
     terms = ("loss",)
     label_smoothing: float = 0.0
-    sparse: ClassVar[bool] = True
-    """Most places have no label, so that the head's work for them is worth leaving out."""
+    sparse = True  # most places have no label
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
         hidden, labels, weights = outputs.hidden, batch["labels"], batch.get("weights")

@@ -16,7 +16,7 @@ from llmfactory.run.plain_file import write_whole
 from llmfactory.tracking.csv import read_metrics
 
 PLOTS = (
-    ("Loss", "nats per token", {"training": "loss", "held out": "held_out_loss"}),
+    ("Loss", "nats", {"training": "loss", "held out": "held_out_loss"}),
     ("Learning rate", "", {"learning rate": "lr"}),
     ("Gradient norm", "", {"gradient norm": "grad_norm"}),
     ("Throughput", "tokens/s", {"tokens/s": "tokens_per_second"}),

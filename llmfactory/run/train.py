@@ -6,10 +6,13 @@ Every process runs it; only rank 0 shows and keeps anything.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from llmfactory.checkpoint.io import latest
 from llmfactory.config.spec import Job, Resume
+from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
 from llmfactory.data.corruption.vocabulary import Vocabulary
 from llmfactory.data.prepared import Prepared
@@ -28,9 +31,12 @@ from llmfactory.run.folder import read_result, write_result
 from llmfactory.run.peak import matmul_peak
 from llmfactory.stage.evaluate import compressor_figures, held_out_figures
 from llmfactory.stage.initial import checkpoint_of
-from llmfactory.stage.rows import Data, read_data
+from llmfactory.stage.rows import Data, read_data, task_rows
 from llmfactory.stage.spec import TrainingSpec
 from llmfactory.tracking.none import NoTracker
+
+if TYPE_CHECKING:
+    from llmfactory.data.pack.rows import Rows
 
 SAMPLE = Sampling(temperature=0.5, top_k=50)
 """How the sample is drawn: cooler than stage=generate does by default, because a short look should show what was learned."""
@@ -38,6 +44,8 @@ SAMPLE_TOKENS = 200
 """Longest sample."""
 PROMPT_WORDS = 8
 """Words of a held-out document that the sample begins with."""
+LOOK = 64
+"""Rows that shares are told from."""
 EVALUATION_ROWS = 16
 """Rows that a process evaluates at once where the config names no micro-batch size."""
 
@@ -140,11 +148,18 @@ def figures_of(job: Job, fitted: Fitted, data: Data, world: World) -> dict[str, 
     # tokens a second.
     if job.model.graph not in ("counts", "words", "encoder_decoder"):
         peak = sum(world.gather(matmul_peak(world.device, precision.products or precision.weights)))
-        flops = train_flops_per_token(job.model, job.data.seq_len) * fitted.tokens_per_second
+        share = labelled_share(task_rows(job, objective, data, "train")) if objective.sparse else 1.0
+        flops = train_flops_per_token(job.model, job.data.seq_len, share) * fitted.tokens_per_second
         found |= {"peak_flops": peak, "mfu": flops / peak}
     if job.trainer.sample and objective.continues and isinstance(data, Prepared) and world.rank == 0:
         found["sample"] = sample(job, fitted.model, data, precision)
     return found
+
+
+def labelled_share(rows: Rows) -> float:
+    """Of the tokens of some rows, those with a label."""
+    batch = rows.read(np.arange(min(len(rows), LOOK)))
+    return float((batch["labels"] != IGNORE).sum() / (batch["segments"] > 0).sum())
 
 
 def sample(job: Job, model: Skeleton, data: Prepared, precision: MeshPrecision) -> dict[str, str]:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from llmfactory.core.batch import IGNORE, split
+from llmfactory.model.head.part import LinearHead
 from llmfactory.objective.objective import Outputs
 from llmfactory.objective.spec import Causal
 
 B, T, D, V = 4, 6, 5, 9
 
 
-class Linear(nn.Linear):
-    """A head."""
-
-    softcap = None
-
-    def features(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden
-
-
 def case(bias: bool = False) -> tuple[Outputs, dict[str, torch.Tensor]]:
     make = torch.Generator().manual_seed(3)
-    head = Linear(D, V, bias=bias, dtype=torch.float64)
+    head = LinearHead(V, D, 0.02, bias=bias).double()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, generator=make)
     labels = torch.randint(V, (B, T), generator=make)
     labels[0, 3:] = IGNORE
     labels[2] = IGNORE
