@@ -10,6 +10,8 @@ from llmfactory.config.fields import nearest
 from llmfactory.config.register import options
 from llmfactory.core.errors import Problem
 
+MANY = 30
+"""More options than that are not listed in a message."""
 NULLABLE = ("experiment",)
 """Groups that need no option."""
 
@@ -45,7 +47,7 @@ def _wrong(argument: Argument, known: Sequence[str], folders: Sequence[Path]) ->
     if group not in known:
         return _unknown_group(argument, known, folders)
     choices = options(group, folders)
-    listed = ", ".join(choices)
+    listed = ", ".join(choices) if len(choices) <= MANY else f"{len(choices)}, which `llmfactory options {group}` lists"
     if _is_null(argument):
         if group in NULLABLE:
             return None

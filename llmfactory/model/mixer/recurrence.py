@@ -108,4 +108,5 @@ class Recurrence(Part):
             states = [torch.where(has_B1, new[0][cut.last_B], old) for new, old in zip(last, states, strict=True)]
         if context.state is not None:
             context.state.write(self.slot, (*states, found.last_B))
-        return y_BTH.view(B, T, -1)
+        # A copy: where this is all that a layer returns, its output must be no view (FSDP2 hangs its hooks on it).
+        return y_BTH.view(B, T, -1).clone()
