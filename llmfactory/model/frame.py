@@ -21,7 +21,7 @@ class Frame:
     n_heads: int
     """Query heads of the stack's own attention."""
     head_dim: int
-    """Width of one of them."""
+    """Width of what a position part rotates in one of them."""
     max_positions: int
     """Longest sequence that the model is made for."""
     std: float

@@ -93,10 +93,11 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
         """Whether the position part fits the heads of every kind of layer."""
         heads, width = self.attention.n_heads, self.attention.head_width(dim)
         for path, part in attentions.items():
-            if (part.n_heads, part.head_width(dim)) != (heads, width):
+            other_heads = self.position.of_heads and part.n_heads != heads
+            if other_heads or (self.position.of_widths and part.head_width(dim) != width):
                 reason = f"has {part.n_heads} heads with {part.head_width(dim)} coordinates to rotate, "
-                reason += f"and the stack's position part is made for {heads} with {width}"
-                yield Problem(f"{path}.n_heads", part.n_heads, reason, f"others.{path.split('.')[1]}.attention=null")
+                reason += f"and the stack's positions ({stem(type(self.position))}) are made for {heads} with {width}"
+                yield Problem(f"{path}.n_heads", part.n_heads, reason, f"{path}=null")
         if width % self.position.head_multiple:
             needs = f"the positions ({stem(type(self.position))}) need a multiple of {self.position.head_multiple}"
             yield self.attention.misfit(dim, self.position.head_multiple, needs).below("attention")

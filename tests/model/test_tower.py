@@ -9,6 +9,7 @@ from llmfactory.core.context import CausalMask, Context
 from llmfactory.core.errors import ConfigError
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.ffn.spec import Activation, Glu, Mlp
+from llmfactory.model.position.spec import Alibi, Learned, Rope, T5Bias
 from llmfactory.model.spec import LayerSpec
 
 
@@ -35,6 +36,30 @@ def test_what_a_pattern_may_say(llama):
         llama(n_layers=1, pattern=["base", "base"])
     with pytest.raises(ConfigError, match=r"others.wide.attention.n_heads"):
         llama(others={"wide": LayerSpec(attention=Gqa(n_heads=7))}, pattern=["wide"])
+
+
+@pytest.mark.parametrize(
+    ("position", "changes", "fits"),
+    [
+        (Rope(), {"n_heads": 3, "head_dim": 4}, True),
+        (Rope(), {"n_heads": 6, "head_dim": 8}, False),
+        (Alibi(), {"n_heads": 3, "head_dim": 4}, False),
+        (T5Bias(), {"n_heads": 3, "head_dim": 4}, False),
+        (Alibi(), {"n_heads": 6, "head_dim": 8}, True),
+        (Learned(), {"n_heads": 3, "head_dim": 8}, True),
+    ],
+)
+def test_positions_serve_the_heads_of_every_kind_of_layer(llama, position, changes, fits):
+    kinds = {"others": {"other": LayerSpec(attention=Gqa(**changes))}, "pattern": ["base", "other"]}
+    if fits:
+        model = llama(n_layers=2, position=position, **kinds).build()
+        tokens = torch.ones(1, 3, dtype=torch.long)
+        assert model(tokens, Context(torch.arange(3)[None], CausalMask(3))).shape == (1, 3, 24)
+        return
+    with pytest.raises(ConfigError) as caught:
+        llama(n_layers=2, position=position, **kinds)
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.repair) == ("others.other.attention.n_heads", "others.other.attention=null")
 
 
 def test_flops_count_the_layers_that_there_are(llama):

@@ -23,6 +23,11 @@ class PositionSpec(Spec):
     gives_distances: ClassVar[bool] = False
     """Whether it gives vectors of distances, which only attention of their kind uses."""
 
+    of_heads: ClassVar[bool] = False
+    """Whether each head has numbers of its own, so that all layers need as many heads."""
+    of_widths: ClassVar[bool] = False
+    """Whether coordinates of heads are rotated, so that all layers need heads as wide."""
+
     @property
     def head_multiple(self) -> int:
         """The width of a head must be a multiple of this."""
@@ -40,6 +45,7 @@ class PositionSpec(Spec):
 class Rope(PositionSpec):
     """Rotary embedding (Su et al. 2021, equation 34)."""
 
+    of_widths: ClassVar[bool] = True
     theta: float = 10000.0
     """Base of the wavelengths."""
     share: float = 1.0
@@ -77,6 +83,7 @@ class Rope(PositionSpec):
 class Rope2d(PositionSpec):
     """Rotary embedding of two positions, half of the head each (GLM, ChatGLM-6B)."""
 
+    of_widths: ClassVar[bool] = True
     theta: float = 10000.0
     """Base of the wavelengths."""
 
@@ -115,6 +122,8 @@ class Sinusoidal(PositionSpec):
 class Alibi(PositionSpec):
     """Scores fall linearly with the distance, each head with its own slope (Press et al. 2022)."""
 
+    of_heads: ClassVar[bool] = True
+
     def build(self, frame: Frame) -> Position:
         from llmfactory.model.position.alibi import LinearBias
 
@@ -125,6 +134,7 @@ class Alibi(PositionSpec):
 class T5Bias(PositionSpec):
     """Trained score biases by buckets of distance, one table for all layers (Raffel et al. 2020, section 2.1)."""
 
+    of_heads: ClassVar[bool] = True
     n_buckets: int = 32
     """Number of buckets, of both directions together where tokens see both."""
     max_distance: int = 128

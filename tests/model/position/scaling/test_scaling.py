@@ -26,6 +26,14 @@ CASES = {
         {**YARN, "beta_fast": 20, "beta_slow": 2, "truncate": False},
         700,
     ),
+    **{
+        f"yarn_{trained}": (
+            Yarn(factor=4.0, trained_positions=trained),
+            {**YARN, "original_max_position_embeddings": trained},
+            700,
+        )
+        for trained in (100_000, 10_000_000)  # the slow end of the ramp behind the last pair, and beyond the width
+    },
     "llama3": (
         Llama3(factor=8.0, trained_positions=256, low=1.5, high=5.0),
         {
