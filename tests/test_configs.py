@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from llmfactory.config.compose import compose_job, place_of
 from llmfactory.config.fields import field_types
 from llmfactory.config.register import class_of, classes, conf_folder, groups, options
+from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError
 from llmfactory.core.spec import Spec
 from llmfactory.model.count import parameters
@@ -23,6 +25,12 @@ from llmfactory.objective.spec import Causal
 CONF = conf_folder()
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 ALL = [(group, option) for group in groups() for option in options(group)]
+
+
+@functools.cache
+def composed(*line: str) -> Job:
+    """The job of a command line; most options and their comments say the same one."""
+    return compose_job(list(line)).job
 
 
 def class_behind(group: str, option: str) -> Any:
@@ -137,7 +145,7 @@ def text_of(name: str) -> str:
 
 @pytest.mark.parametrize("choice", [f"{group}={option}" for group, option in ALL])
 def test_every_option_composes_and_is_built(choice: str) -> None:
-    job = compose_job(ELSEWHERE.get(choice, [choice, *NEEDS.get(choice, [])])).job
+    job = composed(*ELSEWHERE.get(choice, [choice, *NEEDS.get(choice, [])]))
     with torch.device("meta"):
         model = job.model.build()
     assert parameters(model) > 0 or job.model.graph == "counts"  # which keeps none before it has counted
@@ -165,7 +173,7 @@ def test_it_says_what_it_is_and_its_command_composes(name: str) -> None:
         assert any(place.fullmatch(word) for word in command)
     # `init=outputs/my_run` is somebody's run: any folder stands for it here.
     Path("outputs/my_run").mkdir(parents=True)
-    compose_job(command)
+    composed(*command)
 
 
 @pytest.mark.parametrize("name", FILES)
