@@ -6,7 +6,9 @@ Nothing is read but the metadata and the tables of tensors; torch is not importe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +21,17 @@ from llmfactory.checkpoint.names.translate import check_names
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.core.gguf_file import read_gguf
 from llmfactory.core.safetensors_file import Stored
+from llmfactory.core.spec import Spec, walk
 from llmfactory.model.head.spec import Lm
 from llmfactory.model.spec import ModelSpec
+from llmfactory.model.tower_spec import TowerSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 GGUF = ".gguf"
+NUMBERS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+"""Types of values, by what a spec declares."""
 RUN = "config.yaml"
 """What only a run folder of ours has."""
 
@@ -78,16 +84,17 @@ def open_published(path: Path) -> Published:
     if path.suffix != GGUF:
         raise UserError(f"{path} is neither a folder with {CONFIG} nor a GGUF file")
     file = read_gguf(path)
-    config = config_of(file)
+    with _told_as_of(path):
+        config = config_of(file)
+    family, spec = _understood(path, config, len(file.tensors))
     names = Names(str(file.metadata[ARCHITECTURE]), config)
-    family, spec = _understood(path, config)
     of_gguf = {names.to_gguf(name): name for name in (*_expected(family, spec), *_tied(family, spec))}
     tables = {of_gguf.get(name, name): stored for name, stored in file.tensors.items() if name != FREQUENCIES}
     return _made(path, config, tables, names)
 
 
 def _made(path: Path, config: Config, tables: Mapping[str, Stored], names: Names | None) -> Published:
-    family, spec = _understood(path, config)
+    family, spec = _understood(path, config, len(tables))
     found, rest = {}, {family.today(name): stored for name, stored in tables.items()}
     for name in _expected(family, spec):
         # A model saved without its head lacks the first part of the names (`h.0.ln_1.weight` of GPT-2).
@@ -102,19 +109,42 @@ def _made(path: Path, config: Config, tables: Mapping[str, Stored], names: Names
     return Published(path, config, family, spec, found, tied, names)
 
 
-def _understood(path: Path, config: Config) -> tuple[Family, ModelSpec]:
+def _understood(path: Path, config: Config, n_tensors: int) -> tuple[Family, ModelSpec]:
     """Family and model of a config, every fault in it told as one of the file."""
-    try:
+    with _told_as_of(path):
         family = family_of(config)
-        return family, family.spec(config)
+        spec = family.spec(config)
+    for place, part in walk(spec):
+        _check_numbers(path, place, part)
+        if isinstance(part, TowerSpec) and part.n_layers > n_tensors:
+            raise UserError(f"{path} describes {part.n_layers} layers, but holds {n_tensors} tensors")
+    return family, spec
+
+
+def _check_numbers(path: Path, place: str, part: Spec) -> None:
+    """A JSON file may hold anything where a number belongs; specs of our own configs have passed the parser instead."""
+    for field in dataclasses.fields(part):
+        kinds, value = NUMBERS.get(str(field.type).removesuffix(" | None"), ()), getattr(part, field.name)
+        if kinds and value is not None and (type(value) not in kinds or not math.isfinite(value)):
+            key = f"{place}.{field.name}".lstrip(".")
+            raise UserError(f"{path} describes a model that cannot be: {key}={value!r}")
+
+
+@contextmanager
+def _told_as_of(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a config, in words that name the file."""
+    try:
+        yield
     except ConfigError as error:
         problems = "; ".join(f"{problem.path}={problem.value!r} {problem.reason}" for problem in error.problems)
         raise UserError(f"{path} describes a model that cannot be: {problems}") from error
     except UserError as error:
+        if str(path) in str(error):
+            raise
         raise UserError(f"{path}: {error}") from error
     except KeyError as error:
         raise UserError(f"{path}: its config lacks {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: its config cannot be read: {error}") from error
 
 

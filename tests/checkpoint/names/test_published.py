@@ -56,6 +56,9 @@ def test_a_run_folder_is_none(folder: Path) -> None:
         ({"hidden_size": None}, "its config lacks 'hidden_size'"),
         ({"hidden_size": "wide"}, "its config cannot be read"),
         ({"hidden_act": "unheard_of"}, "the activation 'unheard_of' has no counterpart"),
+        ({"num_hidden_layers": 2.5}, "describes a model that cannot be: n_layers=2.5"),
+        ({"rms_norm_eps": float("nan")}, "eps=nan must be greater than 0.0"),
+        ({"tie_word_embeddings": "yes"}, "head.tied='yes'"),
         ({"num_hidden_layers": 0}, "describes a model that cannot be: n_layers=0 must be at least 1"),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope_type='spiral'"),
     ],
@@ -214,3 +217,41 @@ def test_llama_3s_scaling_is_the_references() -> None:
     assert torch.allclose(plain / scaled.double(), torch.tensor(factors).double(), rtol=1e-5)
     assert min(factors) == 1.0
     assert max(factors) == 8.0
+
+
+def refusal_of(path: Path) -> str:
+    """What is said; the path itself where the model is accepted."""
+    try:
+        open_published(path)
+    except UserError as error:
+        return str(error)
+    return str(path)
+
+
+def test_layers_without_tensors_cost_nothing(folder: Path) -> None:
+    """A config may claim any number; the tables say how many there can be."""
+    edit(folder / "config.json", num_hidden_layers=10**9)
+    with pytest.raises(UserError, match=r"describes 1000000000 layers, but holds 21 tensors"):
+        open_published(folder)
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, 2.5, "x", [], {}, True, 10**30, float("nan")])
+def test_any_value_of_any_key_is_read_or_refused_in_words(folder: Path, value: Any) -> None:
+    whole = json.loads((folder / "config.json").read_text())
+    for key in whole:
+        (folder / "config.json").write_text(json.dumps({**whole, key: value}))
+        assert str(folder) in refusal_of(folder)
+
+
+def test_a_tampered_gguf_file_is_read_or_refused_in_words(tmp_path: Path) -> None:
+    """Bytes of the metadata and tables, changed at random; tens of thousands were tried by hand."""
+    import random
+
+    path = gguf_file(tmp_path / "m.gguf")
+    whole, numbers = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(numbers.choice([1, 2, 4])):
+            content[numbers.randrange(12_000)] = numbers.randrange(256)
+        path.write_bytes(content)
+        assert str(path) in refusal_of(path)
