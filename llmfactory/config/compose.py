@@ -104,8 +104,8 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
     for key, who in pieces.chosen_by.items():
         if f"{place_of(key)}." in origins:
             origins[f"{place_of(key)}."] += f", chosen by {who}"
-    if job.init is not None and (who := _other_tokenizer(pieces, origins)):
-        reason = f"with init= data are read with the tokenizer that comes with it, so the one of {who} has no effect"
+    if job.init is not None and (other := _other_tokenizer(pieces, origins)):
+        reason = f"with init= data are read with the tokenizer that comes with it, so the one of {other} has no effect"
         raise ConfigError([Problem("data.tokenizer", places.get("data.tokenizer", "set"), reason, "init=null")])
     if job.toy:
         small = _toy_but_typed(job, origins)

@@ -44,6 +44,11 @@ FIRES = {
     "inverse_sqrt_warms_up": [["optim/schedule=inverse_sqrt"]],
     "best_is_looked_for": [["trainer.eval_every=null"]],
     "held_out_text_is_there": [["data.held_out=0"]],
+    "objective_fits_the_data": [
+        ["data=examples", "data.files=[a.jsonl]"],
+        ["stage=finetune", "model=bert_tiny", "model/head=classifier"],
+        ["stage=finetune", "data=examples", "data/task=tag", "data.files=[a.jsonl]", "model=bert_tiny", "model/head=classifier"],
+    ],
     "sample_is_made": [
         ["stage.sample_prompt=x", "trainer.sample=false"],
         ["stage.sample_prompt=x", "model=bert_tiny", "stage/objective=masked"],

@@ -6,8 +6,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from llmfactory.core.sharding import Layout, Parameter
+from llmfactory.model.activation import FUNCTIONS
 from llmfactory.model.connector.spec import Projector
-from llmfactory.model.ffn.activation import FUNCTIONS
 from llmfactory.model.part import Part, declare_linear
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llmfactory.core.sharding import Layout, Normal, Parameter
 from llmfactory.kernel.grouped_linear import grouped_linear
-from llmfactory.model.ffn.activation import FUNCTIONS
+from llmfactory.model.activation import FUNCTIONS
 from llmfactory.model.ffn.spec import MoeSpec
 from llmfactory.model.frame import Site
 from llmfactory.model.part import Part

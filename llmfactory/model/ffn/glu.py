@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Parameter
-from llmfactory.model.ffn.activation import FUNCTIONS
+from llmfactory.model.activation import FUNCTIONS
 from llmfactory.model.ffn.spec import Glu
 from llmfactory.model.frame import Site
 from llmfactory.model.part import Part, declare_linear

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from llmfactory.core.sharding import Layout, Parameter
-from llmfactory.model.ffn.activation import FUNCTIONS
+from llmfactory.model.activation import FUNCTIONS
 from llmfactory.model.head.part import LinearHead
 from llmfactory.model.head.pooling import pooled
 from llmfactory.model.head.spec import Classifier

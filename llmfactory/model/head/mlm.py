@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from llmfactory.core.sharding import Layout, Parameter
-from llmfactory.model.ffn.activation import FUNCTIONS
+from llmfactory.model.activation import FUNCTIONS
 from llmfactory.model.ffn.spec import Activation
 from llmfactory.model.part import Part, declare_linear
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llmfactory.model.ffn.activation import FUNCTIONS
+from llmfactory.model.activation import FUNCTIONS
 from llmfactory.model.ffn.spec import Activation
 
 PLAIN = {

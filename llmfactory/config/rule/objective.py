@@ -1,0 +1,90 @@
+"""Rules about what a model is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmfactory.config.spec import Job
+from llmfactory.core.errors import ConfigError, Problem
+from llmfactory.core.spec import stem
+from llmfactory.data.spec import Labelled
+from llmfactory.data.task.spec import task_of
+from llmfactory.model.position.spec import Learned2d, Rope2d
+from llmfactory.model.spec import EncoderOnly, TowerSpec
+from llmfactory.objective.spec import LABELLED, BlankInfilling, ReplacedToken, answers_of, natural
+from llmfactory.stage.spec import TrainingSpec
+
+
+def objective_fits_the_model(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec):
+        return
+    objective, graph, says = job.stage.objective, job.model.graph, answers_of(job.model)
+    if graph in objective.graphs and says == objective.answers:
+        return
+    if graph not in objective.graphs:
+        reason = f"it trains models of the kind {' or '.join(objective.graphs)}, and this one is of the kind {graph}"
+    else:
+        reason = f"it needs a head that answers with {objective.answers}, and model.head answers with {says}"
+    if objective.labelled and graph in objective.graphs and objective.answers in HEADS:
+        yield Problem("model.head", says, reason, f"model/head={HEADS[objective.answers]}")
+        return
+    fitting = natural(graph, says)
+    task = next((cls for cls in LABELLED if graph in cls.graphs and cls.answers == says), None)
+    if fitting is not None:
+        repair = f"stage/objective={stem(fitting)}"
+    elif task is not None:
+        repair = f"stage/objective={stem(task)} {examples_of(says)}"
+    else:
+        repair = "stage=describe"
+    yield Problem("stage.objective", stem(type(objective)), reason, repair)
+
+
+def objective_fits_the_data(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec):
+        return
+    objective, name = job.stage.objective, stem(type(job.stage.objective))
+    if not isinstance(job.data, Labelled):
+        if objective.labelled:
+            reason = f"the objective {name} learns from labelled examples, and these are running text"
+            yield Problem("data", stem(type(job.data)), reason, examples_of(objective.answers))
+        return
+    task = job.data.task
+    if not objective.labelled:
+        fitting = next(cls for cls in LABELLED if cls.answers == task.kind)
+        reason = f"the objective {name} learns from running text, and these are labelled examples"
+        yield Problem(
+            "data", stem(type(job.data)), reason, "data=pydocs" if job.init is None else f"stage/objective={stem(fitting)}"
+        )
+    elif objective.answers != task.kind:
+        reason = f"the objective {name} wants examples of another task"
+        yield Problem("data.task", stem(type(task)), reason, f"data/task={task_of(objective.answers)}")
+
+
+HEADS = {"label": "classifier", "labels": "token_classifier", "span": "span_qa"}
+"""A head for each task that wants one of its own."""
+
+
+def examples_of(answers: str) -> str:
+    """Overrides that choose examples of a task."""
+    return f"data=examples data/task={task_of(answers)} data.files=[my.jsonl]"
+
+
+def blanks_have_two_positions(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec) or not isinstance(job.stage.objective, BlankInfilling):
+        return
+    if isinstance(job.model, TowerSpec) and not isinstance(job.model.position, (Rope2d, Learned2d)):
+        reason = "a token of a blank has two positions, that of the blank and its own in it, and this part knows one"
+        yield Problem("model.position", stem(type(job.model.position)), reason, "model/position=learned_2d")
+
+
+def generator_can_be_built(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec) or not isinstance(job.stage.objective, ReplacedToken):
+        return
+    objective = job.stage.objective
+    if not isinstance(job.model, EncoderOnly):
+        return
+    try:
+        objective.generator(job.model)
+    except ConfigError as error:
+        reason = f"there is no generator of that size: its {error.problems[0].path} {error.problems[0].reason}"
+        yield Problem("stage.objective.generator_scale", objective.generator_scale, reason, "stage.objective.generator_scale=1.0")
