@@ -84,7 +84,7 @@ class Decoding:
         logits_BV = self._possible(self.model.head(hidden_BTD[:, -1]))
         if logits_BV.isnan().any():
             raise UserError("the model's logits are not numbers: its weights hold NaN or too large values")
-        return logits_BV  # type: ignore[no-any-return]
+        return logits_BV
 
     def _possible(self, logits_BV: Tensor) -> Tensor:
         """Without the ids that are none of the tokenizer's."""

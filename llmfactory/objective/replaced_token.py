@@ -33,7 +33,8 @@ from llmfactory.objective.tokens import TokenObjective
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.core.context import Context
-    from llmfactory.model.skeleton import Skeleton
+    from llmfactory.model.part import Part
+from llmfactory.model.skeleton import Skeleton
 
 ROWS = 2048
 """Tokens that are drawn at once: the probabilities of all of them together may not fit."""
@@ -64,8 +65,10 @@ class ReplacedTokenObjective(Objective):
         assert isinstance(model.spec, EncoderOnly)
         spec = self.spec.generator(model.spec)
         generator = spec.build()
-        generator.embedding = model.embedding
-        generator.head = spec.head.build(spec.vocab_size, spec.dim, generator.embedding, spec.init_std, spec.norm.build)
+        embedding = model.embedding
+        assert isinstance(embedding, Part)
+        generator.embedding = embedding
+        generator.head = spec.head.build(spec.vocab_size, spec.dim, embedding, spec.init_std, spec.norm.build)
         model.add_module(COMPANION.rstrip("."), generator)
 
     def outputs(self, model: Skeleton, batch: Batch, context: Context) -> Outputs:
@@ -98,7 +101,7 @@ class ReplacedTokenObjective(Objective):
 def draw(head: Head, hidden_ND: Tensor, uniform_N: Tensor) -> Tensor:
     """A token [N] from the softmax of each vector's logits: the first whose cumulative probability exceeds its number."""
     drawn = []
-    for hidden, uniform in zip(hidden_ND.split(ROWS), uniform_N.split(ROWS), strict=True):
+    for hidden, uniform in zip(hidden_ND.split(ROWS), uniform_N.split(ROWS), strict=True):  # type: ignore[no-untyped-call]
         below = head(hidden).double().softmax(-1).cumsum(-1)
         drawn.append(torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True)[:, 0].clamp(max=below.shape[1] - 1))
     return torch.cat(drawn) if drawn else uniform_N.new_zeros(0, dtype=torch.int64)

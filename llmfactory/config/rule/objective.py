@@ -52,9 +52,8 @@ def objective_fits_the_data(job: Job) -> Iterator[Problem]:
     if not objective.labelled:
         fitting = next(cls for cls in LABELLED if cls.answers == task.kind)
         reason = f"the objective {name} learns from running text, and these are labelled examples"
-        yield Problem(
-            "data", stem(type(job.data)), reason, "data=pydocs" if job.init is None else f"stage/objective={stem(fitting)}"
-        )
+        part = f"model/head={HEADS[task.kind]}" if task.kind in HEADS else "model=t5_small"
+        yield Problem("stage.objective", name, reason, f"stage/objective={stem(fitting)} {part}")
     elif objective.answers != task.kind:
         reason = f"the objective {name} wants examples of another task"
         yield Problem("data.task", stem(type(task)), reason, f"data/task={task_of(objective.answers)}")

@@ -24,4 +24,5 @@ def uniform(keys_B: Words, count: int, stream: int) -> Float64:
     """[B, count] in [0, 1), multiples of 2^-53. Streams of one row are independent of each other."""
     start_B1 = mix(keys_B ^ mix(np.array([stream], np.uint64)))[:, None]
     words: Words = mix(start_B1 + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    numbers: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers

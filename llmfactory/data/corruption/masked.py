@@ -83,7 +83,8 @@ class Masked(Corruption):
         before_BT = np.maximum.accumulate(np.where(same_BT, 0, np.arange(T)), 1)
         chosen_BT = np.zeros((B, T), bool)
         np.put_along_axis(chosen_BT, order_BT, before_BT < budget_B1, 1)
-        return chosen_BT & text_BT
+        found_BT: Bool = chosen_BT & text_BT
+        return found_BT
 
     def _first_of_word(self, tokens_BT: Int64, segments_BT: Int64) -> Int64:
         """Column of the first token of each token's word."""

@@ -40,7 +40,8 @@ def sums(values_N: NDArray[np.generic], length_P: Int64) -> Int64:
     """Sum over each piece, [P]."""
     before: Int64 = np.concatenate([[0], values_N.astype(np.int64).cumsum()])
     first_P = starts(length_P)
-    return before[first_P + length_P] - before[first_P]
+    sums_P: Int64 = before[first_P + length_P] - before[first_P]
+    return sums_P
 
 
 def ranks(key_N: Float64, length_P: Int64) -> Int64:

@@ -39,7 +39,8 @@ class Tagging(Task):
         yield from self._list(record, self.spec.tags)
 
     def rows(self, number: int, record: Record, tokenizer: Tokenizer, seq_len: int) -> Iterator[Row]:
-        tokens, labels, firsts = [begin_id(tokenizer)], [IGNORE], []
+        tokens, labels = [begin_id(tokenizer)], [IGNORE]
+        firsts: list[int] = []
         words, tags = self._list(record, self.spec.words), self._list(record, self.spec.tags)
         for word, tag in zip(words, tags, strict=True):
             piece = tokenizer.encode(f" {word}" if firsts else word) or [tokenizer.end_id]  # a word that encodes to nothing

@@ -63,7 +63,7 @@ def with_begin(tokenizer: HfTokenizer) -> Any:
     begin = tokenizer.usage.begin_ids
     if begin_of(inner) != begin:
         tokens = [(inner.id_to_token(number), number) for number in begin]
-        whole = " ".join([*map(inner.id_to_token, begin), "$A"])
+        whole = " ".join([*(str(inner.id_to_token(number)) for number in begin), "$A"])
         inner.post_processor = processors.TemplateProcessing(single=whole, pair=f"{whole} $B:1", special_tokens=tokens)
     return inner
 

@@ -50,5 +50,5 @@ class Experts(Part):
             hidden_NH = self.activation(hidden_NH)
         else:
             hidden_NH = self.activation(grouped_linear(x_ND, self.gate, ends_E)) * hidden_NH
-        y_ND = grouped_linear(hidden_NH, self.down, ends_E)
+        y_ND: Tensor = grouped_linear(hidden_NH, self.down, ends_E)
         return y_ND.index_select(0, order_N.argsort()).view(*experts_Tk.shape, -1)
