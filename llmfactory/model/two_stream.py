@@ -59,6 +59,11 @@ class TwoStreamModel(TextModel):
             mask = SegmentMask(segments_BT)
         return Context(batch["positions"], mask, segments=segments_BT, types=batch.get("types"))
 
+    def term_tokens(self, batch: Batch) -> dict[str, float]:
+        """Of both streams, where there are two."""
+        streams = 2 if "order" in batch else 1
+        return {name: streams * count for name, count in super().term_tokens(batch).items()}
+
     def train_flops_per_token(self, seq_len: int) -> float:
         """Of training with an order: both streams, the second without keys and values of its own."""
         spared = sum(

@@ -20,6 +20,7 @@ from llmfactory.model.ffn.spec import Activation, Glu, Mlp, Moe
 from llmfactory.model.head.spec import Lm
 from llmfactory.model.initialize import initialize
 from llmfactory.model.norm.spec import LayerNorm, RmsNorm
+from llmfactory.model.norm.spec import None_ as NoNorm
 from llmfactory.model.position.spec import Learned, None_, Rope, T5Bias
 from llmfactory.model.spec import EncoderDecoder, LayerSpec, TowerSpec
 
@@ -227,13 +228,19 @@ def test_all_fields_are_tried():
     assert set(CHANGES) == {field.name for field in dataclasses.fields(EncoderDecoder)}
 
 
-def test_dropout_of_both_sides():
-    spec = seq2seq(encoder=tower(dropout=0.5))
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_dropout_of_a_side(side):
+    """Of its embeddings, too: with all else taken out of the blocks, a share of the numbers is gone."""
+    spec = seq2seq(**{side: dataclasses.replace(getattr(seq2seq(), side), dropout=0.5, norm=NoNorm())})
     model = spec.build()
     initialize(model, 0)
     batch = batch_of(ids(1, 4), ids(1, 5))
-    assert not torch.equal(run(model, batch), run(model, batch))
     assert torch.equal(run(model.eval(), batch), run(model, batch))
+    assert not torch.equal(run(model.train(), batch), run(model, batch))
+    blocks = getattr(model, side)
+    blocks.blocks = torch.nn.ModuleList()
+    x = blocks(torch.ones(1, 9, 24), Context(torch.arange(9)[None], CausalMask(9)))
+    assert 0.3 < (x == 0).float().mean() < 0.7
 
 
 def test_parameters_are_declared_and_chained():

@@ -7,6 +7,7 @@ import torch
 
 from llmfactory.config.compose import compose_job
 from llmfactory.config.toy import small_model
+from llmfactory.core.context import Record
 from llmfactory.core.errors import ConfigError
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.attention.spec import TwoStream as TwoStreamAttention
@@ -14,7 +15,7 @@ from llmfactory.model.block.spec import PostNorm, PreNorm
 from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.embedding.spec import Token
-from llmfactory.model.ffn.spec import Activation, Mlp
+from llmfactory.model.ffn.spec import Activation, Mlp, Moe
 from llmfactory.model.head.spec import Lm
 from llmfactory.model.initialize import initialize
 from llmfactory.model.norm.spec import LayerNorm, RmsNorm
@@ -216,3 +217,16 @@ def test_rows_longer_than_it_is_made_for():
     with pytest.raises(ConfigError, match="rows_fit_the_model"):
         compose_job(line)
     compose_job([*line[:-1], "model.max_positions=300"])
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_terms_of_parts_count_the_tokens_of_both_streams(build, ordered):
+    """Where all tokens choose one expert and its share is 1 / E, the balance of each is 1; padding takes no part."""
+    experts = Moe(hidden=8, n_experts=4, k=1, activation=Activation.gelu, gated=True, balance=1.0)
+    model, record = build(xlnet(ffn=experts, n_layers=1)), Record()
+    model.get_parameter("blocks.0.ffn.router.weight").data.zero_()
+    batch = batch_of(ids(2, 6), torch.tensor([[1] * 6, [1] * 4 + [0] * 2]))
+    if ordered:
+        batch["order"] = ORDER.repeat(2, 1)
+    model(batch["tokens"], model.context(batch).with_(record=record))
+    assert record.sums["balance"].item() / model.term_tokens(batch)["balance"] == pytest.approx(1.0)
