@@ -1,163 +1,76 @@
-"""Catalogue of stacks of blocks, which skeletons are made of; the second page of `spec.py`."""
+"""A conversation as the tokens that a model was taught to read one as: its own Jinja template, run in Jinja's sandbox.
+
+A message is text: where it spells a special token (`<|im_end|>`), it speaks about it and does not end its turn. So such
+places are marked before the template sees them, and only the template's own special tokens become special ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
-from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, at_least, between, stem
-from llmfactory.model.attention.spec import AttentionSpec
-from llmfactory.model.block.spec import BlockSpec
-from llmfactory.model.embedding.spec import Patch
-from llmfactory.model.ffn.spec import FfnSpec
-from llmfactory.model.norm.spec import NormSpec
-from llmfactory.model.position.spec import PositionSpec
+from llmfactory.core.errors import UserError
+from llmfactory.data.tokenizer.hf_file import HfTokenizer
+from llmfactory.data.tokenizer.tokenizer import Tokenizer
+
+Message = dict[str, str]
+"""`role` (system, user, assistant) and `content`."""
+FIRST_MARK = 0xF0000
+"""Of the private-use characters, which stand for nothing."""
 
 
-@dataclass(kw_only=True, slots=True)
-class LayerSpec(Spec):
-    """A kind of layer: what differs from the stack's own parts."""
-
-    attention: AttentionSpec | None = None
-    """None: the stack's."""
-    ffn: FfnSpec | None = None
-    """None: the stack's."""
-
-
-BASE = "base"
-"""In a pattern: a layer of the stack's own parts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """The parts of one layer."""
-
-    attention: AttentionSpec
-    ffn: FfnSpec
+def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Tokens of a conversation up to where the model's answer begins. Raises UserError where it has no chat template."""
+    template = tokenizer.usage.chat_template
+    if template is None or not isinstance(tokenizer, HfTokenizer):
+        raise UserError("the model of init knows no chat template: it continues texts (stage.chat=false)")
+    added = tokenizer.inner.get_added_tokens_decoder()
+    specials = {token.content: number for number, token in added.items() if token.special}
+    names = sorted(specials, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+    mark = _mark(template, messages)
+    marked = [{**message, "content": pattern.sub(lambda m: mark.join(m[0]) + mark, message["content"])} for message in messages]
+    text = render(template, marked, _tokens(tokenizer))
+    ids: list[int] = []
+    place = 0
+    for match in pattern.finditer(text):
+        ids += [*tokenizer.encode(text[place : match.start()].replace(mark, "")), specials[match[0]]]
+        place = match.end()
+    return ids + tokenizer.encode(text[place:].replace(mark, ""))
 
 
-@dataclass(kw_only=True)
-class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a tower at once
-    """A stack of blocks: a decoder, an encoder, or one of both."""
+def render(template: str, messages: Sequence[Message], tokens: dict[str, str]) -> str:
+    """The text of a conversation. Raises UserError with what the template says is wrong."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    n_layers: int
-    """Number of blocks."""
-    norm: NormSpec
-    position: PositionSpec
-    attention: AttentionSpec
-    ffn: FfnSpec
-    block: BlockSpec
-    cross: AttentionSpec | None = None
-    """Attention to an encoder's output; None: there is no encoder."""
-    dropout: float = 0.0
-    """Share of activations dropped after the embedding and after each sub-layer, in training only."""
-    depth_scaled_init: bool = True
-    """Divide the initial std of the matrices that write to the residual stream by sqrt(2 n_layers) (GPT-2, section 2.3)."""
-    others: dict[str, LayerSpec] = field(default_factory=dict)
-    """Further kinds of layers, by a name that `pattern` uses."""
-    pattern: list[str] = field(default_factory=list)
-    """Kind of each layer (`base`: the stack's own parts), repeated over the depth; empty: all base."""
-
-    def problems(self) -> Iterator[Problem]:
-        yield from at_least(self, 1, "n_layers")
-        yield from between(self, 0.0, 0.99, "dropout")
-        for name in dict.fromkeys(self.pattern):
-            if name != BASE and name not in self.others:
-                known = ", ".join([BASE, *self.others])
-                yield Problem(
-                    "pattern", self.pattern, f"there is no kind of layer {name!r}: there are {known}", f"pattern=[{BASE}]"
-                )
-        for name in self.others:
-            if name not in self.pattern:
-                yield Problem(f"others.{name}", name, "no layer is of this kind", f"pattern=[{BASE},{name}]")
-        if self.cross is not None and not self.block.takes_cross:
-            reason = "has no place for attention to an encoder's output: pick pre_norm, post_norm or sandwich"
-            yield Problem("block", stem(type(self.block)), reason, "model/block@block=pre_norm")
-        if len(self.pattern) > self.n_layers:
-            reason = f"names more layers than the {self.n_layers} that there are"
-            yield Problem("pattern", self.pattern, reason, f"n_layers={len(self.pattern)}")
-
-    def problems_at_width(self, dim: int) -> Iterator[Problem]:
-        """What is wrong once the model's width is known."""
-        attentions = {"attention": self.attention}
-        attentions |= {f"others.{name}.attention": kind.attention for name, kind in self.others.items() if kind.attention}
-        crossing = {} if self.cross is None else {"cross": self.cross}
-        found = [problem.below(path) for path, part in (attentions | crossing).items() for problem in part.problems_at_width(dim)]
-        yield from found
-        if not found:  # else there is no head width to speak of
-            yield from self._problems_at_heads(attentions, dim)
-
-    def _problems_at_heads(self, attentions: dict[str, AttentionSpec], dim: int) -> Iterator[Problem]:
-        """Whether the position part fits the heads of every kind of layer."""
-        heads, width = self.attention.n_heads, self.attention.head_width(dim)
-        for path, part in attentions.items():
-            if (part.n_heads, part.head_width(dim)) != (heads, width):
-                reason = f"has {part.n_heads} heads with {part.head_width(dim)} coordinates to rotate, "
-                reason += f"and the stack's position part is made for {heads} with {width}"
-                yield Problem(f"{path}.n_heads", part.n_heads, reason, f"others.{path.split('.')[1]}.attention=null")
-        if width % self.position.head_multiple:
-            needs = f"the positions ({stem(type(self.position))}) need a multiple of {self.position.head_multiple}"
-            yield self.attention.misfit(dim, self.position.head_multiple, needs).below("attention")
-        else:
-            yield from (problem.below("position") for problem in self.position.problems_at_head(width))
-
-    def small(self, scale: float) -> dict[str, Any]:
-        """Two layers, or a whole pattern."""
-        return {"n_layers": min(self.n_layers, max(2, len(self.pattern)))}
-
-    def repeats(self) -> int:
-        """How many layers in a row are the same block."""
-        return 1
-
-    def kinds(self) -> list[Kind]:
-        """The parts of each layer."""
-        base = Kind(self.attention, self.ffn)
-        named = {name: Kind(kind.attention or self.attention, kind.ffn or self.ffn) for name, kind in self.others.items()}
-        names = self.pattern or [BASE]
-        return [named.get(names[layer % len(names)], base) for layer in range(self.n_layers)]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, indent=options.get("indent"))
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    try:
+        made: str = environment.from_string(template).render(messages=list(messages), add_generation_prompt=True, **tokens)
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+        raise UserError(f"the chat template of the model cannot be filled in: {error}") from error
+    return made
 
 
-@dataclass(kw_only=True)
-class VisionSpec(TowerSpec):
-    """A vision encoder: a picture's squares through a stack of blocks (Dosovitskiy et al. 2021)."""
+def _refuse(message: str) -> Any:
+    from jinja2 import TemplateError
 
-    dim: int
-    """Width of the stack."""
-    embedding: Patch
-    embedding_norm: bool = False
-    """Normalize the embeddings before the first block (CLIP)."""
-    layers_used: int | None = None
-    """The features are what so many blocks give, without the last norm (LLaVA: all but one); None: all blocks and the norm."""
-    keep_class: bool = True
-    """Whether the class vector is one of the features."""
+    raise TemplateError(message)
 
-    def problems(self) -> Iterator[Problem]:
-        yield from TowerSpec.problems(self)
-        if self.dim < 1:
-            yield Problem("dim", self.dim, "must be at least 1", "dim=128")
-        else:
-            yield from self.problems_at_width(self.dim)
-        if self.layers_used is not None:
-            yield from between(self, 1, self.n_layers, "layers_used")
-        if self.cross is not None:
-            yield Problem(
-                "cross", stem(type(self.cross)), "a vision encoder has nothing to attend to but the picture's own squares"
-            )
-        if not self.keep_class and not self.embedding.class_token:
-            yield Problem(
-                "keep_class", False, "there is no class vector to drop (embedding.class_token=false)", "keep_class=true"
-            )
 
-    def small(self, scale: float) -> dict[str, Any]:
-        """As many layers left out as there are, of two layers at least one used; heads of at least two coordinates."""
-        layers, heads = TowerSpec.small(self, scale)["n_layers"], self.attention.small(scale)["n_heads"]
-        unused = 0 if self.layers_used is None else min(self.n_layers - self.layers_used, layers - 1)
-        used = None if self.layers_used is None else layers - unused
-        return {"n_layers": layers, "layers_used": used, "dim": heads * max(2, round(self.dim * scale / heads))}
+def _tokens(tokenizer: HfTokenizer) -> dict[str, str]:
+    """The variables that templates know beside the messages."""
+    begin = tokenizer.usage.begin_ids
+    named = {"eos_token": tokenizer.end_id, **({"bos_token": begin[0]} if begin else {})}
+    return {"bos_token": "", **{name: str(tokenizer.inner.id_to_token(number)) for name, number in named.items()}}
 
-    @property
-    def n_features(self) -> int:
-        """Vectors that a picture becomes."""
-        return self.embedding.n_vectors - (not self.keep_class)
+
+def _mark(template: str, messages: Sequence[Message]) -> str:
+    """A character that occurs nowhere."""
+    used = {*template, *(character for message in messages for character in message["content"])}
+    return next(mark for mark in map(chr, range(FIRST_MARK, 0xFFFFE)) if mark not in used)
