@@ -70,6 +70,7 @@ def test_a_padded_row_equals_itself_alone(parts, llama, build):
 @pytest.mark.parametrize("parts", ["window", "alibi", "t5_bias", "rope_yarn", "mla", "softcap"])
 def test_compiles_without_a_break(parts, llama, build):
     """One graph for the whole forward, with equal numbers and gradients (run eagerly here)."""
+    torch.compiler.reset()  # models of other tests count as recompilations of the same code
     model = build(llama(n_layers=1, **PARTS[parts]))
     tokens = torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(0))
     results = []

@@ -148,6 +148,7 @@ def test_declarations(part):
 
 def test_it_trains_inside_a_compiled_decoder(llama, build):
     """One graph, equal numbers and gradients (run eagerly here)."""
+    torch.compiler.reset()  # models of other tests count as recompilations of the same code
     model = build(llama(attention=Relative(n_heads=4), position=RelativePosition()))
     tokens = torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(0))
     results = []
