@@ -24,6 +24,7 @@ from llmfactory.core.batch import IGNORE
 from llmfactory.data.corruption.corruption import Corruption
 from llmfactory.data.corruption.masked import Masked as Masking
 from llmfactory.data.corruption.vocabulary import Vocabulary
+from llmfactory.model.part import Part
 from llmfactory.model.skeleton import COMPANION
 from llmfactory.model.spec import EncoderOnly
 from llmfactory.objective.objective import Head, Objective, Outputs, Terms
@@ -33,8 +34,7 @@ from llmfactory.objective.tokens import TokenObjective
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.core.context import Context
-    from llmfactory.model.part import Part
-from llmfactory.model.skeleton import Skeleton
+    from llmfactory.model.skeleton import Skeleton
 
 ROWS = 2048
 """Tokens that are drawn at once: the probabilities of all of them together may not fit."""
