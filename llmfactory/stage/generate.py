@@ -42,7 +42,8 @@ class GenerateJob(StageJob):
             model = load_model(job, checkpoint, precision, world)
             tokenizer = load_tokenizer(checkpoint, job.model.vocab_size)
             writer = Writer(shown=world.rank == 0)
-            writer.write(spec.prompt + ("\n" if spec.chat else ""))
+            answers = spec.chat or job.model.graph == "encoder_decoder"  # instead of going on with the text
+            writer.write(spec.prompt + ("\n" if answers else ""))
             streams = [TextStream(tokenizer, spec.stop) for _ in range(spec.samples)]
             objective = objective_of(checkpoint, job.model).build()
             vocabulary = Vocabulary(job.model.vocab_size, tokenizer)

@@ -165,3 +165,11 @@ def test_held_out_documents_are_the_run_s(tmp_path: Path) -> None:
     assert problem.reason.endswith("(rule held_out_documents_are_the_run_s)")
     compose_job([*line, problem.repair])
     compose_job([*line, "data=text", "data.source.files=[a.txt]", "data.held_out=0.3"])
+
+
+def test_a_stage_that_reads_no_data_takes_short_models(tmp_path: Path) -> None:
+    """`data.seq_len` of a job that only generates means nothing."""
+    run = tmp_path / "short"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(to_plain(compose_job(["toy=true"]).job)))
+    compose_job(["stage=generate", "stage.prompt=x", f"init={run}", "data.seq_len=5000"])

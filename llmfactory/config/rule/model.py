@@ -10,7 +10,7 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem, walk
 from llmfactory.data.tokenizer.spec import ByteBpe, Bytes, WordLevel
 from llmfactory.model.spec import TowerSpec
-from llmfactory.stage.spec import TrainingSpec
+from llmfactory.stage.spec import Embed, Export, Generate, TrainingSpec
 
 BYTES = 257
 """Ids that bytes take: one each, and the end of a document."""
@@ -18,6 +18,8 @@ BYTES = 257
 
 def rows_fit_the_model(job: Job) -> Iterator[Problem]:
     longest = job.model.max_positions
+    if isinstance(job.stage, (Generate, Export, Embed)):  # which read no data
+        return
     if job.data.seq_len > longest:
         reason = f"rows are longer than the model's max_positions={longest}"
         yield Problem("data.seq_len", job.data.seq_len, reason, f"data.seq_len={longest}")
