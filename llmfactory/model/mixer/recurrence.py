@@ -92,6 +92,7 @@ class Recurrence(Part):
     def steps(self, x_NH: Tensor, sizes: Tensor, states_1PH: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The kernel on the packed form: outputs [N, H], then the last states [1, P, H]."""
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are fused already, and sizes depend on the data
     def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
         B, T = x_BTH.shape[:2]
         before = None if context.state is None else context.state.read(self.slot)
