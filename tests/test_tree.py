@@ -30,6 +30,7 @@ THROUGH = {
     "source": "config/test_register.py",
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
     **dict.fromkeys(("family", "families", "reading"), "parity/test_transformers.py"),
+    **dict.fromkeys(("glm", "gpt_neox", "gptj", "mistral", "openai_gpt", "windows"), "parity/test_transformers.py"),
     "text": "model/test_encoder_only.py",
     "rows": "run/test_finetuning.py",
     "task": "data/task/test_tasks.py",
