@@ -170,11 +170,3 @@ def test_toy(preset: str) -> None:
     job = compose_job([f"model={preset}", "toy=true"]).job
     assert parameters(job.model.build()) < 200_000
     assert job.model.n_layers == 2
-
-
-def test_compiling_leaves_recurrent_kernels_alone(build) -> None:
-    """Only around them is anything to fuse: `trainer.compile` must not trip over sizes that depend on the data."""
-    model, tokens = build(spec_of(n_layers=1)), torch.randint(0, 41, (2, 6))
-    compiled = torch.compile(lambda x: model.layers[0].mixer(x, row(6)), backend="eager")
-    x = model.embedding.weight[tokens]
-    torch.testing.assert_close(compiled(x), model.layers[0].mixer(x, row(6)))
