@@ -7,6 +7,12 @@
 | `positions` | [B, T] int64 | position of the token in its document |
 | `segments` | [B, T] int64 | number of the document within the row, from 1; 0 is padding |
 | `weights` | [B, T] float | optional weight of each label |
+| `prefix` | [B, T] int64 | 1: part of its document's prefix, which is seen from both sides |
+| `types` | [B, T] int64 | which of several kinds of text a token belongs to (question and passage) |
+| `order` | [B, T] int64 | place in the order of prediction, 0: given (two-stream models) |
+| `source` | [B, M] int64 | ids that an encoder reads; `tokens` are the decoder's |
+| `source_positions`, `source_segments` | [B, M] int64 | document d of them goes with the decoder's document d |
+| `images` | [B, N, C, Y, X] float | N pictures a row, whose vectors take the places of placeholder tokens in order |
 
 Because every field is indexed by row first, any batch of any stage can be cut into micro-batches or dealt to pipeline
 stages by `split` alone.
