@@ -33,7 +33,9 @@ def llava(text="llama", vision=None, **changes):
         words = LlamaConfig(**sizes, vocab_size=103, max_position_embeddings=64, num_key_value_heads=2)
     else:
         words = GPT2Config(vocab_size=103, n_embd=32, n_layer=2, n_head=4, n_positions=64, tie_word_embeddings=False)
-    return LlavaForConditionalGeneration(LlavaConfig(vision_config=seen, text_config=words, **{"image_token_index": IMAGE, **changes}))
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=seen, text_config=words, **{"image_token_index": IMAGE, **changes})
+    )
 
 
 MODELS = {
