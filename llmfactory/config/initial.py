@@ -14,12 +14,14 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from llmfactory.checkpoint.names.published import is_published, open_published
+from llmfactory.checkpoint.names.sentence import MODULES, sentence_head
 from llmfactory.config.fields import field_types
 from llmfactory.config.plain import spec_from_plain
 from llmfactory.config.register import packages
 from llmfactory.config.tree import Branch, Tree
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import Spec, stem
+from llmfactory.stage.spec import Embed
 
 CONFIG = "config.yaml"
 TAKEN = ("model", "data")
@@ -61,14 +63,18 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
 
 
 def _start_published(tree: Tree, init: str, path: Path, chosen: Iterable[str]) -> dict[str, str]:
-    """The model that the metadata describe."""
+    """The model that the metadata describe; where vectors of texts are wanted, with the pooling that they describe."""
+    chosen, embeds = set(chosen), tree.root.values["stage"].cls is Embed
     try:
         published = open_published(path)
+        head = sentence_head(path) if embeds and not {"model", "model.head"} & chosen else None
     except UserError as error:
         tree.problems.append(Problem("init", init, str(error).rstrip("."), "init=null"))
         return {}
     if not _put(tree, "model", published.spec, f"init ({published.origin})", chosen):
         return {}
+    if head is not None:
+        tree.root.values["model"].values["head"] = branch_of(head, f"init ({path / MODULES})")
     return {"model": path.stem if published.is_gguf else path.resolve().name}
 
 

@@ -37,16 +37,28 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """The mapping in a JSON file of the folder."""
+    content = _parsed(folder, name)
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / name} is damaged: it holds no mapping")
+    return content
+
+
+def read_list(folder: Path, name: str) -> list[Any]:
+    """The list in a JSON file of the folder."""
+    content = _parsed(folder, name)
+    if not isinstance(content, list):
+        raise UserError(f"{folder / name} is damaged: it holds no list")
+    return content
+
+
+def _parsed(folder: Path, name: str) -> Any:
     path = inside(folder, name)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no mapping")
-    return content
 
 
 def inside(folder: Path, name: str) -> Path:
