@@ -149,11 +149,13 @@ def test_where_the_spans_are_is_random(rows) -> None:
     found = corruption(rows(width, [[width]] * 3000), row_keys(5, np.arange(3000)))
     missing = np.zeros(width)
     lengths: Counter[int] = Counter()
+    firsts = []
     for row in range(3000):
         ((source, _, target),) = read(found, row)
         place = 0
         parts = restored_spans(target, 300)
         lengths.update(map(len, parts))
+        firsts.append((next(place for place, token in enumerate(source) if token >= 300), len(parts[0])))
         for token in source[:-1]:
             size = len(parts[TOP - token]) if token >= 300 else 1
             missing[place : place + size] += token >= 300
@@ -163,6 +165,7 @@ def test_where_the_spans_are_is_random(rows) -> None:
     assert share[-1] == 1, "the authors' cut: a kept part first, a missing one last"
     assert 0.05 < share[1 : width // 2].mean() < 0.2
     assert set(lengths) == set(range(1, 7))  # 7 tokens in 2 spans
+    assert abs(np.corrcoef(np.array(firsts).T)[0, 1]) < 0.08, "where a span is says nothing about its length"
 
 
 def test_sentinels_are_enough(rows) -> None:
