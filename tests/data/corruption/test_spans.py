@@ -165,7 +165,8 @@ def test_where_the_spans_are_is_random(rows) -> None:
     assert share[-1] == 1, "the authors' cut: a kept part first, a missing one last"
     assert 0.05 < share[1 : width // 2].mean() < 0.2
     assert set(lengths) == set(range(1, 7))  # 7 tokens in 2 spans
-    assert abs(np.corrcoef(np.array(firsts).T)[0, 1]) < 0.08, "where a span is says nothing about its length"
+    alike = np.mean([place == size for place, size in firsts])
+    assert alike < 0.06, "where a span is says nothing about its length"  # 1 / 36, were it 1 / 6 they would be one choice
 
 
 def test_sentinels_are_enough(rows) -> None:
