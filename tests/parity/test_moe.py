@@ -62,7 +62,8 @@ def deepseek_v2(**changes: Any) -> Any:
 DEEPSEEK = {
     "lite": {},
     "unstretched": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
-    "queries_of_a_short_vector": {"q_lora_rank": 28, "attention_bias": True},
+    "queries_of_a_short_vector": {"q_lora_rank": 28, "attention_bias": True, "first_k_dense_replace": 0},
+    "two_dense_layers": {"first_k_dense_replace": 2},
 }
 
 
@@ -160,7 +161,7 @@ def test_several_layers_are_summed_each_with_its_share(make_pair: Any) -> None:
 
 
 def test_a_mixture_in_every_second_layer(make_pair: Any) -> None:
-    pair = make_pair(qwen2_moe(num_hidden_layers=4, decoder_sparse_step=2))
+    pair = make_pair(qwen2_moe(num_hidden_layers=4, decoder_sparse_step=2, norm_topk_prob=True))
     assert [isinstance(kind.ffn, MoeSpec) for kind in pair.ours.spec.kinds()] == [False, True, False, True]
     tokens, _, positions = batch()
     ones = torch.ones_like(tokens)
