@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from llmfactory.core.batch import IGNORE, split
+from llmfactory.model.head.part import LinearHead
 from llmfactory.objective.objective import Outputs
 from llmfactory.objective.spec import Classify, Seq2seq, Span, Tag
 
 B, T, D, C = 4, 6, 5, 3
 
 
-class Head(nn.Linear):
+class Head(LinearHead):
     """Speaks about the first token of each row where it is asked for documents."""
 
-    softcap = None
-
-    def pool(self, hidden, segments, documents):
-        return hidden[:, :documents]
-
-    def features(self, hidden):
-        return hidden
+    def pool(self, hidden_BTD, segments_BT=None, documents=1):
+        return hidden_BTD[:, :documents]
 
 
 def case(outputs=C):
     make = torch.Generator().manual_seed(3)
-    head = Head(D, outputs, dtype=torch.float64)
+    head = Head(outputs, D, 0.02, bias=True).double()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, generator=make)
     hidden = torch.randn(B, T, D, generator=make, dtype=torch.float64)
     segments = torch.ones(B, T, dtype=torch.long)
     segments[1, 4:] = segments[2, 2:] = 0
