@@ -82,6 +82,8 @@ NEEDS = {
     "model/position=relative": ["model/attention=relative"],
     "model/attention=relative": ["model/position=relative"],
     "model/attention=two_stream": ["model/position=relative"],
+    "model/attention=relative_memory1600": ["model/position=relative"],
+    "model/position=relative_clamp1000": ["model/attention=relative"],
     "model/position/scaling=linear": ["model.position.scaling.factor=4"],
     "model/position/scaling=ntk": ["model.position.scaling.factor=4"],
     **{

@@ -35,6 +35,7 @@ THROUGH = {
     "rows": "run/test_finetuning.py",
     "task": "data/task/test_tasks.py",
     "reference": "model/attention/test_gqa.py",
+    "safetensors_writer": "stage/test_export.py",
     "switch_transformers": "parity/test_encoder_decoder.py",
 }
 """Files that are steps of one thing, and the test file that proves the whole."""

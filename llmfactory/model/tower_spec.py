@@ -75,9 +75,25 @@ class TowerSpec(Spec):  # without slots, so that a skeleton can be a model and a
         if self.cross is not None and not self.block.takes_cross:
             reason = "has no place for attention to an encoder's output: pick pre_norm, post_norm or sandwich"
             yield Problem("block", stem(type(self.block)), reason, "model/block@block=pre_norm")
+        kinds = {"attention": self.attention}
+        kinds |= {f"others.{name}.attention": kind.attention for name, kind in self.others.items() if kind.attention}
+        for path, part in kinds.items():
+            yield from self._problems_of_distances(path, part)
         if len(self.pattern) > self.n_layers:
             reason = f"names more layers than the {self.n_layers} that there are"
             yield Problem("pattern", self.pattern, reason, f"n_layers={len(self.pattern)}")
+
+    def _problems_of_distances(self, path: str, part: AttentionSpec) -> Iterator[Problem]:
+        """Vectors of distances that a position part gives are scored, and those that attention scores are given."""
+        position, name = stem(type(self.position)), stem(type(part))
+        if part.takes_distances and not self.position.gives_distances:
+            reason = f"scores vectors of distances, which model/position={position} does not give"
+            yield Problem(path, name, reason, "model/position@position=relative")
+        elif self.position.gives_distances and not part.takes_distances:
+            reason = (
+                f"does not look at the vectors of distances that model/position={position} gives, so there would be no positions"
+            )
+            yield Problem(path, name, reason, f"model/attention@{path}=relative")
 
     def problems_at_width(self, dim: int) -> Iterator[Problem]:
         """What is wrong once the model's width is known."""

@@ -7,9 +7,10 @@ import torch
 
 from llmfactory.core.context import CausalMask, Context
 from llmfactory.core.errors import ConfigError
-from llmfactory.model.attention.spec import Gqa
+from llmfactory.model.attention.spec import Gqa, Relative
 from llmfactory.model.ffn.spec import Activation, Glu, Mlp
 from llmfactory.model.position.spec import Alibi, Learned, Rope, T5Bias
+from llmfactory.model.position.spec import Relative as RelativePosition
 from llmfactory.model.spec import LayerSpec
 
 
@@ -73,3 +74,13 @@ def test_flops_count_the_layers_that_there_are(llama):
 def test_cross_attention_needs_an_encoder(llama):
     with pytest.raises(ConfigError, match="no encoder"):
         llama(cross=Gqa(n_heads=4))
+
+
+def test_distances_are_given_and_scored(llama):
+    """Without the other half, attention would miss what it scores, or the model would have no positions at all."""
+    with pytest.raises(ConfigError, match=r"model/position=rope does not give"):
+        llama(attention=Relative(n_heads=4))
+    with pytest.raises(ConfigError, match=r"there would be no positions") as caught:
+        llama(position=RelativePosition())
+    assert caught.value.problems[0].repair == "model/attention@attention=relative"
+    llama(attention=Relative(n_heads=4), position=RelativePosition())
