@@ -130,3 +130,35 @@ def test_what_it_cannot_say_is_refused(change):
     spec = dataclasses.replace(family.spec(config()), **change)
     with pytest.raises(Inexpressible):
         family.config(spec)
+
+
+def test_exported_weights_are_read_as_they_are(tmp_path):
+    """Scaling the start of the layers by depth is said by no key that reading would obey a second time."""
+    from transformers import MambaForCausalLM
+
+    from llmfactory.model.embedding.spec import Token
+    from llmfactory.model.head.spec import Lm
+    from llmfactory.model.mixer.spec import Mamba
+    from llmfactory.model.spec import Recurrent
+
+    spec = Recurrent(
+        vocab_size=103, dim=32, max_positions=64, n_layers=3, embedding=Token(), mixer=Mamba(expand=2, state=4, conv=4), norm=RmsNorm(), head=Lm(tied=True),
+        residual=True, depth_scaled_init=True,
+    )  # fmt: skip
+    family = family_of({"model_type": "mamba"})
+    reference = MambaForCausalLM.from_pretrained(saved(family.config(spec), tmp_path))
+    before = reference.config.to_dict() | {"rescale_prenorm_residual": False}
+    again = MambaForCausalLM(type(reference.config)(**before))
+    again.load_state_dict(torch.load(tmp_path / "weights.pt"))
+    tokens = ids(2, 20)
+    torch.testing.assert_close(reference(tokens).logits, again(tokens).logits, rtol=0, atol=0)
+
+
+def saved(config, folder):
+    """A folder with a config and random weights for it."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(**config))
+    torch.save(model.state_dict(), folder / "weights.pt")
+    model.save_pretrained(folder)
+    return folder

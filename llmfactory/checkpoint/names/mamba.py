@@ -82,7 +82,8 @@ class Mamba(Family):
             "time_step_floor": mixer.step_floor,
             "layer_norm_epsilon": norm.eps,
             "initializer_range": model.init_std,
-            "rescale_prenorm_residual": model.depth_scaled_init,
+            # Of the start only; where it is true, `from_pretrained` of transformers 5 scales the weights that it has read.
+            "rescale_prenorm_residual": False,
             "tie_word_embeddings": head.tied,
         }
 
