@@ -14,25 +14,42 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from llmfactory.config.compose import compose_job
 from llmfactory.config.spec import Job
-from llmfactory.core.context import CausalMask, Context
+from llmfactory.core.spec import stem
+from llmfactory.data.corruption.chance import row_keys
+from llmfactory.data.corruption.vocabulary import Vocabulary
+from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
-from llmfactory.objective.objective import Outputs
+from llmfactory.objective.objective import Objective
+from llmfactory.objective.spec import Causal, answers_of, natural
 from llmfactory.optim.groups import groups
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+from llmfactory.stage.spec import TrainingSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 NEEDS = {"text": ["data.source.files=[my.txt]"], "jsonl": ["data.source.files=[my.jsonl]"]}
 PRESETS = sorted(path.stem for path in (ROOT / "conf/model").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
-RUNS = {f"model-{name}": [f"model={name}", "data.tokenizer.train_bytes=1000000"] for name in PRESETS} | {
+
+
+def pretraining(name: str) -> list[str]:
+    """The objective that a model is trained on where it is not the config's own; describing it where there is none."""
+    spec = compose_job([f"model={name}", "stage=describe"]).job.model
+    found = natural(spec.graph, answers_of(spec))
+    if found is None:
+        return ["stage=describe"]
+    return [] if found is Causal else [f"stage/objective={stem(found)}"]
+
+
+RUNS = {f"model-{name}": [f"model={name}", "data.tokenizer.train_bytes=1000000", *pretraining(name)] for name in PRESETS} | {
     f"experiment-{name}": [f"experiment={name}"] for name in EXPERIMENTS
 }
 RUNS["experiment-gpt2_shakespeare_style"] += NEEDS["text"]
@@ -51,20 +68,21 @@ def probe(rows: int, length: int, vocab: int, start: int) -> torch.Tensor:
 def first_losses(job: Job) -> list[float]:
     """Losses of three optimizer steps of the job's own objective, optimizer and schedule on probe tokens."""
     torch.manual_seed(0)
+    if not isinstance(job.stage, TrainingSpec) or job.model.graph in ("words", "counts"):
+        return []  # nothing to train, or nothing without a corpus
     model = job.model.build()
+    job.stage.objective.build().equip(model)
     initialize(model, job.seed)
     model.eval()  # dropout draws differ between machines
     decays = {name: declared.decay for name, declared in declarations(model).items()}
     optimizer = job.optim.build(groups(model.named_parameters(), decays, job.optim.weight_decay))
     schedule = job.optim.schedule.build(job.trainer.max_steps)
     objective = job.stage.objective.build()  # type: ignore[attr-defined]
-    length, losses = min(job.data.seq_len, 32), []
+    losses = []
     for step in range(3):
-        rows = probe(4, length + 1, job.model.vocab_size, step * 1000)
-        batch = {"tokens": rows[:, :-1], "labels": rows[:, 1:]}
-        context = Context(torch.arange(length).expand(4, length), CausalMask(length))
-        ((total, count),) = objective(Outputs(model(batch["tokens"], context), model.head), batch).values()
-        loss = total / count
+        batch = task(job, objective, step)
+        outputs = objective.outputs(model, batch, model.context(batch, isolated=len(batch) > 4 or "source" in batch))
+        loss = sum(total / count for total, count in objective(outputs, batch).values())
         optimizer.zero_grad()
         loss.backward()
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
@@ -74,6 +92,22 @@ def first_losses(job: Job) -> list[float]:
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def task(job: Job, objective: Objective, step: int) -> dict[str, torch.Tensor]:
+    """A batch of the objective's task, made of probe tokens."""
+    vocabulary = Vocabulary(job.model.vocab_size, ByteTokenizer())
+    corruption = objective.corruption(vocabulary, min(job.data.seq_len, 32))
+    length, ids = (min(job.data.seq_len, 32), job.model.vocab_size) if corruption is None else (corruption.raw_length, 256)
+    rows = probe(4, length + 1, ids, step * 1000)
+    places = torch.arange(length).expand(4, length).contiguous()
+    batch = {
+        "tokens": rows[:, :-1].contiguous(),
+        "labels": rows[:, 1:].contiguous(),
+        "positions": places,
+        "segments": torch.ones_like(places),
+    }
+    return batch if corruption is None else corruption(batch, row_keys(0, np.arange(4) + 4 * step))
 
 
 def statistics(job: Job) -> dict[str, list[float]]:
