@@ -30,7 +30,7 @@ class Glm(Family):
         model = decoder(spec)
         said(model.ffn, Glu)
         attention = said(model.attention, Gqa, *HEADS, qkv_bias=(False, True))
-        rotary = rope_config(model.position, model.max_positions, interleaved=True)
+        rotary = rope_config(model.position, model.max_positions, interleaved=True, part_of=attention.head_width(model.dim))
         says = {"partial_rotary_factor": 1.0, **rotary, "attention_bias": attention.qkv_bias}
         return {**llama_config(model, "glm", "GlmForCausalLM"), **says}
 

@@ -46,7 +46,7 @@ class GptNeox(Family):
             expect(model.block, Parallel, shared_norm=False)
         attention = said(model.attention, Gqa, "bias", n_kv_heads=(None, model.attention.n_heads))
         ffn = said(model.ffn, Mlp)
-        rotary = rope_config(model.position, model.max_positions)
+        rotary = rope_config(model.position, model.max_positions, part_of=attention.head_width(model.dim))
         return {
             "model_type": "gpt_neox",
             "architectures": ["GPTNeoXForCausalLM"],

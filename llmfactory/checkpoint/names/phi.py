@@ -58,7 +58,7 @@ class Phi(Family):
             "hidden_act": activation_name(ffn.activation),
             "layer_norm_eps": said(model.norm, LayerNorm, "eps").eps,
             "partial_rotary_factor": 1.0,
-            **rope_config(model.position, model.max_positions),
+            **rope_config(model.position, model.max_positions, part_of=attention.head_width(model.dim)),
             "initializer_range": model.init_std,
             "tie_word_embeddings": False,
         }

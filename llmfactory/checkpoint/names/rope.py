@@ -62,11 +62,20 @@ def attention_factor(parameters: Config) -> float | None:
     return float((over * growth + 1) / (under * growth + 1))
 
 
-def rope_config(position: PositionSpec, max_positions: int, *, interleaved: bool = False) -> dict[str, Any]:
-    """Keys of rotary positions, with `partial_rotary_factor` and `rope_scaling` only where there are."""
+def rope_config(
+    position: PositionSpec, max_positions: int, *, interleaved: bool = False, part_of: int | None = None
+) -> dict[str, Any]:
+    """Keys of rotary positions, with `partial_rotary_factor` and `rope_scaling` only where there are.
+
+    `part_of`: width of a head, in families that can rotate a part of it; None: others pass `partial_rotary_factor` over.
+    """
     rotary = said(position, Rope, "theta", "share", "scaling", interleaved=interleaved)
     keys: dict[str, Any] = {"rope_theta": rotary.theta}
     if rotary.share != 1:
+        if part_of is None:
+            raise Inexpressible(f"rope has share={rotary.share}, and this family rotates whole heads")
+        if int(part_of * rotary.share) != rotary.rotated(part_of):
+            raise Inexpressible(f"rope has share={rotary.share}, which is no whole pairs of a head {part_of} wide")
         keys["partial_rotary_factor"] = rotary.share
     words = scaling_config(rotary.scaling, max_positions)
     return {**keys, "rope_scaling": words} if words else keys
