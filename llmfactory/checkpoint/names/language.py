@@ -22,11 +22,11 @@ def decoder_of(config: Config) -> dict[str, Any]:
 
 
 def family_for(spec: Multimodal) -> Family:
-    """The first family that can say the decoder. Raises Inexpressible with what each lacks."""
+    """The first family that can say the decoder, best without code of its own. Raises Inexpressible with what each lacks."""
     from llmfactory.checkpoint.names.families import FAMILIES
 
     reasons = []
-    for family in FAMILIES:
+    for family in sorted(FAMILIES, key=lambda family: family.own_code):
         try:
             if family.spec(family.config(spec.language)) == spec.language:
                 return family

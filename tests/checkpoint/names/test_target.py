@@ -17,6 +17,11 @@ def test_models_are_written_as_what_others_load_without_code_of_its_own():
         assert target_for(compose_job([f"model={preset}", "stage=describe"]).job.model).config["model_type"] == kind
 
 
+@pytest.mark.parametrize("preset", ["llava_1_5_7b", "minigpt4"])
+def test_so_are_decoders_within_others(preset: str) -> None:
+    assert target_for(model_of(f"model={preset}", "toy=true")).config["text_config"]["model_type"] == "llama"
+
+
 def model_of(*overrides: str) -> Any:
     return compose_job(["stage=describe", *overrides]).job.model
 
