@@ -50,8 +50,10 @@ def write_text(folder: Path, documents: int = 60) -> str:
         length = 3 + number * number % 23
         lines.append(" ".join(WORDS[(number * 7 + k * k * 3) % len(WORDS)] for k in range(length)))
     path = folder / "text.txt"
-    if not path.exists():
-        path.write_text("\n---\n".join(lines) + "\n", encoding="utf-8")
+    if not path.exists():  # whole or not at all: several processes may come at once
+        own = path.with_suffix(f".{os.getpid()}")
+        own.write_text("\n---\n".join(lines) + "\n", encoding="utf-8")
+        own.replace(path)
     return str(path)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from llmfactory.config.rule.init import (
     a_family_can_say_the_model,
     a_text_is_continued_from_the_left,
+    gguf_knows_how_text_is_cut,
     held_out_documents_are_the_run_s,
     the_head_makes_vectors,
     trained_model_is_given,
@@ -56,6 +57,7 @@ def check(job: Job) -> list[Problem]:
 RULES: tuple[Rule, ...] = (
     counting_is_no_optimization,
     held_out_documents_are_the_run_s,
+    gguf_knows_how_text_is_cut,
     world_is_the_product_of_degrees,
     every_process_gets_a_row,
     nccl_needs_gpus,

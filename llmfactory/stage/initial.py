@@ -58,6 +58,9 @@ def fill(model: Skeleton, checkpoint: Path, new: str | None = None) -> None:
     else:
         model.make_room(io.read_state(checkpoint)["tensors"])
         io.load_weights(checkpoint, model, new)
+    broken = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
+    if broken is not None:
+        raise UserError(f"{checkpoint}: the tensor {broken} holds numbers that are infinite or none at all")
 
 
 def has_new_head(model: Skeleton, checkpoint: Path) -> bool:

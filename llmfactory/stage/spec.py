@@ -77,6 +77,8 @@ class Generate(StageSpec):
         yield from between(self, 0.01, 1.0, "top_p")
         yield from between(self, 0.0, 1.0, "min_p")
         yield from above(self, 0.0, "repetition_penalty", repair=1.0)
+        if "" in self.stop:
+            yield Problem("stop", self.stop, "an empty text stands everywhere, so it cannot end one", "stop=[]")
         if self.beams > 1:
             yield from self._sampling_with_beams()
         elif self.length_penalty != 1.0:

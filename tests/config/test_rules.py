@@ -94,7 +94,7 @@ CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]
 
 
 def test_every_rule_has_a_case() -> None:
-    elsewhere = {"held_out_documents_are_the_run_s"}  # needs a run folder: below
+    elsewhere = {"held_out_documents_are_the_run_s", "gguf_knows_how_text_is_cut"}  # need a run folder: below
     assert set(FIRES) | elsewhere == {rule.__name__ for rule in RULES}
 
 
@@ -173,3 +173,18 @@ def test_a_stage_that_reads_no_data_takes_short_models(tmp_path: Path) -> None:
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump(to_plain(compose_job(["toy=true"]).job)))
     compose_job(["stage=generate", "stage.prompt=x", f"init={run}", "data.seq_len=5000"])
+
+
+def test_gguf_knows_how_text_is_cut(tmp_path: Path) -> None:
+    for split, known in (("indent", False), ("gpt2", True)):
+        run = tmp_path / split
+        run.mkdir()
+        plain = to_plain(compose_job([f"data.tokenizer.split={split}"]).job)
+        (run / "config.yaml").write_text(yaml.safe_dump(plain))
+        line = ["stage=export", "stage/format=gguf", "stage.path=x.gguf", f"init={run}"]
+        if known:
+            compose_job(line)
+            continue
+        with pytest.raises(ConfigError, match="rule gguf_knows_how_text_is_cut") as raised:
+            compose_job(line)
+        compose_job([*line, raised.value.problems[0].repair])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_help_lists_every_group_and_option(tmp_path: Path) -> None:
 
 def test_options_tell_fields_and_defaults(tmp_path: Path) -> None:
     text = run("options", "model/attention", cwd=tmp_path).stdout
-    assert "gqa_kv8     Attention with 8 key/value heads" in text
+    assert re.search(r"gqa_kv8 +Attention with 8 key/value heads", text)
     assert "n_kv_heads = null  Number of key/value heads; None: as many as n_heads. (a whole number, or null)" in text
 
 

@@ -138,3 +138,19 @@ def test_what_was_cut_is_told_in_words(job, capsys):
     assert capsys.readouterr().err == (
         "note: the model was made for rows of 64 tokens: prompts keep their last 32 tokens and all new tokens end there\n"
     )
+
+
+def test_weights_that_are_no_numbers_are_named(job, monkeypatch):
+    from llmfactory.stage import initial
+
+    def broken(path, model, new=None):
+        model.norm.weight.data[3] = float("nan")
+
+    monkeypatch.setattr(initial.io, "load_weights", broken)
+    with pytest.raises(UserError, match=r"the tensor norm\.weight holds numbers that are infinite or none"):
+        run(job)
+
+
+def test_an_empty_stop_string_is_refused(job):
+    with pytest.raises(ConfigError, match="cannot end one"):
+        run(job, stop=[""])

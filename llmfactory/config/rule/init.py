@@ -14,6 +14,7 @@ from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import stem
+from llmfactory.data.tokenizer.spec import Split
 from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.spec import answers_of
 from llmfactory.stage.format.spec import Gguf
@@ -78,6 +79,21 @@ def a_text_is_continued_from_the_left(job: Job) -> Iterator[Problem]:
         yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")
     elif says != "tokens":
         yield Problem("model.head", says, "stage=generate needs a head that answers with tokens", "model/head=lm")
+
+
+def gguf_knows_how_text_is_cut(job: Job) -> Iterator[Problem]:
+    """llama.cpp cuts text by names of splits that it knows."""
+    run = run_of(job.init) if job.init is not None and isinstance(job.stage, Export) else None
+    if run is None or not isinstance(job.stage, Export) or not isinstance(job.stage.format, Gguf):
+        return
+    try:
+        saved = saved_config(run)
+        own = saved.get("init") is None and saved["data"]["tokenizer"]
+    except (OSError, UnicodeDecodeError, YAMLError, ConfigError, KeyError, TypeError, AttributeError):
+        return  # whoever reads the run says what is wrong with it
+    if own and own.get("type") == "byte_bpe" and own.get("split") == Split.indent.name:
+        reason = "GGUF has no name for the way that the run's tokenizer cuts text (data.tokenizer.split=indent; gpt2 and gpt4 have one)"
+        yield Problem("stage.format", "gguf", reason, "stage/format=hf")
 
 
 def held_out_documents_are_the_run_s(job: Job) -> Iterator[Problem]:
