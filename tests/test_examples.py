@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -65,7 +66,7 @@ def test_an_own_stage(here: Path) -> None:
 
 def test_own_options_are_listed(here: Path) -> None:
     done = run("--config-dir", "my_conf", "options", "model/norm", "stage", cwd=here)
-    assert "scale_norm    Norm with one gain." in done.stdout
+    assert re.search(r"scale_norm +Norm with one gain\.", done.stdout)
     assert "Least length that is divided by." in done.stdout
     assert "How many tokens a text takes." in done.stdout
 

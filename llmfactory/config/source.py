@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -19,10 +20,21 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
+from llmfactory.config.fields import field_types
 from llmfactory.config.register import class_of, option_folders
-from llmfactory.core.spec import Spec
+from llmfactory.core.spec import MISSING, Spec
 
 SCHEMA = "schema/"
+
+
+def schema_of(cls: type[Spec]) -> Any:
+    """The class as a config. A part that it has by default is left open: the option's file chooses it, and Hydra cannot put
+    another type in the place of one."""
+    schema = OmegaConf.structured(cls)
+    for name, kind in field_types(cls).items():
+        if kind.is_spec and not OmegaConf.is_missing(schema, name) and schema[name] is not None:
+            schema[name] = MISSING
+    return schema
 
 
 class SpecSource(ConfigSource):
@@ -47,7 +59,7 @@ class SpecSource(ConfigSource):
         return ConfigResult(
             provider=self.provider,
             path=f"{self.scheme()}://{self.path}",
-            config=OmegaConf.structured(cls),
+            config=schema_of(cls),
             header={"package": None},
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmfactory.core.errors import Problem
@@ -172,7 +172,9 @@ class VisionSpec(TowerSpec):
         layers, heads = TowerSpec.small(self, scale)["n_layers"], self.attention.small(scale)["n_heads"]
         unused = 0 if self.layers_used is None else min(self.n_layers - self.layers_used, layers - 1)
         used = None if self.layers_used is None else layers - unused
-        return {"n_layers": layers, "layers_used": used, "dim": heads * max(2, round(self.dim * scale / heads))}
+        dim = heads * max(2, round(self.dim * scale / heads))
+        ffn = replace(self.ffn, **self.ffn.small(dim / self.dim))  # its ratio is to this width, which is rounded
+        return {"n_layers": layers, "layers_used": used, "dim": dim, "ffn": ffn}
 
     @property
     def n_features(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,13 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from test_configs import ELSEWHERE, NEEDS, class_behind
+
 from llmfactory.config.compose import compose_job, search_path
 from llmfactory.config.register import groups, options
 from llmfactory.core.errors import ConfigError, Problem
-
-NEEDS = {
-    "data=text": ["data.source.files=[a.txt]"],
-    "data=jsonl": ["data.source.files=[a.jsonl]"],
-    "data/source=text": ["data.source.files=[a.txt]"],
-    "data/source=jsonl": ["data.source.files=[a.jsonl]"],
-    "data/tokenizer=gguf_file": ["data.tokenizer.file=model.gguf"],
-    "data/tokenizer=hf_file": ["data.tokenizer.file=tokenizer.json"],
-    "stage=generate": ["stage.prompt=Hello"],
-    "model/attention=gqa_kv8": ["model.attention.n_heads=8"],
-    "experiment=gpt2_shakespeare_style": ["data.source.files=[a.txt]"],
-}
-"""What some options cannot do without."""
 
 
 def problems(*overrides: str, config_dirs: tuple[Path, ...] = ()) -> dict[str, Problem]:
@@ -42,9 +34,18 @@ def bare(plain: object) -> object:
     return plain
 
 
-SOME = 10
-"""Of a group with many options, every so manieth: each costs Hydra a third of a second."""
-LINES = [[f"{group}={option}"] for group in groups() for option in options(group)[:: SOME if group == "model" else 1]] + [
+def one_of_each_class(group: str) -> list[str]:
+    """Of the options that fill in the same class, the first: each costs Hydra a third of a second."""
+    return list({class_behind(group, option): option for option in reversed(options(group))}.values())
+
+
+LINES = [
+    [f"{group}={option}"]
+    for group in groups()
+    for option in (options(group) if group == "experiment" else [*one_of_each_class(group), *options(group)[::12]])
+] + [
+    ["model=llama3_1_8b"],
+    ["model=deepseek_v2_lite"],
     ["model=gpt2", "model/norm=rms_norm", "model.norm.eps=1e-3", "optim.lr=0.5", "name=x", "tracking=wandb", "tracking.tags=[a]"],
     ["experiment=gpt2_shakespeare_style", "model/ffn=geglu", "trainer.max_steps=7"],
 ]
@@ -54,7 +55,7 @@ LINES = [[f"{group}={option}"] for group in groups() for option in options(group
 def test_the_same_as_hydras_own_composition(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Files go into our own tree, not through OmegaConf's merge; the result must be the same, for sweeps go through Hydra."""
     monkeypatch.setattr("llmfactory.config.rules.RULES", ())
-    line = line + NEEDS.get(line[0], [])
+    line = ELSEWHERE.get(line[0], [*line, *NEEDS.get(line[0], [])])
     hydra = ConfigLoaderImpl(search_path()).load_configuration("config", line, RunMode.RUN)
     with open_dict(hydra):
         del hydra["hydra"]

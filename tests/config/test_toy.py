@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 
 from llmfactory.config.compose import compose_job
 from llmfactory.config.register import options
+from llmfactory.config.spec import Job
 from llmfactory.config.toy import toy
 from llmfactory.core.errors import ConfigError
 from llmfactory.core.spec import walk
@@ -19,10 +21,16 @@ def stacks(model: ModelSpec) -> list[TowerSpec]:
     return [part for _, part in walk(model) if isinstance(part, TowerSpec)]
 
 
+@functools.cache
+def both(name: str) -> tuple[Job, Job]:
+    """The preset whole and small."""
+    line = [f"model={name}", "stage=describe"]
+    return compose_job(line).job, compose_job([*line, "toy=true"]).job
+
+
 @pytest.mark.parametrize("name", options("model"))
 def test_sizes(name: str) -> None:
-    full = compose_job([f"model={name}", "stage=describe"]).job
-    small = compose_job([f"model={name}", "stage=describe", "toy=true"]).job
+    full, small = both(name)
     assert small.model.vocab_size <= 512
     assert small.data.seq_len <= small.model.max_positions <= 64
     assert type(small.model) is type(full.model)
@@ -30,8 +38,7 @@ def test_sizes(name: str) -> None:
 
 @pytest.mark.parametrize("name", options("model"))
 def test_ratios(name: str) -> None:
-    full = compose_job([f"model={name}", "stage=describe"]).job.model
-    small = compose_job([f"model={name}", "stage=describe", "toy=true"]).job.model
+    full, small = (job.model for job in both(name))
     for a, b in zip(stacks(full), stacks(small), strict=True):
         wide, narrow = getattr(a, "dim", full.dim), getattr(b, "dim", small.dim)
         assert type(a.attention) is type(b.attention)
