@@ -21,7 +21,7 @@ from llmfactory.config.register import packages
 from llmfactory.config.tree import Branch, Tree
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import Spec, stem
-from llmfactory.stage.spec import Embed
+from llmfactory.stage.spec import Describe, Embed, TrainingSpec
 
 CONFIG = "config.yaml"
 TAKEN = ("model", "data")
@@ -41,7 +41,7 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
     run = run_of(init) if path.is_dir() else _going_on(tree, init)
     if run is None:
         if not path.is_dir():
-            tree.problems.append(_no_folder(init, str(tree.root.values["output_dir"])))
+            tree.problems.append(_no_folder(init, str(tree.root.values["output_dir"]), _without(tree)))
         return {}
     try:
         saved = saved_config(run)
@@ -50,7 +50,7 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
         found = {key: spec_from_plain(saved.get(key, {}), types[key].base, names, key) for key in TAKEN}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
         reason = f"{run / CONFIG} is not one that this version can read: {' '.join(str(error).split())}"
-        tree.problems.append(Problem("init", init, reason, "init=null"))
+        tree.problems.append(Problem("init", init, reason, _without(tree)))
         return {}
     called = {"model": run.name, "data": ""}
     origin = f"init ({run / CONFIG})"
@@ -62,6 +62,12 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
     return called
 
 
+def _without(tree: Tree) -> str | None:
+    """How to go on without `init`, where the stage can."""
+    stage = tree.root.values["stage"]
+    return "init=null" if isinstance(stage, Branch) and issubclass(stage.cls, (TrainingSpec, Describe)) else None
+
+
 def _start_published(tree: Tree, init: str, path: Path, chosen: Iterable[str]) -> dict[str, str]:
     """The model that the metadata describe; where vectors of texts are wanted, with the pooling that they describe."""
     chosen, embeds = set(chosen), tree.root.values["stage"].cls is Embed
@@ -69,7 +75,7 @@ def _start_published(tree: Tree, init: str, path: Path, chosen: Iterable[str]) -
         published = open_published(path)
         head = sentence_head(path) if embeds and not {"model", "model.head"} & chosen else None
     except UserError as error:
-        tree.problems.append(Problem("init", init, str(error).rstrip("."), "init=null"))
+        tree.problems.append(Problem("init", init, str(error).rstrip("."), _without(tree)))
         return {}
     if not _put(tree, "model", published.spec, f"init ({published.origin})", chosen):
         return {}
@@ -138,11 +144,11 @@ def _keep_part(tree: Tree, new: Branch, path: str) -> None:
     holder.values[key.rpartition(".")[2]] = part
 
 
-def _no_folder(init: str, output_dir: str) -> Problem:
+def _no_folder(init: str, output_dir: str, repair: str | None) -> Problem:
     """No such file or folder; the runs that there are."""
     runs = sorted(Path(output_dir).glob(f"*/{CONFIG}"), key=lambda file: -file.stat().st_mtime)
     if not runs:
-        return Problem("init", init, f"there is no such file or folder, and no run below {output_dir} yet", "init=null")
+        return Problem("init", init, f"there is no such file or folder, and no run below {output_dir} yet", repair)
     folders = [str(file.parent) for file in runs]
     shown = ", ".join(folders[:8]) + (", ..." if len(folders) > 8 else "")
     return Problem("init", init, f"there is no such file or folder; runs: {shown}", f"init={folders[0]}")

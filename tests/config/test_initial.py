@@ -172,3 +172,10 @@ def test_a_published_model_that_cannot_be_read_is_a_problem_of_init(tmp_path: Pa
     (tmp_path / "m.txt").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"m.txt is neither a folder with config.json nor a GGUF file"):
         compose_job([f"init={tmp_path / 'm.txt'}"])
+
+
+@pytest.mark.parametrize(("line", "repair"), [([], "init=null"), (["stage=generate", "stage.prompt=x"], None)])
+def test_a_stage_that_needs_a_model_is_not_told_to_go_without(line: list[str], repair: str | None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose_job([*line, f"init={tmp_path}/nowhere", f"output_dir={tmp_path}"])
+    assert [problem.repair for problem in raised.value.problems] == [repair]

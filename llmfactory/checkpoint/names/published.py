@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def _made(path: Path, config: Config, tables: Mapping[str, Stored], names: Names
 
 def _understood(path: Path, config: Config, n_tensors: int) -> tuple[Family, ModelSpec]:
     """Family and model of a config, every fault in it told as one of the file."""
-    with _told_as_of(path):
+    with _told_as_of(path, config):
         family = family_of(config)
         spec = family.spec(config)
     for place, part in walk(spec):
@@ -130,8 +131,12 @@ def _check_numbers(path: Path, place: str, part: Spec) -> None:
             raise UserError(f"{path} describes a model that cannot be: {key}={value!r}")
 
 
+NUMBERED = re.compile(r"(size|layers?|heads?|dim|width|positions|embeddings|eps|theta|inner)$|^(n|num)_")
+"""Names of keys whose values are numbers."""
+
+
 @contextmanager
-def _told_as_of(path: Path) -> Iterator[None]:
+def _told_as_of(path: Path, config: Config | None = None) -> Iterator[None]:
     """Whatever is wrong with a config, in words that name the file."""
     try:
         yield
@@ -145,7 +150,9 @@ def _told_as_of(path: Path) -> Iterator[None]:
     except KeyError as error:
         raise UserError(f"{path}: its config lacks {error}") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path}: its config cannot be read: {error}") from error
+        texts = [f"{key}={value!r}" for key, value in (config or {}).items() if isinstance(value, str) and NUMBERED.search(key)]
+        hint = f" ({', '.join(texts)}: a number belongs there)" if texts else ""
+        raise UserError(f"{path}: its config cannot be read: {error}{hint}") from error
 
 
 def _expected(family: Family, spec: ModelSpec) -> Iterable[str]:

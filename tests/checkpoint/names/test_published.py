@@ -255,3 +255,11 @@ def test_a_tampered_gguf_file_is_read_or_refused_in_words(tmp_path: Path) -> Non
             content[numbers.randrange(12_000)] = numbers.randrange(256)
         path.write_bytes(content)
         assert str(path) in refusal_of(path)
+
+
+def test_a_text_where_a_number_belongs_is_named(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": "six"}))
+    with pytest.raises(UserError, match=r"num_hidden_layers='six': a number belongs there"):
+        open_published(folder)
