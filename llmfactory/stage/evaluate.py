@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmfactory.checkpoint.names.published import is_published, open_published
+from llmfactory.config.register import class_of
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import stem
@@ -125,6 +127,11 @@ def objective_of(checkpoint: Path, model: ModelSpec) -> ObjectiveSpec:
     saved = saved_spec(checkpoint, ObjectiveSpec, "stage", "objective")
     if saved is not None:
         return saved
+    if is_published(checkpoint) and (name := open_published(checkpoint).family.objective) is not None:
+        known = class_of("stage/objective", name)
+        assert known is not None
+        assert issubclass(known, ObjectiveSpec)
+        return known()
     found = natural(model.graph, answers_of(model))
     if found is None:
         raise UserError(f"no objective measures a model of kind {model.graph!r} whose head says {answers_of(model)!r}")

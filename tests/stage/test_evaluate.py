@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llmfactory.checkpoint.names.published import open_published
 from llmfactory.core.context import CausalMask, Context
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.data.pack.spec import Document
 from llmfactory.data.prepare import prepare
-from llmfactory.objective.spec import Causal
+from llmfactory.objective.spec import Causal, Denoising, SpanCorruption
 from llmfactory.parallel.mesh import World
-from llmfactory.stage.evaluate import measure
+from llmfactory.stage.evaluate import measure, objective_of
 from llmfactory.stage.initial import checkpoint_of, load_model
 from llmfactory.stage.spec import Evaluate
 
@@ -84,3 +85,16 @@ def test_what_is_missing_is_named(job, tmp_path):
         stage.build().run(replace(job, init=str(tmp_path / "nowhere")), None)
     with pytest.raises(ConfigError, match=r"data\.held_out = 0\.0: no document is held out"):
         stage.build().run(replace(job, data=replace(job.data, held_out=0.0)), None)
+
+
+def test_a_published_model_is_measured_on_what_it_was_trained_on(tmp_path):
+    """BART on denoising, though encoder-decoders are usually trained on span corruption."""
+    from tiny_published import hf_folder
+    from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    bart = BartForConditionalGeneration(BartConfig(**sizes, encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=320))
+    t5 = T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=320))
+    for name, theirs, kind in (("bart", bart, Denoising), ("t5", t5, SpanCorruption)):
+        folder = hf_folder(tmp_path / name, theirs)
+        assert type(objective_of(folder, open_published(folder).spec)) is kind

@@ -24,6 +24,7 @@ class Bart(Family):
     """Dropout is a matter of training and is not taken over."""
 
     types = ("bart",)
+    objective = "denoising"
     # The bias of the logits is a constant of the code, zero in BART.
     ignored = (r"final_logits_bias", r"model\.(encoder|decoder)\.embed_tokens\.weight", r"lm_head\.weight")
 

@@ -44,6 +44,8 @@ class Family(ABC):
 
     types: tuple[str, ...]
     """Values of `model_type` that are this family; the first is written on export."""
+    objective: str | None = None
+    """What it was pretrained on (an option of stage/objective) where its kind of model is usually trained on something else."""
     own_code: bool = False
     """transformers loads it with code that comes with the checkpoint only, so a model is written as one only when asked."""
     ignored: tuple[str, ...] = ()
