@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from llmfactory.core.context import Reading
-from llmfactory.inference.decoding import Decoding
+from llmfactory.inference.decoding import Decoding, evaluating
 from llmfactory.inference.generate import check_prompts, fit
 from llmfactory.model.skeleton import Skeleton
 
@@ -62,16 +62,10 @@ def beam_search(
     if not rows or max_tokens < 1:
         return [[] for _ in rows]
     rows, limits = fit(model, rows, max_tokens)
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            start = end_id if start_id is None else start_id
-            ids = {"vocab_size": vocab_size, "start_id": start, "end_id": end_id}
-            decoding = Decoding(model, rows, min(limits), **ids, reading=reading)
-            return _search(decoding, len(rows), min(limits), beams, end_id, length_penalty)
-    finally:
-        model.train(training)
+    ids = {"vocab_size": vocab_size, "start_id": start_id, "end_id": end_id}
+    with evaluating(model):
+        decoding = Decoding(model, rows, min(limits), **ids, reading=reading)
+        return _search(decoding, len(rows), min(limits), beams, end_id, length_penalty)
 
 
 def _search(decoding: Decoding, count: int, max_tokens: int, beams: int, end_id: int | None, penalty: float) -> list[list[int]]:

@@ -8,7 +8,8 @@ Columns: every row's step t stands in the same column, so keys are causal by col
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,10 +20,22 @@ from llmfactory.inference.cache import KvCache
 from llmfactory.model.skeleton import Skeleton
 
 
+@contextmanager
+def evaluating(model: Skeleton) -> Iterator[None]:
+    """The model without dropout and gradients; afterwards it is in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
 class Decoding:
     """Logits of the next token, [B, V], for rows that grow.
 
-    Where the model has an encoder, that one reads the prompts, and every row begins with the token `start_id`.
+    Where the model has an encoder, that one reads the prompts, and every row begins with the token `start_id` (None: `end_id`).
     `room`: tokens that a row may grow by. `vocab_size`: ids of the tokenizer; a model may have rows for more (padding),
     which stand for nothing: their logits are cut off.
     """
@@ -46,6 +59,7 @@ class Decoding:
         """[B, M], segments of the encoder's input."""
         self._source: Source | None = None
         if model.spec.graph == "encoder_decoder":
+            start_id = end_id if start_id is None else start_id
             if start_id is None:
                 raise ValueError("an encoder-decoder's rows begin with a start token: start_id")
             self._read(prompts)

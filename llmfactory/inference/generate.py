@@ -16,7 +16,7 @@ from torch import Tensor
 from llmfactory.core.context import Reading
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
-from llmfactory.inference.decoding import Decoding
+from llmfactory.inference.decoding import Decoding, evaluating
 from llmfactory.inference.sampler import Sampling, sample
 from llmfactory.model.skeleton import Skeleton
 
@@ -67,16 +67,10 @@ def generate(
     if not rows or max_tokens < 1:
         return [[] for _ in rows]
     rows, limits = fit(model, rows, max_tokens)
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            start = end_id if start_id is None else start_id
-            ids = {"vocab_size": vocab_size, "start_id": start, "end_id": end_id}
-            decoding = Decoding(model, rows, max(limits) - 1, **ids, reading=reading)
-            return _decode(decoding, rows, limits, sampling or Sampling(), end_id, seed, on_token)
-    finally:
-        model.train(training)
+    ids = {"vocab_size": vocab_size, "start_id": start_id, "end_id": end_id}
+    with evaluating(model):
+        decoding = Decoding(model, rows, max(limits) - 1, **ids, reading=reading)
+        return _decode(decoding, rows, limits, sampling or Sampling(), end_id, seed, on_token)
 
 
 def _decode(
