@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +25,10 @@ from llmfactory.parallel.spec import Backend, Mesh
 from llmfactory.run.spec import Device
 
 
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+"""Of the mesh, neighbours last: tensor-parallel processes talk most, pipeline stages least."""
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """This process among all processes of the job."""
@@ -34,18 +38,36 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    mesh: DeviceMesh | None = None
-    """Axes `replicate` and `shard`; None for a single process."""
+    degrees: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys((*AXES, "ep"), 1))
+    """Size of each axis, and of `ep`."""
+    dense: DeviceMesh | None = None
+    """Axes `pp`, `copies`, `shards`, `tp`: how parameters lie. None: a single process."""
+    sparse: DeviceMesh | None = None
+    """Axes `pp`, `copies`, `shards`, `ep`, `tp`: how the parameters of experts lie. None: they are dealt to nobody."""
+    groups: Mapping[str, dist.ProcessGroup] = field(default_factory=dict)
+    """Of `pp`, `data`, `cp`, `tp`, `ep`: this process's neighbours along an axis; only of axes longer than 1."""
+
+    def place(self, axis: str) -> int:
+        """Where this process stands on an axis."""
+        if axis == "ep":
+            return self.groups["ep"].rank() if "ep" in self.groups else 0
+        inner = math.prod(self.degrees[name] for name in AXES[AXES.index(axis) + 1 :])
+        return self.rank // inner % self.degrees[axis]
 
     @property
     def data_rank(self) -> int:
-        """Which share of a batch this process takes."""
-        return self.rank
+        """Which share of a step's rows this process takes; tensor, context and pipeline neighbours take the same."""
+        return self.place("dp_replicate") * self.degrees["dp_shard"] + self.place("dp_shard")
 
     @property
     def data_size(self) -> int:
-        """Into how many shares a batch is cut."""
-        return self.size
+        """Into how many shares the rows of a step are dealt."""
+        return self.degrees["dp_replicate"] * self.degrees["dp_shard"]
+
+    @property
+    def counts(self) -> bool:
+        """Whether what this process counts in its rows is to be counted: of those with the same rows, one does."""
+        return self.place("pp") == self.place("cp") == self.place("tp") == 0
 
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
         """The sum of each number over all processes, in float64, on the CPU."""
@@ -121,11 +143,36 @@ def open_world(spec: Mesh, device_type: str) -> Iterator[World]:
     if mine:
         dist.init_process_group(_backends(spec.backend, device.type), timeout=timedelta(seconds=spec.timeout_s))
     try:
-        mesh = init_device_mesh(device.type, (degrees["dp_replicate"], 1), mesh_dim_names=("replicate", "shard"))
-        yield World(device, rank, size, local_rank, local_size, mesh)
+        yield World(device, rank, size, local_rank, local_size, **_arrange(device.type, {**degrees, "ep": spec.ep}))
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _arrange(device_type: str, degrees: dict[str, int]) -> dict[str, Any]:
+    """The meshes and groups of `World`. Context-parallel processes hold the same weights: they share them where weights are
+    shared at all, else each has a copy."""
+    pp, tp, ep = degrees["pp"], degrees["tp"], degrees["ep"]
+    copies, shards = degrees["dp_replicate"], degrees["dp_shard"]
+    whole = init_device_mesh(device_type, (math.prod(degrees[axis] for axis in AXES),), mesh_dim_names=("world",))
+
+    def arranged(*axes: tuple[str, int]) -> DeviceMesh:
+        return whole._unflatten(0, tuple(size for _, size in axes), tuple(name for name, _ in axes))
+
+    rows = arranged(("pp", pp), ("data", copies * shards), ("cp", degrees["cp"]), ("tp", tp))
+    copies, shards = (copies, shards * degrees["cp"]) if shards > 1 else (copies * degrees["cp"], 1)
+    dense = arranged(("pp", pp), ("copies", copies), ("shards", shards), ("tp", tp))
+    meshes = {axis: rows[axis] for axis in ("pp", "data", "cp", "tp")}
+    sparse = None
+    if ep > 1:
+        if shards > 1:
+            shards //= ep
+        else:
+            copies //= ep
+        sparse = arranged(("pp", pp), ("copies", copies), ("shards", shards), ("ep", ep), ("tp", tp))
+        meshes["ep"] = sparse["ep"]
+    groups = {axis: mesh.get_group() for axis, mesh in meshes.items() if mesh.size() > 1}
+    return {"degrees": degrees, "dense": dense, "sparse": sparse, "groups": groups}
 
 
 def _backends(backend: Backend, device_type: str) -> str:

@@ -116,10 +116,10 @@ class MeshStrategy(ParallelStrategy):
         self.model_to_device()
         root = self.stage.root
         if self.compile:  # before the layout: FSDP2 gathers weights outside of what is compiled
-            for module in [root] if self.world.mesh is None else units(root):
+            for module in [root] if self.world.dense is None else units(root):
                 module.compile()
-        if self.world.mesh is not None:
-            replicate(root, self.world.mesh)
+        if self.world.dense is not None:
+            replicate(root, self.world.dense["copies", "shards"])
         self.setup_optimizers(trainer)
 
     def model_to_device(self) -> None:

@@ -258,7 +258,7 @@ def _quiet_lightning() -> Iterator[None]:
 @torch.no_grad()
 def _whole_model(job: Job, stage: PretrainStage, formats: MeshPrecision, world: World) -> Skeleton:
     """A plain model with the trained weights."""
-    if world.mesh is None:
+    if world.dense is None:
         return stage.model.eval()
     reshard(stage.root)
     model = job.model.build()
