@@ -13,6 +13,7 @@ from llmfactory.data.spec import DataSpec
 from llmfactory.launch.spec import LaunchSpec
 from llmfactory.model.spec import ModelSpec
 from llmfactory.optim.spec import OptimSpec
+from llmfactory.parallel.plan.spec import Detected, HardwareSpec
 from llmfactory.parallel.spec import ParallelSpec
 from llmfactory.peft.spec import PeftSpec
 from llmfactory.precision.spec import PrecisionSpec
@@ -38,6 +39,8 @@ class Job(Spec):
     stage: StageSpec
     optim: OptimSpec
     parallel: ParallelSpec
+    hardware: HardwareSpec = field(default_factory=Detected)
+    """What plans reckon with; training uses what it finds."""
     precision: PrecisionSpec
     peft: PeftSpec
     trainer: Trainer

@@ -31,6 +31,7 @@ SAFE = {
     "data.cache": "says where prepared data lie; their content is found by hash",
     "data.workers": "changes the time of preparation, not its result",
     "tracking.*": "metrics are written elsewhere",
+    "hardware.*": "is what plans reckon with; training uses what it finds",
 }
 """Keys (or patterns) that may change freely, and why."""
 
