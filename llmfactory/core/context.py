@@ -309,7 +309,8 @@ class Record:
     """Terms that parts add to the loss during a forward (the balance of experts), by name.
 
     Each is a sum over the tokens that are no padding, as an objective's terms are sums: it is divided by the number of those
-    tokens in the whole optimizer step. What a part adds must therefore be a sum over rows.
+    tokens in the whole optimizer step. What a part adds must therefore be a sum over rows. Where a row is cut into `Pieces`, each
+    process adds its share: a sum over its own tokens as it is, what all of them have computed alike divided by their number.
     """
 
     def __init__(self) -> None:
@@ -317,6 +318,22 @@ class Record:
 
     def add(self, name: str, total: Tensor) -> None:
         self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+
+class Pieces(Protocol):
+    """Rows cut along their length over several processes, for parts that need more of a row than the piece they are given."""
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over a row's pieces, on the process of each; gradients are summed likewise."""
+        ...
+
+    def whole(self, x_BT: Tensor) -> Tensor:
+        """[B, T, ...] of this piece -> the same of whole rows, in their order; without gradients."""
+        ...
+
+    def own(self, x_BT: Tensor) -> Tensor:
+        """This piece of whole rows."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +372,8 @@ class Context:
     """[B, N, C, Y, X], N pictures a row."""
     record: Record | None = None
     """Where parts leave their own terms of the loss; None: nobody asks."""
+    pieces: Pieces | None = None
+    """How rows are cut: all other fields are of this process's piece; None: rows are whole."""
     rotary: tuple[Tensor, Tensor] | None = None
     """(cos, sin), each [B, 1, T, D/2 or D], set by the position part once a forward."""
     bias: Tensor | None = None
