@@ -56,6 +56,7 @@ NEEDS = {
     "data/tokenizer=hf_file": ["data.tokenizer.file=tokenizer.json"],
     "stage=generate": ["stage.prompt=Hello", "init=."],
     "stage=evaluate": ["init=."],
+    "stage=bench_comm": ["launch=local", "parallel=ddp"],
     "stage=embed": ["init=.", "stage.texts=[a]", "model=minilm", "model/head=sentence"],
     "stage=export": ["init=.", "stage.path=exported"],
     "stage/format=gguf": ["stage=export", "init=.", "stage.path=exported"],

@@ -313,6 +313,10 @@ EFFECTS: dict[str, str] = {
         f"model/attention/cross.{field}": "model/attention/test_cross.py::test_equals_the_equation"
         for field in ("n_heads", "head_dim", "bias", "scale")
     },
+    **{
+        f"stage/bench_comm.{name}": "stage/test_bench_comm.py::test_every_field_does_what_it_says"
+        for name in ("axis", "min_bytes", "max_bytes", "factor", "warm_up", "repeats")
+    },
     "model/attention/relative.memory": "model/attention/test_relative.py::test_segments_see_the_memory_of_those_before",
     "model/attention/two_stream.n_heads": "model/attention/test_two_stream.py::test_both_streams",
     "model/attention/two_stream.head_dim": "model/attention/test_two_stream.py::test_declarations",

@@ -28,6 +28,7 @@ DIRECTLY = {
 THROUGH = {
     **dict.fromkeys(("arguments", "build", "choices", "defaults", "suggest", "tree", "values"), "config/test_compose.py"),
     "source": "config/test_register.py",
+    "communication": "config/test_rules.py",
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
     **dict.fromkeys(("family", "families", "reading"), "parity/test_transformers.py"),
     **dict.fromkeys(("glm", "gpt_neox", "gptj", "mistral", "openai_gpt", "windows"), "parity/test_transformers.py"),

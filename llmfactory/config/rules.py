@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
 from llmfactory.config.rule.init import (
     a_family_can_say_the_model,
     a_text_is_continued_from_the_left,
@@ -81,4 +82,6 @@ RULES: tuple[Rule, ...] = (
     sample_is_made,
     balance_over_the_batch_sees_all_of_it,
     cross_attention_stands_at_cross,
+    talking_takes_two,
+    an_axis_has_several_processes,
 )

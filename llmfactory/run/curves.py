@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 Points = tuple[Sequence[float], Sequence[float]]
-COLOURS = ("#1f5fa8", "#c2571a", "#3a7d44", "#7a4fa0")
+COLOURS = ("#1f5fa8", "#c2571a", "#3a7d44", "#7a4fa0", "#8a6d1f")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's own font
     "font.family": "sans-serif",
@@ -29,8 +29,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def curves(title: str, lines: Mapping[str, Points], x_label: str, unit: str = "") -> str:
-    """One plot of one or more lines; the points of a sparse line are marked."""
+def curves(title: str, lines: Mapping[str, Points], x_label: str, unit: str = "", logarithmic: bool = False) -> str:
+    """One plot of one or more lines; the points of a sparse line are marked. `logarithmic`: both axes."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=(5.6, 3.2), layout="constrained")
         axes = figure.add_subplot()
@@ -39,6 +39,9 @@ def curves(title: str, lines: Mapping[str, Points], x_label: str, unit: str = ""
         axes.set_title(title, loc="left", fontsize=11, color="#111111")
         axes.set_xlabel(x_label)
         axes.set_ylabel(unit)
+        if logarithmic:
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
         if len(lines) > 1:
             axes.legend()
         return _svg(figure, title)

@@ -44,6 +44,22 @@ def plots(rows: list[dict[str, str]]) -> list[str]:
     return drawn
 
 
+def bandwidths(measured: Mapping[str, Any] | None) -> list[str]:
+    """SVG of bus bandwidth by message size, one an axis, of what `stage=bench_comm` measured."""
+    drawn = []
+    for axis, found in (measured or {}).items():
+        lines: Mapping[str, Points] = {
+            name: (
+                [point["bytes"] for point in operation["points"]],
+                [point["bus_bandwidth_bytes_per_s"] / 1e9 for point in operation["points"]],
+            )
+            for name, operation in found["collectives"].items()
+        }
+        title = f"Bus bandwidth, {axis}: {found['processes']} processes"
+        drawn.append(curves(title, lines, "bytes of the message", "GB/s", logarithmic=True))
+    return drawn
+
+
 def write_report(folder: Path) -> None:
     config, result = read_config(folder), read_result(folder) or {}
     page = render(
@@ -51,7 +67,7 @@ def write_report(folder: Path) -> None:
         name=folder.name,
         result=result,
         figures=figures(result),
-        plots=plots(read_metrics(folder / "metrics.csv")),
+        plots=plots(read_metrics(folder / "metrics.csv")) + bandwidths(result.get("communication")),
         overrides=read_overrides(folder),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100),
     )

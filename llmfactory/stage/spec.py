@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
@@ -170,3 +171,46 @@ class Embed(StageSpec):
         from llmfactory.stage.embed import EmbedJob
 
         return EmbedJob(self)
+
+
+class Axis(Enum):
+    """Which processes talk to each other."""
+
+    world = "all of them"
+    all = "all of them, and then each axis of the layout that is longer than one"
+    pp = "the stages of a pipeline"
+    dp_replicate = "the copies of the model"
+    dp_shard = "data-parallel processes that share weights"
+    cp = "the pieces of a row"
+    tp = "the pieces of a matrix"
+    ep = "the groups that experts are dealt to"
+
+
+@dataclass(kw_only=True, slots=True)
+class BenchComm(StageSpec):
+    """Measure how fast the processes talk to each other, by operation and message size, for `hardware=measured`."""
+
+    axis: Axis = Axis.world
+    """Which processes talk to each other; the groups of an axis all at once, as they do in training."""
+    min_bytes: int = 1024
+    """Smallest message, in bytes."""
+    max_bytes: int = 64 * 2**20
+    """Largest message, in bytes."""
+    factor: int = 4
+    """Each size is that many times the one before."""
+    warm_up: int = 3
+    """Operations of each size that are thrown away."""
+    repeats: int = 15
+    """Samples of each size; their median counts."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "min_bytes", "warm_up", "repeats")
+        yield from at_least(self, 2, "factor")
+        if self.max_bytes < max(1, self.min_bytes):
+            repair = f"max_bytes={max(1, self.min_bytes)}"
+            yield Problem("max_bytes", self.max_bytes, f"the smallest message (min_bytes) has {self.min_bytes}", repair)
+
+    def build(self) -> StageJob:
+        from llmfactory.stage.bench_comm import BenchCommJob
+
+        return BenchCommJob(self)

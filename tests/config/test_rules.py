@@ -89,6 +89,8 @@ FIRES = {
         ["model=kneser_ney", "stage.objective.label_smoothing=0.1"],
     ],
     "cross_attention_stands_at_cross": [["model/attention=cross"]],
+    "talking_takes_two": [["stage=bench_comm"], ["stage=bench_comm", "stage.axis=tp"]],
+    "an_axis_has_several_processes": [["stage=bench_comm", "stage.axis=tp", "launch=local", "parallel=ddp"]],
 }
 CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]
 

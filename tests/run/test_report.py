@@ -128,6 +128,16 @@ def test_a_run_without_metrics_or_that_failed_has_a_page_too(folder):
     assert "the disk <is> full" in page.text
 
 
+def test_what_was_measured_of_messages_is_shown(folder):
+    point = {"bytes": 1024, "bus_bandwidth_bytes_per_s": 2e9}
+    axes = {"tp": {"processes": 4, "collectives": {"all_reduce": {"points": [point, {**point, "bytes": 2**20}]}}}}
+    write_result(folder, {"stage": "bench_comm", "communication": axes, "table": "operation <bytes>"})
+    write_report(folder)
+    page = (folder / "report.html").read_text()
+    assert "Bus bandwidth, tp: 4 processes" in page
+    assert "<pre>operation &lt;bytes&gt;</pre>" in page
+
+
 def test_the_same_metrics_draw_the_same_page(folder):
     write_report(folder)
     first = (folder / "report.html").read_bytes()
