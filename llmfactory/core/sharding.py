@@ -26,7 +26,7 @@ class Layout(str, Enum):
     vocab = "vocab"
     """The vocabulary is cut: dimension 0 of an embedding or of a head."""
     expert = "expert"
-    """Experts are dealt out whole: dimension 0 of a stack of their matrices."""
+    """Experts are dealt out: dimension 0 of a stack of their matrices. Over the tensor-parallel group each one's hidden units are."""
 
 
 class Start(Protocol):
@@ -84,6 +84,11 @@ class Parameter:
     layout: Layout = Layout.replicated
     decay: bool = True
     """Whether weight decay applies: matrices yes, norms and biases no."""
+    unit: int = 1
+    """Features that stay together when they are cut: the width of a head. Where there are fewer units than processes, several
+    processes work with the same one (key/value heads that query heads share)."""
+    hidden: int | None = None
+    """Of a stack of experts' matrices, the dimension of their hidden units, which is cut over the tensor-parallel group."""
 
 
 def name_seed(seed: int, name: str) -> int:

@@ -28,6 +28,10 @@ from torch.autograd.function import once_differentiable
 
 Group = dist.ProcessGroup
 
+# torch 2.13 has other names for these two and warns of the old ones.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def total(x: Tensor, group: Group) -> Tensor:
     """The sum over the group, on every process."""
@@ -77,7 +81,7 @@ def gathered(x: Tensor, dim: int, group: Group) -> Tensor:
     """`gather` of plain data."""
     front = x.movedim(dim, 0).contiguous()
     out = front.new_empty((front.shape[0] * group.size(), *front.shape[1:]))
-    dist.all_gather_into_tensor(out, front, group=group)
+    _all_gather(out, front, group=group)
     return out.movedim(0, dim)
 
 
@@ -87,7 +91,7 @@ def scattered_total(x: Tensor, dim: int, group: Group) -> Tensor:
     if front.shape[0] % group.size():
         raise ValueError(f"{front.shape[0]} along dimension {dim} cannot be cut into {group.size()} equal pieces")
     out = front.new_empty((front.shape[0] // group.size(), *front.shape[1:]))
-    dist.reduce_scatter_tensor(out, front, group=group)
+    _reduce_scatter(out, front, group=group)
     return out.movedim(0, dim)
 
 

@@ -24,7 +24,6 @@ from llmfactory.core.errors import UserError
 from llmfactory.parallel.spec import Backend, Mesh
 from llmfactory.run.spec import Device
 
-
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 """Of the mesh, neighbours last: tensor-parallel processes talk most, pipeline stages least."""
 

@@ -5,6 +5,9 @@ loss are counted and added up over all processes; then the share goes through th
 back-propagates sum / denominator. So loss and gradients depend neither on the micro-batch size nor on the number of
 processes. Then one pass over the gradients unscales and clips them, and the optimizer steps.
 
+The model is laid out in this order: tensors and experts are cut, blocks recompute, modules are compiled, FSDP2 wraps what is
+there, the optimizer gets the pieces.
+
 A step whose loss or gradient norm is not finite never reaches the weights. On the CPU that is decided at once. A GPU would
 have to be waited for, so there the decision stays on it: the optimizer's kernel takes a flag and leaves the weights alone,
 and `check` (called when metrics are read anyway) ends the run.
@@ -15,7 +18,7 @@ do nothing (the stage's `optimizer_zero_grad`) and so must the third.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
@@ -30,7 +33,10 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
 from llmfactory.parallel.mesh import World
-from llmfactory.parallel.replicate import replicate, sync_gradients, units
+from llmfactory.parallel.recompute import recompute
+from llmfactory.parallel.shard import next_micro_batch, shard, units
+from llmfactory.parallel.spec import Mesh, Offload
+from llmfactory.parallel.tensor import cut_rows, cut_tensors, towers
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -75,15 +81,18 @@ class MeshStrategy(ParallelStrategy):
     def __init__(
         self,
         world: World,
+        layout: Mesh,
         *,
         seed: int,
+        batch_size: int | None = None,
         micro_batch_size: int | None = None,
         samples: Callable[[int], str] = lambda step: "unknown",
         smallest_scale: float = 0.0,
         compile: bool = False,
     ) -> None:
         super().__init__(parallel_devices=[world.device], cluster_environment=_Place(world))
-        self.world, self.seed, self.micro_batch_size, self.samples = world, seed, micro_batch_size, samples
+        self.world, self.layout, self.seed, self.samples = world, layout, seed, samples
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.smallest_scale, self.compile = smallest_scale, compile
         self.stop_asked = False
         """Set by a signal handler of this process: stop after the current step."""
@@ -114,13 +123,25 @@ class MeshStrategy(ParallelStrategy):
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         self.model_to_device()
-        root = self.stage.root
+        root, layout, dense = self.stage.root, self.layout, self.world.dense
+        if dense is not None:
+            self._cut(root)
+        if layout.recompute:
+            recompute(root)
         if self.compile:  # before the layout: FSDP2 gathers weights outside of what is compiled
-            for module in [root] if self.world.dense is None else units(root):
+            for module in [root] if dense is None else units(root):
                 module.compile()
-        if self.world.dense is not None:
-            replicate(root, self.world.dense["copies", "shards"])
+        if dense is not None:
+            shard(root, dense["copies", "shards"], layout.zero, offload=layout.offload is Offload.cpu)
         self.setup_optimizers(trainer)
+
+    def _cut(self, root: nn.Module) -> None:
+        """Tensor, sequence and context parallelism."""
+        layout, world = self.layout, self.world
+        cut_tensors(root, world, sequence=layout.sequence_parallel, loss=layout.loss_parallel)
+        if layout.sequence_parallel and "tp" in world.groups:
+            for tower in towers(root):
+                tower.cut, tower.join = cut_rows(world)
 
     def model_to_device(self) -> None:
         assert self.lightning_module is not None
@@ -134,7 +155,8 @@ class MeshStrategy(ParallelStrategy):
 
     def batch_to_device(self, batch: Batch, device: torch.device | None = None, dataloader_idx: int = 0) -> Batch:
         counts = self.stage.count(batch)
-        *totals, asked = self.world.sum_numbers([*counts.values(), float(self.stop_asked)])
+        mine = counts.values() if self.world.counts else [0.0] * len(counts)
+        *totals, asked = self.world.sum_numbers([*mine, float(self.stop_asked)])
         totals_by_name = dict(zip(counts, totals, strict=True))
         self.tokens = totals_by_name.pop("tokens")
         self._denominators = totals_by_name
@@ -144,18 +166,44 @@ class MeshStrategy(ParallelStrategy):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Forward and backward of all micro-batches; returns this process's part of the loss, detached."""
         root = self.stage.root
-        torch.manual_seed(name_seed(self.seed, f"step {self._step} rank {self.world.data_rank}"))
+        torch.manual_seed(name_seed(self.seed, f"step {self._step} rank {self._draws}"))
         total: Tensor | None = None
-        pieces = list(split(batch, self.micro_batch_size))
-        for number, piece in enumerate(pieces, start=1):
-            sync_gradients(root, number == len(pieces))
+        pieces = list(self._pieces(batch))
+        for number, (piece, share) in enumerate(pieces, start=1):
+            next_micro_batch(root, number == len(pieces), self.layout.zero)
             with self.formats.forward_context():
                 sums = root(piece)
-                loss = sum(sums[name] / (self._denominators[name] or 1.0) for name in sums)
+                loss = share * sum(sums[name] / (self._denominators[name] or 1.0) for name in sums)
             torch.autograd.backward(self.formats.scaled(loss))
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return total
+
+    def _pieces(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        """Micro-batches, and how much the loss of each counts here. All processes go through as many, since their collective
+        operations must meet: one with fewer rows repeats a micro-batch that counts nothing."""
+        pieces = list(split(batch, self.micro_batch_size))
+        yield from ((piece, self.share) for piece in pieces)
+        if self.batch_size is not None and self.micro_batch_size is not None:
+            most = -(-self.batch_size // self.world.data_size)
+            yield from [(pieces[0], 0.0)] * (-(-most // self.micro_batch_size) - len(pieces))
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums of the terms over a batch of held-out rows; over all processes they add up to those of all their rows."""
+        with self.formats.forward_context():
+            return {name: self.share * value for name, value in self.stage.root(batch).items()}
+
+    @property
+    def share(self) -> float:
+        """Of a loss that this process computes from whole logits, together with all its tensor-parallel neighbours."""
+        return 1.0 / self.world.degrees["tp"]
+
+    @property
+    def _draws(self) -> str:
+        """Processes that hold the same tokens draw the same dropout masks, all others their own."""
+        world = self.world
+        places = {"cp": world.place("cp"), "tp": world.place("tp") if self.layout.sequence_parallel else 0}
+        return str(world.data_rank) + "".join(f" {axis} {place}" for axis, place in places.items() if place)
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Nothing: `training_step` has done it."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
-from llmfactory.parallel.mesh import World
-from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.run.display import Display
 from llmfactory.run.progress import Progress
 from llmfactory.stage.pretrain import PretrainStage
@@ -23,18 +22,18 @@ Batches = Callable[[int | None], Iterable["Batch"]]
 
 
 @torch.no_grad()
-def held_out_loss(stage: PretrainStage, batches: Iterable[Batch], formats: MeshPrecision, world: World) -> float | None:
+def held_out_loss(stage: PretrainStage, batches: Iterable[Batch], strategy: MeshStrategy) -> float | None:
     """The loss over all target tokens of these batches, on all processes; None if there are none."""
+    world = strategy.world
     counts: dict[str, float] = dict.fromkeys(stage.objective.terms, 0.0)
     sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in stage.objective.terms}
     stage.root.eval()
     for batch in batches:
         for name, value in stage.count(batch).items():
-            if name in counts:
+            if name in counts and world.counts:
                 counts[name] += value
-        with formats.forward_context():
-            for name, value in stage.root({key: field.to(world.device) for key, field in batch.items()}).items():
-                sums[name] += value
+        for name, value in strategy.evaluate({key: field.to(world.device) for key, field in batch.items()}).items():
+            sums[name] += value
     stage.root.train()
     names = list(counts)
     totals = world.sum_numbers([*(sums[name].item() for name in names), *(counts[name] for name in names)])
@@ -49,8 +48,7 @@ class Evaluating(pl.Callback):
     def __init__(
         self,
         progress: Progress,
-        world: World,
-        formats: MeshPrecision,
+        strategy: MeshStrategy,
         batches: Batches,
         tracker: Tracker,
         display: Display,
@@ -58,7 +56,7 @@ class Evaluating(pl.Callback):
         every: int | None,
         rows: int | None,
     ) -> None:
-        self.progress, self.world, self.formats, self.batches = progress, world, formats, batches
+        self.progress, self.strategy, self.batches = progress, strategy, batches
         self.tracker, self.display, self.every, self.rows = tracker, display, every, rows
 
     def on_train_batch_end(
@@ -68,7 +66,7 @@ class Evaluating(pl.Callback):
             return
         assert isinstance(stage, PretrainStage)
         with self.progress.watch.paused():
-            loss = held_out_loss(stage, self.batches(self.rows), self.formats, self.world)
+            loss = held_out_loss(stage, self.batches(self.rows), self.strategy)
         if loss is not None:
             self.progress.evaluated(loss)
             self.tracker.log(self.progress.step, {"held_out_loss": loss})

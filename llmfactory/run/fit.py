@@ -33,7 +33,7 @@ from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
-from llmfactory.parallel.replicate import reshard
+from llmfactory.parallel.shard import reshard
 from llmfactory.parallel.spec import Mesh
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.precision.loss_scale import SMALLEST
@@ -139,9 +139,12 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
 
     stage = build_stage(job, rows.isolated, fresh=resume is None, note=display.note)
     formats = job.precision.build(world.device.type)
+    assert isinstance(job.parallel, Mesh)
     strategy = MeshStrategy(
         world,
+        job.parallel,
         seed=job.seed,
+        batch_size=spec.batch_size,
         micro_batch_size=spec.micro_batch_size,
         samples=samples,
         smallest_scale=SMALLEST,
@@ -159,7 +162,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
     )
     callbacks = [
         Watching(progress, strategy, formats, tracker, display, spec.log_every),
-        Evaluating(progress, world, formats, batches, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
+        Evaluating(progress, strategy, batches, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
         Stopping(progress, strategy, spec.patience),
         saving,
     ]

@@ -82,7 +82,7 @@ def measure(
     was_training, plain = model.training, objective.plain()
     root = Root(model, plain, rows.isolated).eval()
     sums, counts = dict.fromkeys(plain.terms, 0.0), dict.fromkeys(plain.terms, 0.0)
-    for batch in held_out_batches(rows, batch_size=batch_size, rank=world.data_rank, world=world.data_size, limit=None):
+    for batch in held_out_batches(rows, batch_size=batch_size, rank=world.rank, world=world.size, limit=None):
         for name, count in plain.denominators(batch).items():
             counts[name] += count.item()
         with precision.forward_context():
@@ -110,7 +110,7 @@ def held_out_figures(
     rows = task_rows(job, objective, data, "held_out")
     if not len(rows):
         return {}
-    found = measure(model, objective, rows, precision, world, batch_size * world.data_size)
+    found = measure(model, objective, rows, precision, world, batch_size * world.size)
     figures = found.figures(data.held_out_bytes if isinstance(data, Prepared) and data.tokenizer.lossless else None)
     if isinstance(data, Examples):
         figures |= score(model, data, job.data.seq_len, precision, world, batch_size)

@@ -45,7 +45,7 @@ def score(
     rows, task = examples.rows["held_out"], examples.task
     was_training = model.training
     model.eval()
-    mine = list(range(world.data_rank, len(rows), world.data_size))
+    mine = list(range(world.rank, len(rows), world.size))
     found: Found = {}
     table = examples.of("held_out", seq_len)
     predict, figures = _WAYS[type(task)]

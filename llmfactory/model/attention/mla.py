@@ -57,9 +57,9 @@ class LatentAttention(Part):
         down = {} if self.q_down is None else declare_linear("q_down", self.q_down, self.std, Layout.replicated)
         return {
             **down,
-            **declare_linear("q", self.q, self.std, Layout.column),
+            **declare_linear("q", self.q, self.std, Layout.column, self.plain + self.rotated),
             **declare_linear("kv_down", self.kv_down, self.std, Layout.replicated),
-            **declare_linear("kv", self.kv, self.std, Layout.column),
+            **declare_linear("kv", self.kv, self.std, Layout.column, self.plain + self.v_width),
             **declare_linear("o", self.o, self.out_std, Layout.row),
         }
 

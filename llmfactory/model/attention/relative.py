@@ -42,7 +42,9 @@ class RelativeAttention(Part):
         bias = Parameter(Normal(self.std), Layout.column, decay=False)
         declared = {"content_bias": bias, "distance_bias": bias} | declare_linear("o", self.o, self.out_std, Layout.row)
         for name in "qkvr":
-            declared |= declare_linear(name, getattr(self, name), self.value_std if name == "v" else self.std, Layout.column)
+            declared |= declare_linear(
+                name, getattr(self, name), self.value_std if name == "v" else self.std, Layout.column, self.head_dim
+            )
         return declared
 
     def visited(self) -> float:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Normal, Parameter
 from llmfactory.model.embedding.spec import Factorized
-from llmfactory.model.part import Part, declare_linear
+from llmfactory.model.embedding.table import TokenTable
+from llmfactory.model.part import declare_linear
 
 
-class FactorizedEmbedding(Part):
+class FactorizedEmbedding(TokenTable):
     """ids [B, T] -> vectors [B, T, D] = table[ids] @ project.T; a tied head borrows the table [V, width]."""
 
     def __init__(self, spec: Factorized, vocab_size: int, dim: int, std: float) -> None:
@@ -26,4 +26,4 @@ class FactorizedEmbedding(Part):
         return {**table, **declare_linear("project", self.project, self.std, Layout.replicated)}
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        return self.project(F.embedding(tokens_BT, self.weight))  # type: ignore[no-any-return]
+        return self.project(self.look_up(tokens_BT))  # type: ignore[no-any-return]

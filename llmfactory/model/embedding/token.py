@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Normal, Parameter
-from llmfactory.model.part import Part
+from llmfactory.model.embedding.table import TokenTable
 
 
-class TokenEmbedding(Part):
+class TokenEmbedding(TokenTable):
     """ids [B, T] -> vectors [B, T, D]."""
 
     def __init__(self, vocab_size: int, dim: int, std: float, scale: float = 1.0) -> None:
@@ -23,5 +22,5 @@ class TokenEmbedding(Part):
         return {"weight": Parameter(Normal(self.std), Layout.vocab)}
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        x_BTD = F.embedding(tokens_BT, self.weight)
+        x_BTD = self.look_up(tokens_BT)
         return x_BTD if self.scale == 1 else x_BTD * self.scale

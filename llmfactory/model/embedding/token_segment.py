@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from llmfactory.core.context import Context
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Layout, Normal, Parameter
-from llmfactory.model.part import Part
+from llmfactory.model.embedding.table import TokenTable
 
 
-class TokenSegmentEmbedding(Part):
+class TokenSegmentEmbedding(TokenTable):
     """ids [B, T] and `context.types` [B, T] -> vectors [B, T, D].
 
     Without types all tokens are of the first kind; where there is one kind only, it is that of all texts (RoBERTa).
@@ -29,9 +29,9 @@ class TokenSegmentEmbedding(Part):
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
         if context.types is None or self.types.shape[0] == 1:
-            return F.embedding(tokens_BT, self.weight) + self.types[0]
+            return self.look_up(tokens_BT) + self.types[0]
         self._check(context.types)
-        return F.embedding(tokens_BT, self.weight) + F.embedding(context.types, self.types)
+        return self.look_up(tokens_BT) + F.embedding(context.types, self.types)
 
     def _check(self, types_BT: Tensor) -> None:
         """By value on the CPU, without waiting elsewhere; as for learned positions."""

@@ -40,9 +40,9 @@ class KernelAttention(Part):
 
     def declare(self) -> dict[str, Parameter]:
         return {
-            **declare_linear("q", self.q, self.std, Layout.column),
-            **declare_linear("k", self.k, self.std, Layout.column),
-            **declare_linear("v", self.v, self.std, Layout.column),
+            **declare_linear("q", self.q, self.std, Layout.column, unit=self.head_dim),
+            **declare_linear("k", self.k, self.std, Layout.column, unit=self.head_dim),
+            **declare_linear("v", self.v, self.std, Layout.column, unit=self.head_dim),
             **declare_linear("o", self.o, self.out_std, Layout.row),
         }
 

@@ -15,7 +15,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.objective.causal import CausalObjective
 from llmfactory.parallel.mesh import open_world
-from llmfactory.parallel.replicate import replicate, reshard, sharded_modules, sync_gradients, units
+from llmfactory.parallel.shard import next_micro_batch, reshard, shard, sharded_modules, units
 from llmfactory.parallel.spec import Mesh
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.run.fit import fit
@@ -42,13 +42,13 @@ def gradients() -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
     with open_world(Mesh(dp_replicate=None), "cpu") as world:
         root = Root()
         assert list(units(root)) == list(root.blocks)
-        replicate(root, world.mesh)
+        shard(root, world.dense["copies", "shards"])
         assert len(sharded_modules(root)) == 3
         found = []
         for pieces in ([rank + 1.0], [rank + 1.0, 10.0]):
             root.zero_grad()
             for number, value in enumerate(pieces, start=1):
-                sync_gradients(root, number == len(pieces))
+                next_micro_batch(root, number == len(pieces))
                 root(torch.full((1, 2), value)).backward()
             reshard(root)
             found.append([parameter.grad.full_tensor() for parameter in root.parameters()])
@@ -72,7 +72,7 @@ def test_gradients_are_summed() -> None:
 
 def test_a_single_process_is_left_alone() -> None:
     root = Root()
-    sync_gradients(root, False)
+    next_micro_batch(root, False)
     reshard(root)
     assert sharded_modules(root) == []
 

@@ -1,0 +1,18 @@
+"""What embeddings of tokens share: a table with a row for each."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmfactory.model.part import Part
+
+
+class TokenTable(Part):
+    """Owns `weight` [V, width]. The rows of tokens are looked up by `look_up` alone, which a layout that cuts the table replaces."""
+
+    weight: nn.Parameter
+
+    def look_up(self, tokens: Tensor) -> Tensor:
+        """ids [...] -> rows [..., width]."""
+        return F.embedding(tokens, self.weight)

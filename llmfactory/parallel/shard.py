@@ -1,0 +1,73 @@
+"""Data parallelism on FSDP2: every parameter a DTensor, copied over one axis of the mesh and cut over another.
+
+Copies alone (shards = 1) are not DistributedDataParallel, so that all layouts go one way through clipping, the optimizer and
+checkpoints. Gradients are summed, never averaged: each process back-propagates its share of the loss (`collectives.py`).
+
+What is cut over the shards (Rajbhandari et al. 2020): the optimizer's state in any case; gradients, if they are reduced after
+every micro-batch; weights, if they are given back after each use. So the three stages of ZeRO differ in when FSDP2 gathers
+and reduces:
+
+| | weights are gathered | gradients are reduced |
+|---|---|---|
+| optimizer | once a step | once a step |
+| gradients | once a step | each micro-batch |
+| parameters | each forward and each backward | each micro-batch |
+
+Copies are summed once a step in each case. FSDP2 hands out whole weights only while the root's forward runs, so the root must be
+a module whose forward runs model, head and loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+
+from llmfactory.parallel.spec import Zero
+
+
+def shard(root: nn.Module, mesh: DeviceMesh, zero: Zero = Zero.optimizer, *, offload: bool = False) -> None:
+    """Make `root` data parallel over the mesh (copies, shards), in place. All processes must hold the same weights.
+
+    `offload`: weights, gradients and the optimizer's state stay in the host's memory.
+    """
+    again = zero is Zero.parameters and mesh.size(1) > 1
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
+    for unit in units(root):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=again, offload_policy=policy)
+    fully_shard(root, mesh=mesh, reshard_after_forward=None if again else False, offload_policy=policy)
+    for module in sharded_modules(root):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply while it adds
+
+
+def units(root: nn.Module) -> Iterator[nn.Module]:
+    """Modules whose gradients travel together while the backward pass goes on: the members of lists, that is, the blocks.
+
+    The rest (embedding, last norm, head) stays with the root, so that tied weights are in one unit.
+    """
+    for module in root.modules():
+        if isinstance(module, nn.ModuleList):
+            yield from module
+
+
+def sharded_modules(root: nn.Module) -> list[FSDPModule]:
+    """The modules that FSDP2 manages; none in a single process."""
+    return [module for module in root.modules() if isinstance(module, FSDPModule)]
+
+
+def next_micro_batch(root: nn.Module, last: bool, zero: Zero = Zero.optimizer) -> None:
+    """Say before a micro-batch whether it is the step's last one: when gradients are reduced and weights are given back."""
+    if isinstance(root, FSDPModule):
+        root.set_requires_gradient_sync(last or zero is not Zero.optimizer)
+        root.set_requires_all_reduce(last)
+        root.set_reshard_after_backward(last or zero is Zero.parameters)
+        root.set_is_last_backward(last)
+
+
+def reshard(root: nn.Module) -> None:
+    """Give back the whole weights of the last forward, so that `root.parameters()` are what the optimizer trains."""
+    for module in sharded_modules(root):
+        module.reshard()

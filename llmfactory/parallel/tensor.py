@@ -1,0 +1,224 @@
+"""Tensor parallelism: matrices cut over a group of processes as the parts that own them declare (Shoeybi et al. 2019).
+
+A column-cut matrix gives each process some of the output features, heads or hidden units; a row-cut one takes them and gives
+partial results, which are summed. Between them everything is local. What no part declares as cut is a copy in each process.
+
+By the sum convention (`collectives.py`) that sum is the only communication of a layer, forward and backward: gradients of
+copies are partial, and what FSDP reduces in the end is their sum. So norms, routers, key/value heads that several processes
+share, or rotations between two matrices need no treatment of their own.
+
+The module whose parameter is cut gets a class of its own, through which `module.weight` gives a forward the local piece as a
+plain tensor; `named_parameters()` still gives the DTensor. A table along the vocabulary gives the whole, gathered, to whoever
+asks, but looks its own rows up (`TokenTable.look_up`), and the loss of a language model may be computed from cut logits
+(`vocabulary.py`).
+
+With sequence parallelism (Korthikanti et al. 2022) what lies between such parts is cut along the row: a part that holds a
+row-cut matrix gathers its input and keeps its share of the rows of the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+
+from llmfactory.core.context import Context
+from llmfactory.core.errors import UserError
+from llmfactory.core.sharding import Layout, Parameter, name_seed
+from llmfactory.model.embedding.table import TokenTable
+from llmfactory.model.head.lm import VocabularyHead
+from llmfactory.model.part import Part
+from llmfactory.model.tower import Tower
+from llmfactory.model.vision import VisionEncoder
+from llmfactory.parallel.collectives import gather, piece, scatter_total, total
+from llmfactory.parallel.mesh import World
+from llmfactory.parallel.vocabulary import cut_cross_entropy, cut_look_up, gathered_rows
+
+ROW = 1
+"""The dimension of a row of tokens in [B, T, D]."""
+
+View = Callable[[Tensor], Tensor]
+"""From the local piece of a parameter to what a forward is to see of it."""
+
+
+def cut_tensors(model: nn.Module, world: World, *, sequence: bool, loss: bool) -> None:
+    """Cut the parameters of `model` over the tensor-parallel group, in place. All processes must hold the same weights.
+
+    `sequence`: cut what lies between along the row too. `loss`: compute a language model's loss from cut logits.
+    Experts are left alone: `expert.py` deals them out.
+
+    Raises:
+        UserError: a parameter that cannot be cut evenly (a rule refuses that while composing; this names the parameter).
+    """
+    if "tp" not in world.groups:
+        return
+    inside = {id(part) for tower in towers(model) for part in tower.blocks.modules()} if sequence else set()
+    cutter = _Cutter(world)
+    for name, part in model.named_modules():
+        if isinstance(part, Part):
+            cutter.cut(name, part, sequence=id(part) in inside)
+    if loss:
+        for part in model.modules():
+            if isinstance(part, VocabularyHead):
+                part.cross_entropy = partial(cut_cross_entropy, part, world.groups["tp"])  # type: ignore[method-assign]
+
+
+class _Cutter:
+    def __init__(self, world: World) -> None:
+        assert world.dense is not None
+        self.group, self.mesh = world.groups["tp"], world.dense["tp"]
+        self.size, self.rank = self.group.size(), self.group.rank()
+
+    def cut(self, name: str, part: Part, sequence: bool) -> None:
+        declared = {key: one for key, one in part.declare().items() if one.layout is not Layout.expert}
+        for key, one in declared.items():
+            path, _, attribute = key.rpartition(".")
+            self._cut_parameter(f"{name}.{key}", part.get_submodule(path), attribute, one)
+        rows = [key for key, one in declared.items() if one.layout is Layout.row]
+        for key in rows:
+            linear = part.get_submodule(key.rpartition(".")[0])
+            # Of several sums in one part, the first ones feed what follows in it; they stay whole.
+            scattered = sequence and len(rows) == 1
+            linear.join = partial(scatter_total, dim=ROW, group=self.group) if scattered else partial(total, group=self.group)
+            linear.__class__ = _RowLinear
+        if rows:
+            heads = any(one.layout is Layout.column and one.unit > 1 for one in declared.values())
+            self._surround(part, heads, sequence, piece_at_end=sequence and len(rows) > 1)
+        if isinstance(part, TokenTable) and part._parameters["weight"].placements == (Shard(0),):  # type: ignore[union-attr]
+            part.look_up = partial(cut_look_up, part, self.group)  # type: ignore[method-assign]
+
+    def _cut_parameter(self, name: str, module: nn.Module, attribute: str, declared: Parameter) -> None:
+        whole = module._parameters[attribute]
+        assert whole is not None
+        if isinstance(whole, DTensor):  # a module that stands at two places
+            return
+        placement, view = self._placed(name, whole, declared)
+        local = whole.detach()
+        if isinstance(placement, Shard):
+            local = piece(local, placement.dim, self.group).contiguous()
+        cut = DTensor.from_local(local, self.mesh, [placement], run_check=False, shape=whole.shape, stride=whole.stride())
+        module._parameters[attribute] = nn.Parameter(cut, requires_grad=whole.requires_grad)
+        module.__dict__.setdefault("_views", {})[attribute] = view
+        _see_pieces(module)
+
+    def _placed(self, name: str, whole: Tensor, declared: Parameter) -> tuple[Placement, View]:
+        if declared.layout is Layout.replicated:
+            return Replicate(), _same
+        if declared.layout is Layout.vocab:
+            if whole.shape[0] % self.size:
+                return Replicate(), _same
+            return Shard(0), partial(gathered_rows, group=self.group)
+        dim = 1 if declared.layout is Layout.row else 0
+        units = whole.shape[dim] // (declared.unit if dim == 0 else 1)
+        if units % self.size == 0:
+            return Shard(dim), _same
+        if declared.unit > 1 and self.size % units == 0:
+            return Replicate(), partial(_unit, start=self.rank * units // self.size * declared.unit, size=declared.unit)
+        raise UserError(f"{name} has {units} features or heads, which {self.size} tensor-parallel processes cannot share evenly")
+
+    def _surround(self, part: Part, heads: bool, sequence: bool, piece_at_end: bool) -> None:
+        """What happens before and after a part whose matrices are cut."""
+        restore: list[list[Tensor]] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if sequence:
+                args = (gather(args[0], ROW, self.group), *args[1:])
+            if heads:
+                args = tuple(self._own_heads(one) if isinstance(one, Context) else one for one in args)
+                kwargs = {key: self._own_heads(one) if isinstance(one, Context) else one for key, one in kwargs.items()}
+                if module.training and getattr(module, "dropout", 0.0) and not sequence:
+                    # Outside, all draw the same numbers; each has its own heads here, so its own numbers.
+                    seed = int(torch.randint(2**62, ()).item())
+                    restore.append(_random_state())
+                    torch.manual_seed(name_seed(seed, str(self.rank)))
+            return args, kwargs
+
+        def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            if restore:
+                _restore_random_state(restore.pop())
+            return piece(output, ROW, self.group) if piece_at_end else output
+
+        part.register_forward_pre_hook(before, with_kwargs=True)
+        part.register_forward_hook(after)
+
+    def _own_heads(self, context: Context) -> Context:
+        return context if context.bias is None else context.with_(bias=piece(context.bias, 1, self.group))
+
+
+def towers(model: nn.Module) -> list[Tower]:
+    """The stacks of blocks over the tokens of rows; those over pictures are not cut along them."""
+    found = [module for module in model.modules() if isinstance(module, Tower)]
+    apart = {id(inner) for module in model.modules() if isinstance(module, VisionEncoder) for inner in module.modules()}
+    return [tower for tower in found if id(tower) not in apart]
+
+
+def cut_rows(world: World) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """What sequence parallelism does where a stack of blocks begins and where it ends: take a piece of the row, gather them."""
+    group = world.groups["tp"]
+
+    def cut(x_BTD: Tensor) -> Tensor:
+        if x_BTD.shape[ROW] % group.size():
+            raise UserError(
+                f"rows of {x_BTD.shape[ROW]} cannot be cut into {group.size()} equal pieces: "
+                f"use parallel.sequence_parallel=false or another data.seq_len"
+            )
+        return piece(x_BTD, ROW, group)
+
+    return cut, partial(gather, dim=ROW, group=group)
+
+
+# ---- what a forward sees of a parameter
+
+
+def _same(local: Tensor) -> Tensor:
+    return local
+
+
+def _unit(local: Tensor, start: int, size: int) -> Tensor:
+    return local.narrow(0, start, size)
+
+
+class _Pieces(nn.Module):
+    """A module whose parameters a forward sees as local pieces."""
+
+    _views: dict[str, View]
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        view = self.__dict__["_views"].get(name)
+        if view is None or not isinstance(value, DTensor) or value.device_mesh.ndim != 1:
+            return value  # of a parameter that FSDP has cut and not gathered there is nothing to see
+        gradients = [Partial() if isinstance(one, Replicate) else one for one in value.placements]
+        return view(value.to_local(grad_placements=gradients))
+
+
+class _RowLinear(_Pieces, nn.Linear):
+    """A linear map whose input features are cut: partial results are summed, the bias is added once."""
+
+    join: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.join(F.linear(x, self.weight))
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def _see_pieces(module: nn.Module) -> None:
+    kind = type(module)
+    if not issubclass(kind, _Pieces):
+        module.__class__ = type(kind.__name__, (_Pieces, kind), {})
+
+
+def _random_state() -> list[Tensor]:
+    """Of all generators that a forward draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def _restore_random_state(state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1])

@@ -1,0 +1,154 @@
+"""Tables that are cut along the vocabulary: rows are looked up where they lie, and a loss is computed from cut logits.
+
+The softmax over a cut vocabulary needs three numbers of each token from everybody: the largest logit, the sum of the
+exponentials and the label's logit (Shoeybi et al. 2019, section 3). As in `kernel/linear_cross_entropy.py`, tokens are taken in
+chunks, and gradients are computed at once. The gradient with respect to the hidden vectors is partial, as that of any copy is
+(`collectives.py`).
+
+Shapes: N tokens, C of them in a chunk, V rows of this process, W of all, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmfactory.core.batch import IGNORE
+from llmfactory.model.embedding.table import TokenTable
+from llmfactory.model.head.lm import VocabularyHead
+from llmfactory.parallel.collectives import Group, gather, total, total_
+
+CHUNK = 2**27
+"""Logits of a chunk on all processes together."""
+
+
+class _Rows:
+    own = False
+
+
+@contextmanager
+def own_rows() -> Iterator[None]:
+    """Within it, parameters that are cut along the vocabulary are seen as this process's rows, elsewhere as all, gathered."""
+    before, _Rows.own = _Rows.own, True
+    try:
+        yield
+    finally:
+        _Rows.own = before
+
+
+def gathered_rows(local: Tensor, group: Group) -> Tensor:
+    """What a forward sees of such a parameter."""
+    return local if _Rows.own else gather(local, 0, group)
+
+
+def cut_look_up(table: TokenTable, group: Group, tokens: Tensor) -> Tensor:
+    """`TokenTable.look_up`: each process gives the rows that it has and zeros for the others."""
+    with own_rows():
+        weight_VD = table.weight
+    rows = weight_VD.shape[0]
+    places = tokens - group.rank() * rows
+    here = (places >= 0) & (places < rows)
+    found = F.embedding(places.where(here, 0), weight_VD) * here[..., None].to(weight_VD.dtype)
+    return total(found, group)
+
+
+def cut_cross_entropy(
+    head: VocabularyHead,
+    group: Group,
+    hidden: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`Head.cross_entropy` where the vocabulary is cut; the same number on every process."""
+    features = head.features(hidden)
+    with own_rows():
+        weight_VD, bias_V = head.weight, head.bias
+    labels_N = labels.flatten()
+    kept_N = labels_N != IGNORE
+    exact = torch.promote_types(features.dtype, torch.float32)
+    scale_N = kept_N.to(exact) if weights is None else weights.flatten().to(exact) * kept_N
+    return _CutCrossEntropy.apply(  # type: ignore[no-any-return,no-untyped-call]
+        features.flatten(0, -2), weight_VD, bias_V, labels_N.where(kept_N, 0), scale_N, label_smoothing, head.softcap, group
+    )
+
+
+class _CutCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_N: Tensor,
+        scale_N: Tensor,
+        smoothing: float,
+        softcap: float | None,
+        group: Group,
+    ) -> Tensor:
+        device, exact = hidden_ND.device.type, scale_N.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+        h_ND, w_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        rows, first = w_VD.shape[0], group.rank() * w_VD.shape[0]
+        whole = rows * group.size()
+        grad_hidden, grad_weight = torch.zeros_like(h_ND), torch.zeros(w_VD.shape, dtype=exact, device=w_VD.device)
+        grad_bias = None if bias_V is None else torch.zeros(rows, dtype=exact, device=w_VD.device)
+        loss = torch.zeros((), dtype=exact, device=w_VD.device)
+        step = max(128, CHUNK // whole)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, h_ND.shape[0], step):
+                cut = slice(start, start + step)
+                h_CD, scale_C1 = h_ND[cut], scale_N[cut, None]
+                logits_CV = (h_CD @ w_VD.t()).to(exact)
+                if bias_V is not None:
+                    logits_CV = logits_CV + bias_V.to(exact)
+                if softcap is not None:
+                    tanh_CV = (logits_CV / softcap).tanh()
+                    logits_CV = softcap * tanh_CV
+                place_C = target_N[cut] - first
+                here_C = (place_C >= 0) & (place_C < rows)
+                place_C1 = place_C.where(here_C, 0)[:, None]
+                here_C1 = here_C[:, None].to(exact)
+                largest_C1 = logits_CV.max(-1, keepdim=True).values
+                dist.all_reduce(largest_C1, dist.ReduceOp.MAX, group=group)
+                exp_CV = (logits_CV - largest_C1).exp_()
+                parts_C3 = torch.cat(
+                    (exp_CV.sum(-1, keepdim=True), logits_CV.gather(-1, place_C1) * here_C1, logits_CV.sum(-1, keepdim=True)), 1
+                )
+                sum_C1, label_C1, all_C1 = total_(parts_C3, group).split(1, 1)
+                normalizer_C1 = largest_C1 + sum_C1.log()
+                loss_C1 = (1 - smoothing) * (normalizer_C1 - label_C1) + smoothing * (normalizer_C1 - all_C1 / whole)
+                loss += (loss_C1 * scale_C1).sum()
+                grad_CV = exp_CV.div_(sum_C1)
+                if smoothing:
+                    grad_CV -= smoothing / whole
+                grad_CV.scatter_add_(-1, place_C1, here_C1 * (smoothing - 1))
+                if softcap is not None:
+                    grad_CV *= 1 - tanh_CV.square()
+                grad_CV *= scale_C1
+                low_CV = grad_CV.to(dtype)
+                grad_hidden[cut] = low_CV @ w_VD
+                grad_weight += low_CV.t() @ h_CD
+                if grad_bias is not None:
+                    grad_bias += grad_CV.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.group, ctx.dtypes = group, (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        # All processes return the same loss, so its gradient is what all of them say together.
+        grad_loss = total_(grad_loss.clone(), ctx.group)
+        scaled = (
+            None if grad is None else (grad * grad_loss.to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*scaled, None, None, None, None, None)
