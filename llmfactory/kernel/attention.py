@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfactory.core.context import CausalMask, Documents, FullMask, Mask
+from llmfactory.core.context import CausalMask, CutMask, Documents, FullMask, Mask
 
 
 def attend(
@@ -36,6 +36,8 @@ def attend(
         softcap: scores are bounded to softcap * tanh(score / softcap); no fused kernel does this.
         dropout: share of probabilities dropped.
     """
+    if isinstance(mask, CutMask):
+        return mask.attend(q_BHTD, k_BGSD, v_BGSE, bias, scale=scale, window=window, softcap=softcap, dropout=dropout)
     if softcap is not None:
         return plain(q_BHTD, k_BGSD, v_BGSE, mask.dense(window), bias, scale, softcap, dropout)
     unlimited = window is None or window >= k_BGSD.shape[2]
