@@ -32,6 +32,13 @@ from llmfactory.config.rule.objective import (
     objective_fits_the_data,
     objective_fits_the_model,
 )
+from llmfactory.config.rule.tensor import (
+    keys_of_an_axis_need_the_axis,
+    loss_parallel_has_a_cut_vocabulary,
+    sequence_parallel_cuts_rows,
+    tensor_parallel_cuts_evenly,
+    tensor_parallel_has_matrices_to_cut,
+)
 from llmfactory.config.rule.training import (
     best_is_looked_for,
     counting_is_no_optimization,
@@ -84,4 +91,9 @@ RULES: tuple[Rule, ...] = (
     cross_attention_stands_at_cross,
     talking_takes_two,
     an_axis_has_several_processes,
+    keys_of_an_axis_need_the_axis,
+    tensor_parallel_has_matrices_to_cut,
+    tensor_parallel_cuts_evenly,
+    sequence_parallel_cuts_rows,
+    loss_parallel_has_a_cut_vocabulary,
 )

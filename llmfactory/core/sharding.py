@@ -85,8 +85,10 @@ class Parameter:
     decay: bool = True
     """Whether weight decay applies: matrices yes, norms and biases no."""
     unit: int = 1
-    """Features that stay together when they are cut: the width of a head. Where there are fewer units than processes, several
-    processes work with the same one (key/value heads that query heads share)."""
+    """Features that stay together when they are cut: the width of a head."""
+    shared: bool = False
+    """Where there are fewer units than processes, several processes work with the same one: key/value heads that query heads
+    share."""
     hidden: int | None = None
     """Of a stack of experts' matrices, the dimension of their hidden units, which is cut over the tensor-parallel group."""
 

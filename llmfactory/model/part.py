@@ -42,13 +42,15 @@ def visited(module: nn.Module) -> float:
     return module.visited() if isinstance(module, Part) else sum(map(visited, module.children()))
 
 
-def declare_linear(name: str, linear: nn.Linear | nn.Conv2d, std: float, layout: Layout, unit: int = 1) -> dict[str, Parameter]:
+def declare_linear(
+    name: str, linear: nn.Linear | nn.Conv2d, std: float, layout: Layout, unit: int = 1, shared: bool = False
+) -> dict[str, Parameter]:
     """Declarations of a linear map inside a part: normal weights, a bias of zero where it has one.
 
     A row-cut map sums its partial results, so its bias stays whole and is added once.
     """
-    declared = {f"{name}.weight": Parameter(Normal(std), layout, unit=unit)}
+    declared = {f"{name}.weight": Parameter(Normal(std), layout, unit=unit, shared=shared)}
     if linear.bias is not None:
         bias_layout = Layout.replicated if layout is Layout.row else layout
-        declared[f"{name}.bias"] = Parameter(Constant(0.0), bias_layout, decay=False, unit=unit)
+        declared[f"{name}.bias"] = Parameter(Constant(0.0), bias_layout, decay=False, unit=unit, shared=shared)
     return declared

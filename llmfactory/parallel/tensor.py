@@ -117,7 +117,7 @@ class _Cutter:
         units = whole.shape[dim] // (declared.unit if dim == 0 else 1)
         if units % self.size == 0:
             return Shard(dim), _same
-        if declared.unit > 1 and self.size % units == 0:
+        if declared.shared and self.size % units == 0:
             return Replicate(), partial(_unit, start=self.rank * units // self.size * declared.unit, size=declared.unit)
         raise UserError(f"{name} has {units} features or heads, which {self.size} tensor-parallel processes cannot share evenly")
 

@@ -41,8 +41,8 @@ class GroupedQueryAttention(Part):
     def declare(self) -> dict[str, Parameter]:
         return {
             **declare_linear("q", self.q, self.std, Layout.column, unit=self.head_dim),
-            **declare_linear("k", self.k, self.std, Layout.column, unit=self.head_dim),
-            **declare_linear("v", self.v, self.value_std, Layout.column, unit=self.head_dim),
+            **declare_linear("k", self.k, self.std, Layout.column, self.head_dim, shared=True),
+            **declare_linear("v", self.v, self.value_std, Layout.column, self.head_dim, shared=True),
             **declare_linear("o", self.o, self.out_std, Layout.row),
         }
 

@@ -1,0 +1,128 @@
+"""Rules about matrices, rows and losses that are cut over the tensor-parallel group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmfactory.config.rule.degrees import degrees_of, with_degrees
+from llmfactory.config.spec import Job
+from llmfactory.core.errors import Problem
+from llmfactory.core.spec import Spec, walk
+from llmfactory.model.attention.spec import AttentionSpec, Gqa
+from llmfactory.model.connector.spec import QFormer
+from llmfactory.model.ffn.spec import FfnSpec, Moe, MoeSpec
+from llmfactory.model.head.spec import Lm, LmUnitRows, Mlm
+from llmfactory.model.mixer.spec import Gru, LinearAttention, Lstm, Mamba, Rnn
+from llmfactory.model.spec import EmbeddingModel, EncoderDecoder, KneserNey, NeuralNgram, Recurrent
+from llmfactory.objective.spec import ReplacedToken
+from llmfactory.parallel.spec import ContextMethod, Mesh, Offload, Schedule, TensorForm, Zero
+from llmfactory.stage.spec import TrainingSpec
+
+
+def tensor_parallel_cuts_evenly(job: Job) -> Iterator[Problem]:
+    """Heads and hidden units are dealt out whole and evenly; key/value heads may be shared by processes instead."""
+    tp = degrees_of(job).get("tp", 1)
+    if tp == 1:
+        return
+    sizes = [size for path, part in _parts(job) for size in _sizes(path, part, job)]
+    fits = next(degree for degree in range(tp, 0, -1) if tp % degree == 0 and all(_even(size, degree) for _, size, _ in sizes))
+    for key, size, what in sizes:
+        if not _even((size[0], size[1]), tp):
+            reason = f"{size[0]} {what} cannot be dealt evenly to {tp} tensor-parallel processes"
+            yield Problem("parallel.tp", tp, f"{reason} ({key}={size[0]})", with_degrees(job, tp=fits))
+            return
+
+
+def _even(size: tuple[int, bool], degree: int) -> bool:
+    count, shared = size
+    return count % degree == 0 or (shared and degree % count == 0)
+
+
+def _parts(job: Job) -> Iterator[tuple[str, Spec]]:
+    yield from walk(job.model, "model")
+    objective = job.stage.objective if isinstance(job.stage, TrainingSpec) else None
+    if isinstance(objective, ReplacedToken) and job.model.graph == "encoder":
+        yield from walk(objective.generator(job.model), "stage.objective.generator_scale: the generator's ")  # type: ignore[arg-type]
+
+
+def _sizes(path: str, part: Spec, job: Job) -> Iterator[tuple[str, tuple[int, bool], str]]:
+    """(key, (how many, whether processes may share one), what they are) of what is dealt out."""
+    if isinstance(part, (AttentionSpec, LinearAttention, QFormer)):
+        yield f"{path}.n_heads", (part.n_heads, False), "heads"
+    if isinstance(part, Gqa) and part.n_kv_heads is not None:
+        yield f"{path}.n_kv_heads", (part.n_kv_heads, True), "key/value heads"
+    if isinstance(part, QFormer) or (isinstance(part, FfnSpec) and not isinstance(part, MoeSpec)):
+        yield f"{path}.hidden", (part.hidden, False), "hidden units"
+    if isinstance(part, Moe) and part.shared_hidden:
+        yield f"{path}.shared_hidden", (part.shared_hidden, False), "hidden units"
+    if isinstance(part, Mamba):
+        yield f"{path}.expand", (part.expand * job.model.dim, False), "inner channels"  # type: ignore[attr-defined]
+
+
+def tensor_parallel_has_matrices_to_cut(job: Job) -> Iterator[Problem]:
+    tp = degrees_of(job).get("tp", 1)
+    if tp == 1:
+        return
+    if isinstance(job.model, (NeuralNgram, KneserNey, EmbeddingModel)):
+        kind = "a model of word vectors" if isinstance(job.model, EmbeddingModel) else "an n-gram model"
+        yield Problem("parallel.tp", tp, f"{kind} has no matrices to cut", with_degrees(job, tp=1))
+    if isinstance(job.model, Recurrent) and isinstance(job.model.mixer, (Lstm, Gru, Rnn)):
+        reason = "each step of a recurrence multiplies the whole state, so a cut one would be gathered at every step"
+        yield Problem("parallel.tp", tp, reason, with_degrees(job, tp=1))
+
+
+def sequence_parallel_cuts_rows(job: Job) -> Iterator[Problem]:
+    layout = job.parallel
+    if not (isinstance(layout, Mesh) and layout.sequence_parallel):
+        return
+    off = "parallel.sequence_parallel=false"
+    if layout.tp == 1:
+        yield Problem("parallel.sequence_parallel", True, "rows are cut over the tensor-parallel processes: tp=1 has none", off)
+        return
+    if isinstance(job.model, (Recurrent, NeuralNgram, KneserNey, EmbeddingModel)):
+        yield Problem("parallel.sequence_parallel", True, "a recurrent layer needs the whole row", off)
+        return
+    for path, part in walk(job.model, "model"):
+        if isinstance(part, MoeSpec) and part.jitter:
+            reason = f"processes that hold the same row must route it alike, but would draw other noise ({path}.jitter={part.jitter})"
+            yield Problem("parallel.sequence_parallel", True, reason, f"{path}.jitter=0")
+    pieces = layout.tp * layout.cp
+    if isinstance(job.stage, TrainingSpec) and job.data.seq_len % pieces and not isinstance(job.model, EncoderDecoder):
+        reason = f"rows of {job.data.seq_len} tokens are cut into {pieces} equal pieces (tp x cp)"
+        yield Problem("data.seq_len", job.data.seq_len, reason, f"data.seq_len={job.data.seq_len // pieces * pieces or pieces}")
+
+
+def loss_parallel_has_a_cut_vocabulary(job: Job) -> Iterator[Problem]:
+    layout = job.parallel
+    if not (isinstance(layout, Mesh) and layout.loss_parallel):
+        return
+    off = "parallel.loss_parallel=false"
+    objective = job.stage.objective if isinstance(job.stage, TrainingSpec) else None
+    if layout.tp == 1:
+        yield Problem("parallel.loss_parallel", True, "logits are cut over the tensor-parallel processes: tp=1 has none", off)
+    elif not any(isinstance(part, (Lm, LmUnitRows, Mlm)) for _, part in walk(job.model, "model")):
+        yield Problem("parallel.loss_parallel", True, "the model's head has no logits over a vocabulary", off)
+    elif objective is not None and objective.answers != "tokens":
+        yield Problem("parallel.loss_parallel", True, "the objective asks for no token of the vocabulary", off)
+    elif job.model.vocab_size % layout.tp:
+        reason = f"model.vocab_size={job.model.vocab_size} cannot be cut into {layout.tp} equal pieces"
+        yield Problem("parallel.loss_parallel", True, reason, off)
+
+
+def keys_of_an_axis_need_the_axis(job: Job) -> Iterator[Problem]:
+    """What would be accepted and do nothing."""
+    layout = job.parallel
+    if not isinstance(layout, Mesh):
+        return
+    for key, neutral, axis, there in (
+        ("tensor_form", TensorForm.one_d, "tp", layout.tp > 1),
+        ("context_method", ContextMethod.ring, "cp", layout.cp > 1),
+        ("schedule", Schedule.one_f_one_b, "pp", layout.pp > 1),
+        ("zero", Zero.parameters, "dp_shard", layout.dp_shard != 1),
+        ("offload_dir", None, "offload=disk", layout.offload is Offload.disk),
+    ):
+        value = getattr(layout, key)
+        if value != neutral and not there:
+            shown, rest = (value if isinstance(value, str) else value.name), "null" if neutral is None else neutral.name
+            missing = f"parallel.{axis}" + ("=1" if "=" not in axis else " is not set")
+            yield Problem(f"parallel.{key}", shown, f"says nothing: {missing}", f"parallel.{key}={rest}")
