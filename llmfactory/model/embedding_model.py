@@ -5,14 +5,12 @@ There is no forward graph to speak of: what is near what, the objective (skip-gr
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from llmfactory.core.context import Context
 from llmfactory.core.sharding import Parameter
 from llmfactory.model.embedding.token import TokenEmbedding
 from llmfactory.model.head.lm import OwnHead
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import EmbeddingModel
+from llmfactory.model.steps import HIDDEN, Pass, Step
 
 
 class WordVectors(Skeleton):
@@ -27,11 +25,11 @@ class WordVectors(Skeleton):
     def declare(self) -> dict[str, Parameter]:
         return {}
 
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        return self.embedding(tokens_BT, context)  # type: ignore[no-any-return]
+    def steps(self) -> list[Step]:
+        def look_up(going: Pass) -> None:
+            going.carried[HIDDEN] = self.embedding(going.tokens, going.context)
 
-    def chain(self) -> list[tuple[str, nn.Module]]:
-        return [("embedding", self.embedding), ("head", self.head)]
+        return [Step((self.embedding,), look_up)]
 
     def train_flops_per_token(self, seq_len: int) -> float:
         """None by the convention: vectors are looked up, and the few products of a pair are no product of matrices."""

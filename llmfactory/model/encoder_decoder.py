@@ -5,6 +5,7 @@ Legend: T tokens of the decoder, M of the encoder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -15,10 +16,14 @@ from llmfactory.core.sharding import Parameter
 from llmfactory.model.part import Part
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import EncoderDecoder, TowerSpec
+from llmfactory.model.steps import HIDDEN, Pass, Step
 from llmfactory.model.tower import Tower, frame_of
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
+
+MEMORY = "memory"
+"""Name of what the encoder leaves for the decoder."""
 
 
 class Side(Tower):
@@ -30,18 +35,26 @@ class Side(Tower):
         self.embedding_norm = frame.norm(model.dim) if model.embedding_norm else None
         self.dropout = nn.Dropout(spec.dropout)
 
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        x_BTD = self.position.embed(x_BTD, context)
-        if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
-        return super().forward(self.dropout(x_BTD), context)
+    def steps(self, name: str, embedding: Part, read: Callable[[Pass], tuple[Tensor, Context] | None]) -> list[Step]:
+        """From tokens and their context, which `read` tells (None: there are none), to what is carried as `name`."""
+        maps = [module for module in (self.embedding_norm, self.dropout) if module is not None]
 
-    def chain(self, name: str) -> list[tuple[str, nn.Module]]:
-        """Its modules in forward order; `name` is the tower's own."""
-        norm = [] if self.embedding_norm is None else [("embedding_norm", self.embedding_norm)]
-        blocks = [(f"blocks.{layer}", block) for layer, block in enumerate(self.blocks)]
-        found = [("position", self.position), *norm, *blocks, ("norm", self.norm)]
-        return [(f"{name}.{inner}", module) for inner, module in found]
+        def enter(going: Pass) -> None:
+            found = read(going)
+            if found is not None:
+                going.carried[name] = self.enter(embedding(*found), found[1], maps)
+
+        def context(going: Pass) -> Context:
+            found = read(going)
+            assert found is not None
+            return found[1]
+
+        def leave(going: Pass) -> None:
+            if name in going.carried:
+                going.carried[name] = self.leave(going.carried[name])
+
+        first = Step((embedding, self.position, *maps), enter)
+        return [first, *self.through(name, context), Step((self.norm,), leave)]
 
 
 class EncoderDecoderModel(Skeleton):
@@ -69,17 +82,9 @@ class EncoderDecoderModel(Skeleton):
     def declare(self) -> dict[str, Parameter]:
         return {}
 
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        if context.source is not None:
-            context = context.with_(memory=self.encode(context.source, context), memory_mask=context.source.mask, source=None)
-        elif context.state is None:
-            raise UserError("an encoder-decoder needs the encoder's tokens beside the decoder's (`source` in the batch)")
-        return self.decoder(self._written(tokens_BT, context), context)  # type: ignore[no-any-return]
-
-    def encode(self, source: Source, context: Context) -> Tensor:
-        """The encoder's output [B, M, D]; terms of the loss go where the decoder's `context` says."""
-        inner = source.context.with_(record=context.record)
-        return self.encoder(self.embedding(source.tokens, inner), inner)  # type: ignore[no-any-return]
+    def steps(self) -> list[Step]:
+        reading = self.encoder.steps(MEMORY, self.embedding, _read)
+        return [*reading, *self.decoder.steps(HIDDEN, self._written, _write)]
 
     def context(self, batch: Batch, isolated: bool = True) -> Context:
         """A decoder's token sees those before it in its document, and all of the encoder's document of the same number."""
@@ -106,11 +111,6 @@ class EncoderDecoderModel(Skeleton):
         limits = [side.position.limit for side in (self.encoder, self.decoder) if side.position.limit is not None]
         return min(limits, default=None)
 
-    def chain(self) -> list[tuple[str, nn.Module]]:
-        second = [] if self.decoder_embedding is None else [("decoder_embedding", self.decoder_embedding)]
-        sides = [*self.encoder.chain("encoder"), *second, *self.decoder.chain("decoder")]
-        return [("embedding", self.embedding), *sides, ("head", self.head)]
-
     def train_flops_per_token(self, seq_len: int) -> float:
         """For a token of the decoder and one of the encoder: both sides' rows have `seq_len` of them."""
         dim, decoder = self.spec.dim, self.spec.decoder
@@ -119,3 +119,19 @@ class EncoderDecoderModel(Skeleton):
         causal = sum(kind.attention.score_width(dim) for kind in decoder.kinds())
         matrices = self.head.visited() + self.encoder.blocks_visited() + self.decoder.blocks_visited()
         return 3 * 2 * (matrices + (both_ways + causal / 2) * seq_len)
+
+
+def _read(going: Pass) -> tuple[Tensor, Context] | None:
+    """What the encoder reads; terms of the loss go where the decoder's context says. None in later calls of cached decoding."""
+    source, context = going.context.source, going.context
+    return None if source is None else (source.tokens, source.context.with_(record=context.record))
+
+
+def _write(going: Pass) -> tuple[Tensor, Context]:
+    """What the decoder reads, beside the encoder's output."""
+    context = going.context
+    if context.source is not None:
+        context = context.with_(memory=going.carried[MEMORY], memory_mask=context.source.mask, source=None)
+    elif context.state is None:
+        raise UserError("an encoder-decoder needs the encoder's tokens beside the decoder's (`source` in the batch)")
+    return going.tokens, context

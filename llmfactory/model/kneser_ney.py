@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from llmfactory.core.batch import IGNORE
-from llmfactory.core.context import Context
 from llmfactory.core.sharding import Parameter
 from llmfactory.model.head.part import Head
 from llmfactory.model.history import history
@@ -29,6 +28,7 @@ from llmfactory.model.ngram_counts import Table, count
 from llmfactory.model.part import Part
 from llmfactory.model.skeleton import Counted
 from llmfactory.model.spec import KneserNey
+from llmfactory.model.steps import HIDDEN, Pass, Step
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -161,10 +161,13 @@ class KneserNeyModel(Counted):
     def declare(self) -> dict[str, Parameter]:
         return {}
 
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        if self.spec.order == 1:
-            return tokens_BT[..., None][..., :0]
-        return history(tokens_BT, context, self.spec.order - 1, nothing=-1)
+    def steps(self) -> list[Step]:
+        return [Step((), self._histories)]
+
+    def _histories(self, going: Pass) -> None:
+        none_BT0 = going.tokens[..., None][..., :0]
+        length = self.spec.order - 1
+        going.carried[HIDDEN] = history(going.tokens, going.context, length, nothing=-1) if length else none_BT0
 
     def count(self, batches: Iterable[Batch], isolated: bool) -> None:
         histories, labels = [], []
@@ -189,9 +192,6 @@ class KneserNeyModel(Counted):
     @property
     def size(self) -> int:
         return sum(len(order.grams) for order in self.orders)
-
-    def chain(self) -> list[tuple[str, nn.Module]]:
-        return [("head", self.head)]
 
     def train_flops_per_token(self, seq_len: int) -> float:
         return 0.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmfactory.core.context import Context
 from llmfactory.core.errors import UserError
@@ -20,10 +20,14 @@ from llmfactory.model.decoder_only import Decoder
 from llmfactory.model.head.part import Head
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import Multimodal
-from llmfactory.model.vision import VisionEncoder
+from llmfactory.model.steps import Pass, Step
+from llmfactory.model.vision import FEATURES, VisionEncoder
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
+
+VECTORS = "vectors"
+"""Name of what the connector leaves for the decoder."""
 
 
 class MultimodalModel(Skeleton):
@@ -43,15 +47,23 @@ class MultimodalModel(Skeleton):
     def declare(self) -> dict[str, Parameter]:
         return {}
 
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        x_BTD = self.decoder.embedding(tokens_BT, context)
-        if context.images is not None:
-            x_BTD = self._with_images(x_BTD, tokens_BT, context.images)
-        return self.decoder.read(x_BTD, context)
+    def steps(self) -> list[Step]:
+        """The connector's vectors are taken up where the decoder begins."""
 
-    def _with_images(self, x_BTD: Tensor, tokens_BT: Tensor, images_BNCYX: Tensor) -> Tensor:
-        vectors = self.connector(self.vision(images_BNCYX.flatten(0, 1)))
-        places_BT = tokens_BT == self.spec.image_token
+        def connect(going: Pass) -> None:
+            features = going.carried.pop(FEATURES, None)
+            if features is not None:
+                going.carried[VECTORS] = self.connector(features)
+
+        seeing = [*self.vision.steps(), Step((self.connector,), connect)]
+        return [*seeing, *self.decoder.stack(self._embed, lambda going: going.context)]
+
+    def _embed(self, going: Pass) -> Tensor:
+        x_BTD: Tensor = self.decoder.embedding(going.tokens, going.context)
+        vectors, images_BNCYX = going.carried.pop(VECTORS, None), going.context.images
+        if vectors is None or images_BNCYX is None:
+            return x_BTD
+        places_BT = going.tokens == self.spec.image_token
         self._check(places_BT, images_BNCYX.shape[1])
         return x_BTD.masked_scatter(places_BT[:, :, None], vectors.to(x_BTD.dtype))
 
@@ -74,10 +86,6 @@ class MultimodalModel(Skeleton):
     @property
     def position_limit(self) -> int | None:
         return self.decoder.position_limit
-
-    def chain(self) -> list[tuple[str, nn.Module]]:
-        decoder = [(f"decoder.{name}", module) for name, module in self.decoder.chain()]
-        return [*self.vision.chain("vision"), ("connector", self.connector), *decoder]
 
     def train_flops_per_token(self, seq_len: int) -> float:
         """Of the decoder; how many pictures come with a token is the data's."""

@@ -8,15 +8,15 @@ stands for each that is missing.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Normal, Parameter
 from llmfactory.model.history import history
 from llmfactory.model.norm.spec import None_
 from llmfactory.model.part import declare_linear
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import NeuralNgram
+from llmfactory.model.steps import HIDDEN, Pass, Step
 
 
 class NeuralNgramModel(Skeleton):
@@ -38,16 +38,16 @@ class NeuralNgramModel(Skeleton):
             **declare_linear("up", self.up, self.spec.init_std, Layout.replicated),
         }
 
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        tokens_BTN = history(tokens_BT, context, self.spec.order - 1, nothing=-1)
+    def steps(self) -> list[Step]:
+        return [Step((self.embedding, self.up), self._run, (self.missing,))]
+
+    def _run(self, going: Pass) -> None:
+        tokens_BTN = history(going.tokens, going.context, self.spec.order - 1, nothing=-1)
         known_BTN = tokens_BTN >= 0
-        x_BTND = self.embedding(tokens_BTN.clamp_min(0), context)
+        x_BTND = self.embedding(tokens_BTN.clamp_min(0), going.context)
         x_BTE = torch.where(known_BTN[..., None], x_BTND, self.missing).flatten(2)
         hidden_BTH = self.dropout(torch.tanh(self.up(self.dropout(x_BTE))))
-        return torch.cat([hidden_BTH, x_BTE], -1) if self.direct else hidden_BTH
-
-    def chain(self) -> list[tuple[str, nn.Module]]:
-        return [("embedding", self.embedding), ("up", self.up), ("head", self.head)]
+        going.carried[HIDDEN] = torch.cat([hidden_BTH, x_BTE], -1) if self.direct else hidden_BTH
 
     def train_flops_per_token(self, seq_len: int) -> float:
         return 3 * 2 * (self.head.weight.numel() + self.up.weight.numel())

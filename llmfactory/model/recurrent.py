@@ -5,6 +5,8 @@ A layer is x -> mixer(norm(x)), added to x where the stack is residual, and the 
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
@@ -14,6 +16,7 @@ from llmfactory.model.part import Part, visited
 from llmfactory.model.position.none import NoPosition
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import Recurrent
+from llmfactory.model.steps import HIDDEN, Pass, Step
 
 
 class Layer(Part):
@@ -70,15 +73,18 @@ class RecurrentModel(Skeleton):
     def declare(self) -> dict[str, Parameter]:
         return {}
 
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        x_BTD = self.dropout(self.embedding(tokens_BT, context))
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, context)
-        return self.norm(x_BTD)  # type: ignore[no-any-return]
+    def steps(self) -> list[Step]:
+        def enter(going: Pass) -> None:
+            going.carried[HIDDEN] = self.dropout(self.embedding(going.tokens, going.context))
 
-    def chain(self) -> list[tuple[str, nn.Module]]:
-        layers = [(f"layers.{number}", layer) for number, layer in enumerate(self.layers)]
-        return [("embedding", self.embedding), *layers, ("norm", self.norm), ("head", self.head)]
+        def through(layer: nn.Module, going: Pass) -> None:
+            going.carried[HIDDEN] = layer(going.carried[HIDDEN], going.context)
+
+        def leave(going: Pass) -> None:
+            going.carried[HIDDEN] = self.norm(going.carried[HIDDEN])
+
+        layers = [Step((layer,), partial(through, layer), layer=True) for layer in self.layers]
+        return [Step((self.embedding, self.dropout), enter), *layers, Step((self.norm,), leave)]
 
     def train_flops_per_token(self, seq_len: int) -> float:
         return 3 * 2 * (self.head.weight.numel() + visited(self.layers))

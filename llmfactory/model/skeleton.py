@@ -12,6 +12,7 @@ from llmfactory.core.context import CausalMask, Context, DocumentMask, Mask, Pre
 from llmfactory.model.head.part import Head
 from llmfactory.model.part import Part
 from llmfactory.model.spec import ModelSpec
+from llmfactory.model.steps import HIDDEN, Pass, Step
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -40,7 +41,14 @@ class Skeleton(Part):
         return dict.fromkeys(self.terms, float((batch["segments"] > 0).sum().item()))
 
     @abstractmethod
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor: ...
+    def steps(self) -> list[Step]:
+        """All of the forward pass, in order; the last one leaves the hidden vectors."""
+
+    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
+        going = Pass(tokens_BT, context)
+        for step in self.steps():
+            step.run(going)
+        return going.carried[HIDDEN]
 
     def context(self, batch: Batch, isolated: bool = True) -> Context:
         """Positions and mask that a batch means to this graph: here, each token sees those before it, and its document's prefix.
@@ -67,9 +75,11 @@ class Skeleton(Part):
         """Number of positions that exist at all; None: every position has a meaning."""
         return None
 
-    @abstractmethod
     def chain(self) -> list[tuple[str, nn.Module]]:
-        """The modules in forward order, by name: where a pipeline may be cut."""
+        """The modules in forward order, by name, once for each use."""
+        names = {module: name for name, module in self.named_modules()}
+        used = [module for step in self.steps() for module in step.modules if not isinstance(module, nn.Dropout)]
+        return [(names[module], module) for module in (*used, self.head)]
 
     @abstractmethod
     def train_flops_per_token(self, seq_len: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
@@ -9,6 +11,7 @@ from llmfactory.core.sharding import Layout, Parameter
 from llmfactory.model.part import declare_linear
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import TextSpec
+from llmfactory.model.steps import HIDDEN, Pass, Step
 from llmfactory.model.tower import Tower, frame_of
 
 
@@ -33,31 +36,42 @@ class TextModel(Tower, Skeleton):
     def declare(self) -> dict[str, Parameter]:
         return {} if self.project is None else declare_linear("project", self.project, self.std, Layout.replicated)
 
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        return self.read(self.embedding(tokens_BT, context), context)
+    @property
+    def maps(self) -> list[nn.Module]:
+        """What the embedded tokens go through before the first block."""
+        return [module for module in (self.embedding_norm, self.dropout, self.project) if module is not None]
 
-    def read(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """Embedded tokens [B, T, width of the embedding] -> hidden [B, T, D]."""
-        x_BTD = self.position.embed(x_BTD, context)
-        if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
-        x_BTD = self.dropout(x_BTD)
-        if self.project is not None:
-            x_BTD = self.project(x_BTD)
-        return Tower.forward(self, x_BTD, context)
+    def steps(self) -> list[Step]:
+        return self.stack(self._embed, _own)
+
+    def _embed(self, going: Pass) -> Tensor:
+        return self.embedding(going.tokens, going.context)  # type: ignore[no-any-return]
+
+    def stack(
+        self, embed: Callable[[Pass], Tensor], context: Callable[[Pass], Context], weights: tuple[nn.Parameter, ...] = ()
+    ) -> list[Step]:
+        """From tokens to hidden. `embed` makes what stands where the tokens were, [B, T, width of the embedding], with the embedding
+        and `weights`; `context` is what the blocks are told."""
+
+        def enter(going: Pass) -> None:
+            going.carried[HIDDEN] = self.enter(embed(going), context(going), self.maps)
+
+        def leave(going: Pass) -> None:
+            going.carried[HIDDEN] = self.leave(going.carried[HIDDEN])
+
+        first = Step((self.embedding, self.position, *self.maps), enter, weights)
+        return [first, *self.through(HIDDEN, context), Step((self.norm,), leave)]
 
     @property
     def position_limit(self) -> int | None:
         return self.position.limit
-
-    def chain(self) -> list[tuple[str, nn.Module]]:
-        between = [(name, getattr(self, name)) for name in ("embedding_norm", "project")]
-        first = [("embedding", self.embedding), ("position", self.position)]
-        first += [(name, module) for name, module in between if module is not None]
-        return [*first, *self.layers(), ("norm", self.norm), ("head", self.head)]
 
     def train_flops_per_token(self, seq_len: int) -> float:
         attention = sum(kind.attention.score_width(self.spec.dim) for kind in self.spec.kinds())
         seen = attention * seq_len / 2 if self.causal else attention * seq_len
         projection = 0 if self.project is None else self.project.weight.numel()
         return 3 * 2 * (projection + self.head.visited() + self.blocks_visited() + seen)
+
+
+def _own(going: Pass) -> Context:
+    return going.context

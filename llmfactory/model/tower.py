@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from llmfactory.core.context import Context
 from llmfactory.core.sharding import Parameter
 from llmfactory.model.frame import Frame, Site
 from llmfactory.model.part import Part, visited
+from llmfactory.model.steps import Pass, Step
 from llmfactory.model.tower_spec import TowerSpec
 
 
@@ -33,7 +36,12 @@ def frame_of(spec: TowerSpec, dim: int, max_positions: int, std: float, causal: 
 
 
 class Tower(Part):
-    """[B, T, D] -> [B, T, D]."""
+    """[B, T, D] -> [B, T, D], as steps."""
+
+    cut: Callable[[Tensor], Tensor] | None = None
+    """Applied to the first block's input: a layout's, to share out what lies between `enter` and `leave`; None: nothing."""
+    join: Callable[[Tensor], Tensor] | None = None
+    """Applied to the output, to undo `cut`."""
 
     def __init__(self, spec: TowerSpec, frame: Frame) -> None:
         super().__init__()
@@ -58,13 +66,29 @@ class Tower(Part):
         """Matrix elements of all layers that a token is multiplied by."""
         return self.repeats * visited(self.blocks)
 
-    def layers(self) -> list[tuple[str, nn.Module]]:
-        """The block of each layer, by name."""
-        return [(f"blocks.{number}", block) for number, block in enumerate(self.blocks) for _ in range(self.repeats)]
+    def enter(self, x_BTD: Tensor, context: Context, maps: Sequence[nn.Module] = ()) -> Tensor:
+        """What the first block reads: embeddings with position vectors, through `maps` one after the other."""
+        x_BTD = self.position.embed(x_BTD, context)
+        for module in maps:
+            x_BTD = module(x_BTD)
+        return x_BTD if self.cut is None else self.cut(x_BTD)
 
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        context = self.position.prepare(context, x_BTD.dtype)
-        for block in self.blocks:
-            for _ in range(self.repeats):
-                x_BTD = block(x_BTD, context)
-        return self.norm(x_BTD)  # type: ignore[no-any-return]
+    def leave(self, x_BTD: Tensor, normalize: bool = True) -> Tensor:
+        """The stack's output: the last block's, normalized unless said otherwise."""
+        x_BTD = self.norm(x_BTD) if normalize else x_BTD
+        return x_BTD if self.join is None else self.join(x_BTD)
+
+    def through(self, name: str, context: Callable[[Pass], Context]) -> list[Step]:
+        """A step for each layer, which changes what is carried under `name`; none where nothing is. `context`: the stack's."""
+
+        def run(block: nn.Module, going: Pass) -> None:
+            x_BTD = going.carried.get(name)
+            if x_BTD is None:
+                return
+            prepared = going.prepared.get(name)
+            if prepared is None:
+                prepared = going.prepared[name] = self.position.prepare(context(going), x_BTD.dtype)
+            going.carried[name] = block(x_BTD, prepared)
+
+        shared = tuple(self.position.parameters()) if self.position.is_shared else ()
+        return [Step((block,), partial(run, block), shared, layer=True) for block in self.blocks for _ in range(self.repeats)]

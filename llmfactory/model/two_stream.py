@@ -18,6 +18,7 @@ from llmfactory.core.context import Context, FullMask, Mask, PermutationMask, Se
 from llmfactory.core.sharding import Normal, Parameter
 from llmfactory.model.attention.two_stream import TwoStreamAttention
 from llmfactory.model.spec import TwoStream
+from llmfactory.model.steps import HIDDEN, Pass, Step
 from llmfactory.model.text import TextModel
 
 if TYPE_CHECKING:
@@ -36,14 +37,14 @@ class TwoStreamModel(TextModel):
     def declare(self) -> dict[str, Parameter]:
         return {**super().declare(), "query": Parameter(Normal(self.std), decay=False)}
 
-    def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        content_BTD = self.embedding(tokens_BT, context)
-        if not isinstance(context.mask, StreamsMask):
-            return self.read(content_BTD, context)
-        query_BTD = self.query.to(content_BTD.dtype).expand_as(content_BTD)
-        if context.segments is not None:  # who counts tokens by them finds each twice
-            context = context.with_(segments=context.segments.repeat(1, 2))
-        return self.read(torch.cat((content_BTD, query_BTD), 1), context)[:, tokens_BT.shape[1] :]
+    def steps(self) -> list[Step]:
+        return [*self.stack(self._streams, _context, (self.query,)), Step((), _answer)]
+
+    def _streams(self, going: Pass) -> Tensor:
+        content_BTD = self.embedding(going.tokens, going.context)
+        if not isinstance(going.context.mask, StreamsMask):
+            return content_BTD  # type: ignore[no-any-return]
+        return torch.cat((content_BTD, self.query.to(content_BTD.dtype).expand_as(content_BTD)), 1)
 
     def context(self, batch: Batch, isolated: bool = True) -> Context:
         tokens_BT = batch["tokens"]
@@ -71,3 +72,17 @@ class TwoStreamModel(TextModel):
         )
         pairs = sum(kind.attention.score_width(self.spec.dim) for kind in self.spec.kinds()) * seq_len
         return 3 * 2 * (self.head.visited() + 2 * (self.blocks_visited() + pairs) - spared)
+
+
+def _context(going: Pass) -> Context:
+    """Who counts tokens by segments finds each twice."""
+    context = going.context
+    if not isinstance(context.mask, StreamsMask) or context.segments is None:
+        return context
+    return context.with_(segments=context.segments.repeat(1, 2))
+
+
+def _answer(going: Pass) -> None:
+    """Of two streams, the second."""
+    if isinstance(going.context.mask, StreamsMask):
+        going.carried[HIDDEN] = going.carried[HIDDEN][:, going.tokens.shape[1] :]

@@ -12,11 +12,15 @@ from llmfactory.core.context import Context, FullMask
 from llmfactory.core.sharding import Parameter
 from llmfactory.model.part import Part
 from llmfactory.model.spec import VisionSpec
+from llmfactory.model.steps import Pass, Step
 from llmfactory.model.tower import Tower, frame_of
+
+FEATURES = "features"
+"""Name of what the encoder leaves for the connector."""
 
 
 class VisionEncoder(Part):
-    """pictures [N, C, Y, X] -> features [N, P, D]."""
+    """pictures [N, C, Y, X] -> features [N, P, D], as steps."""
 
     def __init__(self, spec: VisionSpec, std: float) -> None:
         super().__init__()
@@ -30,25 +34,33 @@ class VisionEncoder(Part):
     def declare(self) -> dict[str, Parameter]:
         return {}
 
-    def forward(self, images_NCYX: Tensor) -> Tensor:
-        x_NPD = self.embedding(images_NCYX)
-        # The place of a square follows from the picture itself, so no batch says it.
-        places_1P = torch.arange(x_NPD.shape[1], device=x_NPD.device)[None]
-        context = Context(places_1P, FullMask(x_NPD.shape[1], x_NPD.device))
-        x_NPD = self.tower.position.embed(x_NPD, context)
-        if self.embedding_norm is not None:
-            x_NPD = self.embedding_norm(x_NPD)
-        context = self.tower.position.prepare(context, x_NPD.dtype)
-        x_NPD = self.dropout(x_NPD)
-        for block in self.tower.blocks[: self.used]:
-            x_NPD = block(x_NPD, context)
-        if self.used is None:
-            x_NPD = self.tower.norm(x_NPD)
-        return x_NPD[:, 1:] if self.drops_class else x_NPD  # type: ignore[no-any-return]
+    def steps(self) -> list[Step]:
+        """From `context.images` to what is carried as `features`; nothing where there are no pictures."""
+        maps = [module for module in (self.embedding_norm, self.dropout) if module is not None]
 
-    def chain(self, name: str) -> list[tuple[str, nn.Module]]:
-        """Its modules in forward order; `name` is its own."""
-        norm = [] if self.embedding_norm is None else [("embedding_norm", self.embedding_norm)]
-        blocks = [(f"tower.blocks.{layer}", block) for layer, block in enumerate(self.tower.blocks)]
-        first = [("embedding", self.embedding), ("tower.position", self.tower.position), *norm]
-        return [(f"{name}.{inner}", module) for inner, module in [*first, *blocks, ("tower.norm", self.tower.norm)]]
+        def enter(going: Pass) -> None:
+            images_BNCYX = going.context.images
+            if images_BNCYX is not None:
+                x_NPD = self.embedding(images_BNCYX.flatten(0, 1))
+                going.carried[FEATURES] = self.tower.enter(x_NPD, _places(x_NPD), maps)
+
+        def context(going: Pass) -> Context:
+            return _places(going.carried[FEATURES])
+
+        def leave(going: Pass) -> None:
+            x_NPD = going.carried.get(FEATURES)
+            if x_NPD is not None:
+                x_NPD = self.tower.leave(x_NPD, normalize=self.used is None)
+                going.carried[FEATURES] = x_NPD[:, 1:] if self.drops_class else x_NPD
+
+        layers = self.tower.through(FEATURES, context)
+        used = len(layers) if self.used is None else self.used
+        idle = [module for step in layers[used:] for module in step.modules]  # published weights have them, nothing runs them
+        first = Step((self.embedding, self.tower.position, *maps), enter)
+        return [first, *layers[:used], Step((*idle, self.tower.norm), leave)]
+
+
+def _places(x_NPD: Tensor) -> Context:
+    """The place of a square follows from the picture itself, so no batch says it."""
+    places_1P = torch.arange(x_NPD.shape[1], device=x_NPD.device)[None]
+    return Context(places_1P, FullMask(x_NPD.shape[1], x_NPD.device))

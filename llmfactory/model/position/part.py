@@ -15,6 +15,8 @@ class Position(Part):
 
     limit: int | None = None
     """Number of positions that exist at all; None: every position has a meaning."""
+    is_shared: bool = False
+    """Whether `prepare` uses its parameters, so that all layers do."""
 
     def embed(self, x_BTD: Tensor, context: Context) -> Tensor:
         """Add position vectors to the embeddings [B, T, D]."""

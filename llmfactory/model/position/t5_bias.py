@@ -24,6 +24,8 @@ from llmfactory.model.position.spec import T5Bias
 class BucketBias(Position):
     """context.bias [1 or B, H, T, S] = weight[bucket of the distance]."""
 
+    is_shared = True
+
     def __init__(self, spec: T5Bias, frame: Frame) -> None:
         super().__init__()
         self.n_buckets, self.max_distance = spec.n_buckets, spec.max_distance
