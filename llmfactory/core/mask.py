@@ -375,6 +375,9 @@ class CutMask(Mask):
         """`kernel.attention.attend` of this process's queries over the keys of all: k and v are its own, `bias` is [1 or B, H,
         T, S] over the columns of the whole row; [B, H, T, E]."""
 
+    def tile(self, queries: slice, keys: slice) -> Mask:
+        raise TypeError("what is cut already is not cut again")
+
 
 def _places(length: int, device: torch.device | None) -> Tensor:
     """[1, length]."""

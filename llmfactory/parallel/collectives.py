@@ -18,7 +18,7 @@ All pieces have the same size, except those of `exchange_rows`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -107,12 +107,22 @@ def exchanged(x: Tensor, cut: int, join: int, group: Group) -> Tensor:
 
 def shifted(x: Tensor, group: Group, by: int = 1) -> Tensor:
     """What the rank `by` places before this one holds."""
+    return shift_started(x, group, by)()
+
+
+def shift_started(x: Tensor, group: Group, by: int = 1) -> Callable[[], Tensor]:
+    """The same on its way: what is returned waits for it. `x` must not change before that."""
     size, rank = group.size(), group.rank()
     x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
     to, source = (dist.get_global_rank(group, (rank + way) % size) for way in (by, -by))
-    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, x, to, group), dist.P2POp(dist.irecv, out, source, group)]):
-        work.wait()
-    return out
+    works = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, to, group), dist.P2POp(dist.irecv, out, source, group)])
+
+    def arrived(sent: Tensor = x) -> Tensor:  # which lives as long as this does
+        for work in works:
+            work.wait()
+        return out
+
+    return arrived
 
 
 class _Total(torch.autograd.Function):
