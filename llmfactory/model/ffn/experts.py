@@ -1,11 +1,14 @@
 """The feed-forward parts of a mixture, all of a layer in three (gated) or two stacks of matrices.
 
-Tokens come sorted by expert, so that each stack is one grouped product.
+Tokens come sorted by expert, so that each stack is one grouped product. Where experts are dealt to several processes, `dispatch`
+takes the visits to them and brings back what they gave.
 
 Shapes: N visits (a token that visits two experts is there twice), E experts, H hidden width, D width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,38 +20,48 @@ from llmfactory.model.ffn.spec import MoeSpec
 from llmfactory.model.frame import Site
 from llmfactory.model.part import Part
 
+Visit = Callable[[Tensor, Tensor], Tensor]
+"""Visits [N, D] sorted by expert, and the end of each expert's -> what the experts give, [N, D]."""
+
 
 class Experts(Part):
-    """[T, D], and for each of T x k visits its expert -> [T, k, D]: down(activation(gate(x)) * up(x)) of each visited one."""
+    """[T, D], and for each of T x k visits its expert -> [T k, D], a token's visits together: down(activation(gate(x)) * up(x))
+    of each visited one."""
 
     def __init__(self, spec: MoeSpec, site: Site, k: int) -> None:
         super().__init__()
-        count, dim, hidden = spec.n_experts, site.frame.dim, spec.hidden
+        self.count, dim, hidden = spec.n_experts, site.frame.dim, spec.hidden
         self.k, self.std, self.out_std = k, site.frame.branch_std, site.frame.out_std
         self.activation = FUNCTIONS[spec.activation]
-        self.gate = nn.Parameter(torch.empty(count, hidden, dim)) if spec.gated else None
-        self.up = nn.Parameter(torch.empty(count, hidden, dim))
-        self.down = nn.Parameter(torch.empty(count, dim, hidden))
+        self.gate = nn.Parameter(torch.empty(self.count, hidden, dim)) if spec.gated else None
+        self.up = nn.Parameter(torch.empty(self.count, hidden, dim))
+        self.down = nn.Parameter(torch.empty(self.count, dim, hidden))
+        self.dispatch: Callable[[Tensor, Tensor, Visit], Tensor] | None = None
+        """Has visits of all experts made wherever these are, by `visit` there; None: all experts are here."""
 
     def declare(self) -> dict[str, Parameter]:
         inner = ("up",) if self.gate is None else ("gate", "up")
         return {
-            **{name: Parameter(Normal(self.std), Layout.expert) for name in inner},
-            "down": Parameter(Normal(self.out_std), Layout.expert),
+            **{name: Parameter(Normal(self.std), Layout.expert, hidden=1) for name in inner},
+            "down": Parameter(Normal(self.out_std), Layout.expert, hidden=2),
         }
 
     def visited(self) -> float:
-        return super().visited() * self.k / self.down.shape[0]
+        return super().visited() * self.k / self.count
 
     def forward(self, x_TD: Tensor, experts_Tk: Tensor) -> Tensor:
         sorted_N, order_N = experts_Tk.flatten().sort(stable=True)
-        experts_E = torch.arange(self.down.shape[0], device=x_TD.device)
+        experts_E = torch.arange(self.count, device=x_TD.device)
         ends_E = torch.searchsorted(sorted_N, experts_E, right=True, out_int32=True)  # a bincount would make a GPU wait
         x_ND = x_TD.index_select(0, order_N // self.k)
+        y_ND = self.visit(x_ND, ends_E) if self.dispatch is None else self.dispatch(x_ND, ends_E, self.visit)
+        return y_ND.index_select(0, order_N.argsort())  # no view of it: FSDP puts a hook on what a unit returns
+
+    def visit(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
+        """Visits to the experts that are here, those of the first one first; `ends_E`: the visit after each one's last."""
         hidden_NH = grouped_linear(x_ND, self.up, ends_E)
         if self.gate is None:
             hidden_NH = self.activation(hidden_NH)
         else:
             hidden_NH = self.activation(grouped_linear(x_ND, self.gate, ends_E)) * hidden_NH
-        y_ND: Tensor = grouped_linear(hidden_NH, self.down, ends_E)
-        return y_ND.index_select(0, order_N.argsort()).view(*experts_Tk.shape, -1)
+        return grouped_linear(hidden_NH, self.down, ends_E)  # type: ignore[no-any-return]

@@ -42,7 +42,7 @@ class MixtureOfExperts(Part):
         self.router.leave_losses(logits_BTE, shares_BTE, experts_BTk, context)
         if self.normalize:
             weights_BTk = weights_BTk / weights_BTk.sum(-1, keepdim=True)
-        y_NkD = self.experts(x_BTD.flatten(0, 1), experts_BTk.flatten(0, 1))
+        y_NkD = self.experts(x_BTD.flatten(0, 1), experts_BTk.flatten(0, 1)).unflatten(0, (-1, self.k))
         weights_N1k = (self.scale * weights_BTk).flatten(0, 1)[:, None].to(y_NkD.dtype)
         y_BTD = (weights_N1k @ y_NkD)[:, 0].view_as(x_BTD)
         if self.shared is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -42,17 +43,18 @@ class SwitchLayer(Part):
         weights_BT1, experts_BT1 = shares_BTE.max(-1, keepdim=True)
         self.router.leave_losses(logits_BTE, shares_BTE, experts_BT1, context)
         weights_BT1 = weights_BT1 * self.within(experts_BT1[..., 0], shares_BTE.shape[-1], context)[..., None]
-        y_NkD = self.experts(x_BTD.flatten(0, 1), experts_BT1.flatten(0, 1))
-        return y_NkD[:, 0].view_as(x_BTD) * weights_BT1.to(y_NkD.dtype)  # type: ignore[no-any-return]
+        y_ND = self.experts(x_BTD.flatten(0, 1), experts_BT1.flatten(0, 1))
+        return y_ND.view_as(x_BTD) * weights_BT1.to(y_ND.dtype)  # type: ignore[no-any-return]
 
     def within(self, experts_BT: Tensor, n_experts: int, context: Context) -> Tensor:
         """Bool [B, T]: the expert that a token chose has room for it."""
-        chosen_BTE = one_hot(experts_BT, n_experts)
-        if context.segments is not None:
-            chosen_BTE = chosen_BTE * (context.segments > 0)[..., None]
-        tokens_B1 = chosen_BTE.sum((1, 2))[:, None]
+        real_BT = torch.ones_like(experts_BT) if context.segments is None else (context.segments > 0).long()
+        if context.pieces is not None:  # who comes first is known of whole rows only
+            experts_BT, real_BT = context.pieces.whole(torch.stack((experts_BT, real_BT), -1)).unbind(-1)
+        chosen_BTE = one_hot(experts_BT, n_experts) * real_BT[..., None]
+        tokens_B1 = real_BT.sum(1, keepdim=True)
         place_BT = chosen_BTE.cumsum(1).gather(-1, experts_BT[..., None])[..., 0]
         fits_BT = place_BT <= (math.inf if self.capacity is None else self.capacity)
         if self.factor is not None:
             fits_BT &= place_BT <= (tokens_B1.double() * self.factor / n_experts).ceil()
-        return fits_BT
+        return fits_BT if context.pieces is None else context.pieces.own(fits_BT)

@@ -90,6 +90,31 @@ def test_rows_add_up_however_they_are_cut(site, pieces):
     assert {name: sum(one[name] for one in parts) for name in whole} == pytest.approx(whole, rel=1e-12)
 
 
+@pytest.mark.parametrize("over", BalanceOver)
+def test_pieces_of_rows_add_up_in_value_and_gradient(site, in_pieces, over):
+    """Each piece records its share: what all compute alike is divided by their number, what is of its own tokens is not."""
+    torch.manual_seed(4)
+    logits = torch.randn(3, 6, E, dtype=torch.float64, requires_grad=True)
+    segments = torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6, [0] * 6])
+    part = router(site, balance=0.3, z=0.1, balance_over=over)
+
+    def terms(logits, segments, pieces=None):
+        record, shares = Record(), logits.softmax(-1)
+        at = context(segments, record).with_(pieces=pieces)
+        part.leave_losses(logits, shares, shares.topk(K).indices, at)
+        return record.sums
+
+    whole = terms(logits, segments)
+    parts = in_pieces([[0, 5], [1, 4], [2, 3]], lambda pieces: terms(pieces.own(logits), pieces.own(segments), pieces))
+    for name, value in whole.items():
+        shares = [one[name] for one in parts]
+        (grad,) = torch.autograd.grad(value, logits, retain_graph=True)
+        (cut_grad,) = torch.autograd.grad(sum(shares), logits, retain_graph=True)
+        assert sum(shares).item() == pytest.approx(value.item(), rel=1e-12)
+        torch.testing.assert_close(cut_grad, grad, rtol=1e-12, atol=1e-12)
+    assert [one["balance"].item() for one in parts] == pytest.approx([whole["balance"].item() / 3] * 3, rel=1e-12)
+
+
 def test_two_layers_add_to_one_record(site):
     logits, segments = torch.randn(1, 6, E), torch.ones(1, 6, dtype=torch.int64)
     part, record = router(site, z=1.0), Record()

@@ -80,6 +80,26 @@ def test_a_row_depends_on_no_other(site):
         torch.testing.assert_close(part(x[row : row + 1], context(x[:1])), whole[row : row + 1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("limits", ["factor", "number"])
+@pytest.mark.parametrize("columns", [[[0, 1, 10, 11], [2, 3, 8, 9], [4, 5, 6, 7]], [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]])
+def test_pieces_of_rows_share_a_capacity(site, in_pieces, limits, columns):
+    """Who comes first is counted along the whole row, however its columns are dealt out."""
+    part = layer(site, **LIMITS[limits][0])
+    x = torch.randn(3, 12, D, dtype=torch.float64)
+    segments = torch.ones(3, 12, dtype=torch.int64)
+    segments[1, 7:] = 0
+    for given in (segments, None):
+        whole = part(x, context(x, given))
+        assert (whole == 0).all(-1).any(), "somebody must find no room"
+
+        def piece(pieces, given=given):
+            own = None if given is None else pieces.own(given)
+            return part(pieces.own(x), context(pieces.own(x), own).with_(pieces=pieces)).detach()
+
+        for own, got in zip(columns, in_pieces(columns, piece), strict=True):
+            torch.testing.assert_close(got, whole[:, own].detach(), rtol=1e-12, atol=1e-12)
+
+
 def test_terms_and_visits(site):
     part = layer(site, balance=0.01)
     assert part.router.own_terms == ("balance",)
