@@ -36,6 +36,7 @@ from llmfactory.config.rule.tensor import (
     keys_of_an_axis_need_the_axis,
     loss_parallel_has_a_cut_vocabulary,
     sequence_parallel_cuts_rows,
+    summa_cuts_squares,
     tensor_parallel_cuts_evenly,
     tensor_parallel_has_matrices_to_cut,
 )
@@ -96,4 +97,5 @@ RULES: tuple[Rule, ...] = (
     tensor_parallel_cuts_evenly,
     sequence_parallel_cuts_rows,
     loss_parallel_has_a_cut_vocabulary,
+    summa_cuts_squares,
 )

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from llmfactory.core.errors import UserError
-from llmfactory.parallel.spec import Backend, Mesh
+from llmfactory.parallel.spec import Backend, Mesh, TensorForm
 from llmfactory.run.spec import Device
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
@@ -40,11 +40,13 @@ class World:
     degrees: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys((*AXES, "ep"), 1))
     """Size of each axis, and of `ep`."""
     dense: DeviceMesh | None = None
-    """Axes `pp`, `copies`, `shards`, `tp`: how parameters lie. None: a single process."""
+    """Axes `pp`, `copies`, `shards`, `tp` (or `tp_rows`, `tp_columns`): how parameters lie. None: a single process."""
     sparse: DeviceMesh | None = None
     """Axes `pp`, `copies`, `shards`, `ep`, `tp`: how the parameters of experts lie. None: they are dealt to nobody."""
     groups: Mapping[str, dist.ProcessGroup] = field(default_factory=dict)
     """Of `pp`, `data`, `cp`, `tp`, `ep`: this process's neighbours along an axis; only of axes longer than 1."""
+    everyone: dist.ProcessGroup | None = None
+    """All processes; None: torch's default group."""
 
     def place(self, axis: str) -> int:
         """Where this process stands on an axis."""
@@ -73,7 +75,7 @@ class World:
         if self.size == 1:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=self.everyone)
         return tensor.tolist()
 
     def sum_tensor(self, tensor: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class World:
         if self.size == 1:
             return tensor
         total = tensor.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.everyone)
         return total
 
     def barrier(self) -> None:
@@ -93,8 +95,14 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.everyone)
         return found
+
+    def apart(self, timeout_s: float) -> World:
+        """The same processes with a group of their own on the CPU, so that another thread may talk; called by all."""
+        if self.size == 1:
+            return self
+        return replace(self, everyone=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every process."""
@@ -142,13 +150,15 @@ def open_world(spec: Mesh, device_type: str) -> Iterator[World]:
     if mine:
         dist.init_process_group(_backends(spec.backend, device.type), timeout=timedelta(seconds=spec.timeout_s))
     try:
-        yield World(device, rank, size, local_rank, local_size, **_arrange(device.type, {**degrees, "ep": spec.ep}))
+        yield World(
+            device, rank, size, local_rank, local_size, **_arrange(device.type, {**degrees, "ep": spec.ep}, spec.tensor_form)
+        )
     finally:
         if mine:
             dist.destroy_process_group()
 
 
-def _arrange(device_type: str, degrees: dict[str, int]) -> dict[str, Any]:
+def _arrange(device_type: str, degrees: dict[str, int], form: TensorForm) -> dict[str, Any]:
     """The meshes and groups of `World`. Context-parallel processes hold the same weights: they share them where weights are
     shared at all, else each has a copy."""
     pp, tp, ep = degrees["pp"], degrees["tp"], degrees["ep"]
@@ -160,8 +170,10 @@ def _arrange(device_type: str, degrees: dict[str, int]) -> dict[str, Any]:
 
     rows = arranged(("pp", pp), ("data", copies * shards), ("cp", degrees["cp"]), ("tp", tp))
     copies, shards = (copies, shards * degrees["cp"]) if shards > 1 else (copies * degrees["cp"], 1)
-    dense = arranged(("pp", pp), ("copies", copies), ("shards", shards), ("tp", tp))
-    meshes = {axis: rows[axis] for axis in ("pp", "data", "cp", "tp")}
+    side = math.isqrt(tp)
+    tensor = [("tp_rows", side), ("tp_columns", side)] if form is TensorForm.summa else [("tp", tp)]
+    dense = arranged(("pp", pp), ("copies", copies), ("shards", shards), *tensor)
+    meshes = {axis: rows[axis] for axis in ("pp", "data", "cp", "tp")} | {axis: dense[axis] for axis, _ in tensor}
     sparse = None
     if ep > 1:
         if shards > 1:

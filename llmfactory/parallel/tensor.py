@@ -14,6 +14,9 @@ asks, but looks its own rows up (`TokenTable.look_up`), and the loss of a langua
 
 With sequence parallelism (Korthikanti et al. 2022) what lies between such parts is cut along the row: a part that holds a
 row-cut matrix gathers its input and keeps its share of the rows of the sum.
+
+A part that adds up what others give (a mixture: its experts and a shared part) is summed once, as a whole, and gathers its input
+once. Its router sees whole rows, so that all processes route them alike.
 """
 
 from __future__ import annotations
@@ -58,10 +61,12 @@ def cut_tensors(model: nn.Module, world: World, *, sequence: bool, loss: bool) -
     if "tp" not in world.groups:
         return
     inside = {id(part) for tower in towers(model) for part in tower.blocks.modules()} if sequence else set()
+    sums = [part for part in model.modules() if isinstance(part, Part) and part.adds_up]
+    partial_parts = {id(inner) for part in sums for inner in part.modules() if inner is not part}
     cutter = _Cutter(world)
     for name, part in model.named_modules():
         if isinstance(part, Part):
-            cutter.cut(name, part, sequence=id(part) in inside)
+            cutter.cut(name, part, sequence=id(part) in inside, summed=id(part) not in partial_parts)
     if loss:
         for part in model.modules():
             if isinstance(part, VocabularyHead):
@@ -74,7 +79,8 @@ class _Cutter:
         self.group, self.mesh = world.groups["tp"], world.dense["tp"]
         self.size, self.rank = self.group.size(), self.group.rank()
 
-    def cut(self, name: str, part: Part, sequence: bool) -> None:
+    def cut(self, name: str, part: Part, sequence: bool, summed: bool) -> None:
+        """`summed`: the part sums its partial results; else a part around it does."""
         declared = {key: one for key, one in part.declare().items() if one.layout is not Layout.expert}
         for key, one in declared.items():
             path, _, attribute = key.rpartition(".")
@@ -83,14 +89,21 @@ class _Cutter:
         for key in rows:
             linear = part.get_submodule(key.rpartition(".")[0])
             # Of several sums in one part, the first ones feed what follows in it; they stay whole.
-            scattered = sequence and len(rows) == 1
-            linear.join = partial(scatter_total, dim=ROW, group=self.group) if scattered else partial(total, group=self.group)
+            linear.join = self._sum(scattered=sequence and len(rows) == 1) if summed else _same
             linear.__class__ = _RowLinear
-        if rows:
+            if not summed and linear.bias is not None:
+                raise TypeError(f"{name}.{key}: its bias would be added once for each tensor-parallel process")
+        if part.adds_up:
+            self._surround(part, False, sequence, end=self._sum(scattered=sequence))
+        elif rows and summed:
             heads = any(one.layout is Layout.column and one.unit > 1 for one in declared.values())
-            self._surround(part, heads, sequence, piece_at_end=sequence and len(rows) > 1)
+            cut = partial(piece, dim=ROW, group=self.group)
+            self._surround(part, heads, sequence, end=cut if sequence and len(rows) > 1 else _same)
         if isinstance(part, TokenTable) and part._parameters["weight"].placements == (Shard(0),):  # type: ignore[union-attr]
             part.look_up = partial(cut_look_up, part, self.group)  # type: ignore[method-assign]
+
+    def _sum(self, scattered: bool) -> View:
+        return partial(scatter_total, dim=ROW, group=self.group) if scattered else partial(total, group=self.group)
 
     def _cut_parameter(self, name: str, module: nn.Module, attribute: str, declared: Parameter) -> None:
         whole = module._parameters[attribute]
@@ -103,8 +116,7 @@ class _Cutter:
             local = piece(local, placement.dim, self.group).contiguous()
         cut = DTensor.from_local(local, self.mesh, [placement], run_check=False, shape=whole.shape, stride=whole.stride())
         module._parameters[attribute] = nn.Parameter(cut, requires_grad=whole.requires_grad)
-        module.__dict__.setdefault("_views", {})[attribute] = view
-        _see_pieces(module)
+        see_pieces(module, attribute, view)
 
     def _placed(self, name: str, whole: Tensor, declared: Parameter) -> tuple[Placement, View]:
         if declared.layout is Layout.replicated:
@@ -121,8 +133,8 @@ class _Cutter:
             return Replicate(), partial(_unit, start=self.rank * units // self.size * declared.unit, size=declared.unit)
         raise UserError(f"{name} has {units} features or heads, which {self.size} tensor-parallel processes cannot share evenly")
 
-    def _surround(self, part: Part, heads: bool, sequence: bool, piece_at_end: bool) -> None:
-        """What happens before and after a part whose matrices are cut."""
+    def _surround(self, part: Part, heads: bool, sequence: bool, end: View) -> None:
+        """What happens before and after a part whose matrices are cut; `end`: to its output."""
         restore: list[list[Tensor]] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -141,7 +153,7 @@ class _Cutter:
         def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             if restore:
                 _restore_random_state(restore.pop())
-            return piece(output, ROW, self.group) if piece_at_end else output
+            return end(output)
 
         part.register_forward_pre_hook(before, with_kwargs=True)
         part.register_forward_hook(after)
@@ -183,21 +195,21 @@ def _unit(local: Tensor, start: int, size: int) -> Tensor:
     return local.narrow(0, start, size)
 
 
-class _Pieces(nn.Module):
+class Pieces(nn.Module):
     """A module whose parameters a forward sees as local pieces."""
 
-    _views: dict[str, View]
+    _views: dict[str, tuple[View, int]]
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
-        view = self.__dict__["_views"].get(name)
-        if view is None or not isinstance(value, DTensor) or value.device_mesh.ndim != 1:
+        view, axes = self.__dict__["_views"].get(name, (None, 0))
+        if view is None or not isinstance(value, DTensor) or value.device_mesh.ndim != axes:
             return value  # of a parameter that FSDP has cut and not gathered there is nothing to see
         gradients = [Partial() if isinstance(one, Replicate) else one for one in value.placements]
         return view(value.to_local(grad_placements=gradients))
 
 
-class _RowLinear(_Pieces, nn.Linear):
+class _RowLinear(Pieces, nn.Linear):
     """A linear map whose input features are cut: partial results are summed, the bias is added once."""
 
     join: Callable[[Tensor], Tensor]
@@ -207,10 +219,12 @@ class _RowLinear(_Pieces, nn.Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-def _see_pieces(module: nn.Module) -> None:
+def see_pieces(module: nn.Module, attribute: str, view: View, axes: int = 1) -> None:
+    """Let `module.<attribute>`, a DTensor over a mesh of so many axes, be what `view` makes of its local piece."""
     kind = type(module)
-    if not issubclass(kind, _Pieces):
-        module.__class__ = type(kind.__name__, (_Pieces, kind), {})
+    if not issubclass(kind, Pieces):
+        module.__class__ = type(kind.__name__, (Pieces, kind), {})
+    module.__dict__.setdefault("_views", {})[attribute] = view, axes
 
 
 def _random_state() -> list[Tensor]:

@@ -122,7 +122,7 @@ class _CutCrossEntropy(torch.autograd.Function):
                 parts_C3 = torch.cat(
                     (exp_CV.sum(-1, keepdim=True), logits_CV.gather(-1, place_C1) * here_C1, logits_CV.sum(-1, keepdim=True)), 1
                 )
-                sum_C1, label_C1, all_C1 = total_(parts_C3, group).split(1, 1)
+                sum_C1, label_C1, all_C1 = total_(parts_C3, group).chunk(3, 1)
                 normalizer_C1 = largest_C1 + sum_C1.log()
                 loss_C1 = (1 - smoothing) * (normalizer_C1 - label_C1) + smoothing * (normalizer_C1 - all_C1 / whole)
                 loss += (loss_C1 * scale_C1).sum()

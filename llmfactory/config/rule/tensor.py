@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from llmfactory.config.rule.degrees import degrees_of, with_degrees
@@ -13,7 +14,16 @@ from llmfactory.model.connector.spec import QFormer
 from llmfactory.model.ffn.spec import FfnSpec, Moe, MoeSpec
 from llmfactory.model.head.spec import Lm, LmUnitRows, Mlm
 from llmfactory.model.mixer.spec import Gru, LinearAttention, Lstm, Mamba, Rnn
-from llmfactory.model.spec import EmbeddingModel, EncoderDecoder, KneserNey, NeuralNgram, Recurrent
+from llmfactory.model.spec import (
+    DecoderOnly,
+    EmbeddingModel,
+    EncoderDecoder,
+    EncoderOnly,
+    KneserNey,
+    Multimodal,
+    NeuralNgram,
+    Recurrent,
+)
 from llmfactory.objective.spec import ReplacedToken
 from llmfactory.parallel.spec import ContextMethod, Mesh, Offload, Schedule, TensorForm, Zero
 from llmfactory.stage.spec import TrainingSpec
@@ -22,7 +32,7 @@ from llmfactory.stage.spec import TrainingSpec
 def tensor_parallel_cuts_evenly(job: Job) -> Iterator[Problem]:
     """Heads and hidden units are dealt out whole and evenly; key/value heads may be shared by processes instead."""
     tp = degrees_of(job).get("tp", 1)
-    if tp == 1:
+    if tp == 1 or (isinstance(job.parallel, Mesh) and job.parallel.tensor_form is TensorForm.summa):
         return
     sizes = [size for path, part in _parts(job) for size in _sizes(path, part, job)]
     fits = next(degree for degree in range(tp, 0, -1) if tp % degree == 0 and all(_even(size, degree) for _, size, _ in sizes))
@@ -36,6 +46,47 @@ def tensor_parallel_cuts_evenly(job: Job) -> Iterator[Problem]:
 def _even(size: tuple[int, bool], degree: int) -> bool:
     count, shared = size
     return count % degree == 0 or (shared and degree % count == 0)
+
+
+def summa_cuts_squares(job: Job) -> Iterator[Problem]:
+    """On a grid of q x q processes; what it cannot cut along both sides is left to the other form."""
+    layout = job.parallel
+    if not isinstance(layout, Mesh) or layout.tensor_form is not TensorForm.summa or layout.tp == 1:
+        return
+    other = "parallel.tensor_form=one_d"
+    side = math.isqrt(layout.tp)
+
+    def problem(reason: str) -> Problem:
+        return Problem("parallel.tensor_form", "summa", reason, other)
+
+    if side**2 != layout.tp:
+        yield problem(f"the processes stand on a square grid, and tp={layout.tp} is no square")
+        return
+    for key in ("cp", "pp", "ep"):
+        if getattr(layout, key) > 1:
+            yield problem(f"it goes with data parallelism only, but parallel.{key}={getattr(layout, key)}")
+            return
+    if layout.sequence_parallel:
+        yield problem("it cuts what lies between matrices already (parallel.sequence_parallel=true)")
+    if not isinstance(job.model, (DecoderOnly, EncoderOnly)) or isinstance(job.model, Multimodal):
+        yield problem("it cuts decoders and encoders of text only")
+        return
+    objective = job.stage.objective if isinstance(job.stage, TrainingSpec) else None
+    if objective is not None and (objective.answers != "tokens" or isinstance(objective, ReplacedToken)):
+        yield problem("rows that fill the grid up count nothing only where labels are tokens")
+    if job.model.dim % side:
+        yield problem(f"model.dim={job.model.dim} cannot be cut into {side} equal pieces")
+    if job.model.vocab_size % side:
+        yield problem(f"model.vocab_size={job.model.vocab_size} cannot be cut into {side} equal pieces")
+    for path, part in walk(job.model, "model"):
+        if isinstance(part, AttentionSpec) and not isinstance(part, Gqa):
+            yield problem(f"{path} is attention of another kind than gqa")
+        elif isinstance(part, MoeSpec):
+            yield problem(f"{path} is a mixture of experts")
+        else:
+            for key, (count, _), what in _sizes(path, part, job):
+                if count % side:
+                    yield problem(f"{key}={count} {what} cannot be dealt to {side} columns of processes")
 
 
 def _parts(job: Job) -> Iterator[tuple[str, Spec]]:
