@@ -16,6 +16,10 @@ class Part(nn.Module):
     how GPT-2 and GPT-3 were trained again by others (Megatron-LM, nanoGPT: two or more dimensions decay).
     """
 
+    adds_up: bool = False
+    """What the parts within it return is only weighed and added up in what it returns: partial results over a tensor-parallel
+    group may be summed there, once."""
+
     @abstractmethod
     def declare(self) -> dict[str, Parameter]:
         """A declaration for each parameter that this part owns (not those of parts within it), by its name relative to it.

@@ -20,21 +20,35 @@ a module whose forward runs model, head and loss.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
+from llmfactory.parallel.expert import experts_of, placement
 from llmfactory.parallel.spec import Zero
 
 
-def shard(root: nn.Module, mesh: DeviceMesh, zero: Zero = Zero.optimizer, *, offload: bool = False) -> None:
+def shard(
+    root: nn.Module,
+    mesh: DeviceMesh,
+    zero: Zero = Zero.optimizer,
+    *,
+    experts: DeviceMesh | None = None,
+    offload: bool = False,
+) -> None:
     """Make `root` data parallel over the mesh (copies, shards), in place. All processes must hold the same weights.
 
+    `experts`: the mesh (copies, shards) of experts that are dealt out, which have fewer of both; None: they are not.
     `offload`: weights, gradients and the optimizer's state stay in the host's memory.
     """
     again = zero is Zero.parameters and mesh.size(1) > 1
     policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
+    if experts is not None:
+        cut = partial(placement, shards=experts.size(1))
+        for _, stack in experts_of(root):
+            fully_shard(stack, mesh=experts, reshard_after_forward=again, shard_placement_fn=cut, offload_policy=policy)
     for unit in units(root):
         fully_shard(unit, mesh=mesh, reshard_after_forward=again, offload_policy=policy)
     fully_shard(root, mesh=mesh, reshard_after_forward=None if again else False, offload_policy=policy)

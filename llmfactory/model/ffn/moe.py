@@ -22,6 +22,8 @@ from llmfactory.model.part import Part, declare_linear
 class MixtureOfExperts(Part):
     """[B, T, D] -> [B, T, D]."""
 
+    adds_up = True
+
     def __init__(self, spec: Moe, site: Site) -> None:
         super().__init__()
         self.k, self.score, self.normalize, self.scale = spec.k, spec.score, spec.normalize, spec.scale

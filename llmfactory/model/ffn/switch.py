@@ -28,6 +28,8 @@ from llmfactory.model.part import Part
 class SwitchLayer(Part):
     """[B, T, D] -> [B, T, D]."""
 
+    adds_up = True
+
     def __init__(self, spec: Switch, site: Site) -> None:
         super().__init__()
         self.factor, self.capacity = spec.capacity_factor, spec.capacity
