@@ -19,7 +19,9 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 from torch.optim import Optimizer
@@ -37,12 +39,15 @@ from llmfactory.checkpoint.files import (
     write_json,
 )
 from llmfactory.checkpoint.tensors import (
+    PREFIX,
+    Contents,
+    Described,
     allocate_optimizer,
     describe,
     differences,
     model_tensors,
-    optimizer_tensors,
     size_in_bytes,
+    united,
     without,
 )
 from llmfactory.core.errors import UserError
@@ -117,33 +122,45 @@ def save(
     `optimizer` is None for a model that none trains. `state` is plain data; `attach` writes more files into the folder it is
     given, on rank 0. On any error nothing of this checkpoint is left and the earlier ones are untouched.
     """
+    with quiet():
+        return write(folder, step, Contents.of(model, optimizer), state, world, attach)
+
+
+def write(
+    folder: Path,
+    step: int,
+    contents: Contents,
+    state: Mapping[str, Any],
+    world: World,
+    attach: Callable[[Path], None] = lambda path: None,
+) -> Path:
+    """`save` of given contents. May run in a thread of its own, with a `world` of its own, within `quiet` of the main thread."""
     final = path_of(folder, step)
     if world.broadcast(complete(final)):
         return final
-    model_part = model_tensors(model)
-    optimizer_part = {} if optimizer is None else optimizer_tensors(model, optimizer)
-    tensors = {**model_part, **optimizer_part}
+    tensors = contents.tensors
+    described = united(tensors, world)
     temporary = final.with_name(final.name + TEMPORARY)
 
     def prepare() -> None:
-        require_space(folder, size_in_bytes(tensors), f"the checkpoint of step {step}")
+        require_space(folder, size_in_bytes(described), f"the checkpoint of step {step}")
         discard(temporary)
         temporary.mkdir()
 
     def finish() -> None:
         attach(temporary)
         files = {**fingerprints, **{name: fingerprint(temporary / name) for name in names(temporary) if name not in fingerprints}}
-        record = {"schema": SCHEMA, **state, "step": step, "tensors": describe(tensors), "files": files}
+        record = {"schema": SCHEMA, **state, "step": step, "tensors": described, "files": files}
         write_json(temporary / STATE, record)
         discard(final) if final.exists() else None
         publish(temporary, final)
 
     with _all_or_nothing(world, temporary, step):
         world.once(prepare)
-        file_of = {**dict.fromkeys(model_part, 1), **dict.fromkeys(optimizer_part, 2)}
+        file_of = {name: 2 if name.startswith(PREFIX) else 1 for name in described}
         writer = HuggingFaceStorageWriter(str(temporary), fqn_to_index_mapping=file_of, save_distributed=True)
-        with _quiet():
-            write_tensors(tensors, storage_writer=writer, no_dist=world.size == 1)
+        alone, planner = world.size == 1, _Planner(contents.copies)
+        write_tensors(tensors, storage_writer=writer, planner=planner, process_group=world.everyone, no_dist=alone)
         shards = names(temporary)[world.rank :: world.size]
         fingerprints = {
             name: entry
@@ -152,6 +169,17 @@ def save(
         }
         world.once(finish)
     return final
+
+
+class _Planner(DefaultSavePlanner):
+    """Each piece is written by one of the processes that have it, from its copy where there is one."""
+
+    def __init__(self, copies: Mapping[str, Tensor] | None) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        return super().lookup_object(index) if self.copies is None else self.copies[index.fqn]
 
 
 @contextmanager
@@ -200,27 +228,27 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World) -> No
     """Restore weights and optimizer state in place, under whatever layout the model has now; called by every process."""
     state = _verified(path, world)
     tensors = model_tensors(model)
-    _insist_same(path, tensors, state["tensors"])
+    _insist_same(path, united(tensors, world), state["tensors"])
     room = allocate_optimizer(model, optimizer, state["tensors"])
-    with _quiet():
-        _read(path, {**tensors, **room}, no_dist=world.size == 1)
+    _read(path, {**tensors, **room}, world)
 
 
-def load_weights(path: Path, model: nn.Module, new: str | None = None) -> None:
-    """Only the weights, into a plain model; each process reads them for itself. Names and shapes must match exactly.
+def load_weights(path: Path, model: nn.Module, new: str | None = None, world: World | None = None) -> None:
+    """Only the weights. Names and shapes must match exactly.
 
     A second model that was trained beside it (`COMPANION`) is left out where this one has none.
 
-    `new`: beginning of the names of a part that is not the checkpoint's: it is left alone.
+    `new`: beginning of the names of a part that is not the checkpoint's: it is left alone. `world`: the processes over which
+    the model is laid out, all of which call this; None: the model is whole, and this process reads for itself.
     """
-    state = _verified(path, None)
+    state = _verified(path, world)
     tensors = without(model_tensors(model), new)
+    described = describe(tensors) if world is None else united(tensors, world)
     saved = without(state["tensors"], new)
-    if not any(name.startswith(COMPANION) for name in tensors):
+    if not any(name.startswith(COMPANION) for name in described):
         saved = without(saved, COMPANION)
-    _insist_same(path, tensors, saved)
-    with _quiet():
-        _read(path, tensors, no_dist=True)
+    _insist_same(path, described, saved)
+    _read(path, tensors, world)
 
 
 def _verified(path: Path, world: World | None) -> dict[str, Any]:
@@ -241,16 +269,18 @@ def _verified(path: Path, world: World | None) -> dict[str, Any]:
     return state
 
 
-def _insist_same(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
-    lines = differences(tensors, saved)
+def _insist_same(path: Path, model: Described, saved: Described) -> None:
+    lines = differences(model, saved)
     if lines:
         shown = "\n  ".join(lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else []))
         raise UserError(f"{path} does not fit the model:\n  {shown}")
 
 
-def _read(path: Path, tensors: dict[str, Any], *, no_dist: bool) -> None:
+def _read(path: Path, tensors: dict[str, Tensor], world: World | None) -> None:
+    alone, group = world is None or world.size == 1, None if world is None else world.everyone
     try:
-        read_tensors(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=no_dist)
+        with quiet():
+            read_tensors(tensors, storage_reader=HuggingFaceStorageReader(str(path)), process_group=group, no_dist=alone)
     except (Exception, CheckpointException) as error:  # the latter is a BaseException
         raise UserError(f"{_unreadable(path)} cannot be read: {_cause(error)}") from error
 
@@ -267,7 +297,7 @@ def _unreadable(path: Path) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the remark that a single process saves as a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

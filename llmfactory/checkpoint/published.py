@@ -16,12 +16,14 @@ from torch import Tensor
 
 from llmfactory.checkpoint.names.published import Published
 from llmfactory.checkpoint.names.translate import to_ours, to_theirs
-from llmfactory.checkpoint.tensors import describe, differences, model_tensors, without
+from llmfactory.checkpoint.tensors import Described, describe, differences, model_tensors, united, without
 from llmfactory.core.errors import UserError
 from llmfactory.core.gguf_file import package
 from llmfactory.core.safetensors_file import Stored
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import ModelSpec
+from llmfactory.parallel.mesh import World
+from llmfactory.parallel.weights import box, cut, local, put
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Formats that are numbers as they stand, under the names of safetensors and of GGUF."""
@@ -30,26 +32,28 @@ SLAB = 1 << 22
 
 
 @torch.no_grad()
-def load_published(published: Published, model: Skeleton, new: str | None = None) -> None:
+def load_published(published: Published, model: Skeleton, new: str | None = None, world: World | None = None) -> None:
     """Fill the model. Raises UserError with every tensor that does not fit, before anything is read.
 
-    `new`: beginning of the names of a part that is not the published one: it is left alone.
+    `new`: beginning of the names of a part that is not the published one: it is left alone. `world`: the processes over which
+    the model is laid out; each reads every tensor and keeps its piece. None: the model is whole.
     """
     check_shapes(published)
     room = without(model_tensors(model), new)
-    _insist_same(published, room, new)
+    _insist_same(published, describe(room) if world is None else united(room, world), new)
     for name, tensor in tensors_of(published):
         if name in room:
-            room[name].copy_(tensor)
+            put(room[name], tensor)
+    table = room.get("embedding.weight")
     for name, stored in published.tied.items():
-        if not torch.equal(_read(stored).to(room["embedding.weight"]), room["embedding.weight"]):
+        if table is not None and not torch.equal(cut(_read(stored), box(table)).to(local(table)), local(table)):
             raise UserError(f"{published.path}: {name} differs from the embedding, though its config ties the two")
 
 
 def stored_tensors(published: Published, spec: ModelSpec) -> dict[str, Tensor]:
     """All tensors of a model under our names, each as it is stored. Raises UserError where `spec` is another model."""
     with torch.device("meta"):
-        _insist_same(published, model_tensors(spec.build()))
+        _insist_same(published, describe(model_tensors(spec.build())))
     return dict(tensors_of(published))
 
 
@@ -58,7 +62,7 @@ def tensors_of(published: Published) -> Iterator[tuple[str, Tensor]]:
     return to_ours(published.family.entries(published.spec), lambda name: read(published, name))
 
 
-def _insist_same(published: Published, room: Mapping[str, Tensor], new: str | None = None) -> None:
+def _insist_same(published: Published, room: Described, new: str | None = None) -> None:
     """The command line may have changed the model that the file describes."""
     with torch.device("meta"):
         described = describe(without(model_tensors(published.spec.build()), new))

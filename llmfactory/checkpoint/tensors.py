@@ -2,16 +2,24 @@
 
 A model's tensors go by their own names (`blocks.0.ffn.up.weight`); optimizer state goes by
 `optimizer.<parameter name>.<state name>`. Neither depends on the layout, so a checkpoint restores under any other.
+
+Where layers are dealt to the processes of a pipeline, each has some of the names only; a parameter that several use stands on
+each of them under one name. So what a model holds is the union over processes (`united`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from llmfactory.parallel.mesh import World
+from llmfactory.parallel.weights import local
 
 PREFIX = "optimizer."
 T = TypeVar("T")
@@ -32,6 +40,30 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The tensors of a checkpoint: those of the model and of the optimizer, by name."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    copies: dict[str, Tensor] | None = None
+    """This process's pieces in the host's memory, which are written in the tensors' place; None: the tensors themselves."""
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: Optimizer | None) -> Contents:
+        """As they stand; `optimizer` is None for a model that none trains."""
+        return cls(model_tensors(model), {} if optimizer is None else optimizer_tensors(model, optimizer))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.model, **self.optimizer}
+
+    def copied(self) -> Contents:
+        """What they hold now, whatever becomes of the tensors."""
+        copies = {name: local(tensor).to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        return Contents(self.model, self.optimizer, copies)
 
 
 def allocate_optimizer(model: nn.Module, optimizer: Optimizer, saved: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -60,14 +92,23 @@ def _state_names(start: str, saved: Iterable[str]) -> list[str]:
     return [name for name in saved if name.startswith(start) and "." not in name[len(start) :]]
 
 
+Described = Mapping[str, Mapping[str, Any]]
+"""By name, `shape` (of the whole tensor) and `dtype`."""
+
+
 def describe(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Shape (of the whole) and dtype of each tensor, as JSON can hold them."""
     return {name: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for name, t in tensors.items()}
 
 
-def size_in_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the whole tensors, over all processes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def united(tensors: Mapping[str, Tensor], world: World) -> dict[str, dict[str, Any]]:
+    """What all processes have together, described; called by all of them, each gets the same."""
+    return {name: entry for part in world.gather(describe(tensors)) for name, entry in part.items()}
+
+
+def size_in_bytes(described: Described) -> int:
+    """Bytes of the whole tensors."""
+    return sum(math.prod(entry["shape"]) * getattr(torch, entry["dtype"]).itemsize for entry in described.values())
 
 
 def without(tensors: Mapping[str, T], beginning: str | None) -> dict[str, T]:
@@ -75,14 +116,15 @@ def without(tensors: Mapping[str, T], beginning: str | None) -> dict[str, T]:
     return {name: tensor for name, tensor in tensors.items() if beginning is None or not name.startswith(beginning)}
 
 
-def differences(model: Mapping[str, Tensor], saved: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def differences(model: Described, saved: Described) -> list[str]:
     """One line for each tensor that only one side has or whose shape differs."""
-    lines = [f"missing in the checkpoint: {name} {list(model[name].shape)}" for name in model if name not in saved]
+    lines = [f"missing in the checkpoint: {name} {model[name]['shape']}" for name in model if name not in saved]
     for name, entry in saved.items():
         if name.startswith(PREFIX):
             continue
+        shape = entry["shape"]
         if name not in model:
-            lines.append(f"not in the model: {name} {entry['shape']}")
-        elif list(model[name].shape) != entry["shape"]:
-            lines.append(f"another shape: {name} is {entry['shape']} in the checkpoint, {list(model[name].shape)} in the model")
+            lines.append(f"not in the model: {name} {shape}")
+        elif model[name]["shape"] != shape:
+            lines.append(f"another shape: {name} is {shape} in the checkpoint, {model[name]['shape']} in the model")
     return lines

@@ -7,25 +7,32 @@ how the parameter is cut (drawing shards in place gives every rank the same numb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from llmfactory.core.sharding import name_seed
+from llmfactory.core.sharding import Parameter, name_seed
 from llmfactory.model.declarations import declarations
 
 
-def initialize(model: nn.Module, seed: int, place: Callable[[nn.Parameter, Tensor], object] | None = None) -> None:
+def initialize(
+    model: nn.Module,
+    seed: int,
+    place: Callable[[nn.Parameter, Tensor], object] | None = None,
+    declared: Mapping[str, Parameter] | None = None,
+) -> None:
     """Fill every parameter; `place(parameter, full)` stores the whole float32 tensor (None: copy it into the parameter).
+
+    `declared`: what the whole model declares, where `model` is a part of it only; None: what its parts say.
 
     One full tensor exists at a time.
     """
+    declared = declarations(model) if declared is None else declared
     with torch.no_grad():
-        for name, declared in declarations(model).items():
-            parameter = model.get_parameter(name)
+        for name, parameter in model.named_parameters():
             full = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-            declared.start.fill(full, torch.Generator().manual_seed(name_seed(seed, name)))
+            declared[name].start.fill(full, torch.Generator().manual_seed(name_seed(seed, name)))
             (place or _copy)(parameter, full)
 
 

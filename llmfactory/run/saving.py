@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.files import require_space
 from llmfactory.checkpoint.retention import prune
-from llmfactory.checkpoint.tensors import model_tensors, size_in_bytes
-from llmfactory.parallel.replicate import reshard
+from llmfactory.checkpoint.tensors import model_tensors, size_in_bytes, united
+from llmfactory.parallel.shard import reshard
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.progress import Progress
@@ -46,7 +46,7 @@ class Saving(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
         assert isinstance(stage, PretrainStage)
-        needed = (1 + stage.optim.state_copies()) * size_in_bytes(model_tensors(stage.model))
+        needed = (1 + stage.optim.state_copies()) * size_in_bytes(united(model_tensors(stage.model), self.strategy.world))
 
         def make_room() -> None:
             io.clean(self.folder)
@@ -54,7 +54,9 @@ class Saving(pl.Callback):
 
         self.strategy.world.once(make_room)
         if self.resume is not None:
-            io.load(self.resume, stage.model, self._optimizer(trainer), self.strategy.world)
+            model, optimizer = self.strategy.whole(stage.model, self._optimizer(trainer), everywhere=True)
+            io.load(self.resume, model, optimizer, self.strategy.world)
+            self.strategy.take(stage.model, model, optimizer)
             if self.formats.loss_scale is not None:
                 self.formats.loss_scale.load(io.read_state(self.resume)["loss_scale"])
 
@@ -77,7 +79,8 @@ class Saving(pl.Callback):
         state = {**self.record, **self.progress.state(), "samples": self.progress.step * self.spec.batch_size}
         if self.formats.loss_scale is not None:
             state["loss_scale"] = self.formats.loss_scale.state()
-        self.last = io.save(self.folder, self.progress.step, stage.model, optimizer, state, self.strategy.world, self.attach)
+        model, optimizer = self.strategy.whole(stage.model, optimizer, everywhere=False)
+        self.last = io.save(self.folder, self.progress.step, model, optimizer, state, self.strategy.world, self.attach)
         best_step = self.progress.best_step if self.spec.keep_best else None
         self.strategy.world.once(lambda: prune(self.folder, self.spec.keep_last, best_step))
 

@@ -193,4 +193,5 @@ def layout(job: Job, folder: Path) -> str:
 def test_too_many_processes_for_the_layout(tmp_path: Path) -> None:
     job = make(tmp_path, parallel=Mesh(dp_replicate=1))
     for message in pool.run(2, layout, job, tmp_path / "run"):
-        assert message == "the parallel layout dp_replicate=1 needs 1 processes, but 2 were started"
+        assert message.startswith("the parallel layout pp=1 x dp_replicate=1 x")
+        assert message.endswith("needs 1 processes, but 2 were started")
