@@ -120,7 +120,7 @@ class _Grid:
         see_pieces(module, attribute, view, axes=2)
         if isinstance(module, nn.Linear) and declared.layout in (Layout.column, Layout.row):
             module.__class__ = _SummaLinear
-            module.rows, module.columns = self.rows, self.columns
+            module.__dict__.update(rows=self.rows, columns=self.columns)
 
     def _placed(self, whole: Tensor, module: nn.Module, declared: Parameter) -> tuple[tuple[Placement, Placement], View]:
         """Along the rows and along the columns of the grid."""
@@ -181,11 +181,11 @@ class _SummaLinear(Pieces, nn.Linear):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
         y: Tensor = _Summa.apply(x.flatten(0, -2), weight, self.rows, self.columns)  # type: ignore[no-untyped-call]
-        if self.bias is None:
-            return y.unflatten(0, x.shape[:-1])  # type: ignore[no-any-return,no-untyped-call]
-        # A row-cut map's bias is a copy everywhere; of it, as of a column-cut one's, this process's outputs count.
-        bias = self.bias if self.bias.shape[0] == y.shape[1] else piece(self.bias, 0, self.columns)
-        return (y + bias.to(y.dtype)).unflatten(0, x.shape[:-1])  # type: ignore[no-any-return,no-untyped-call]
+        bias: Tensor | None = self.bias
+        if bias is not None:
+            # A row-cut map's bias is a copy everywhere; of it, as of a column-cut one's, this process's outputs count.
+            y = y + (bias if bias.shape[0] == y.shape[1] else piece(bias, 0, self.columns)).to(y.dtype)
+        return y.view(*x.shape[:-1], -1)
 
 
 def _from(x: Tensor, sender: int, group: Group) -> Tensor:

@@ -89,7 +89,7 @@ class _Cutter:
         for key in rows:
             linear = part.get_submodule(key.rpartition(".")[0])
             # Of several sums in one part, the first ones feed what follows in it; they stay whole.
-            linear.join = self._sum(scattered=sequence and len(rows) == 1) if summed else _same
+            linear.__dict__["join"] = self._sum(scattered=sequence and len(rows) == 1) if summed else _same
             linear.__class__ = _RowLinear
             if not summed and linear.bias is not None:
                 raise TypeError(f"{name}.{key}: its bias would be added once for each tensor-parallel process")
@@ -143,7 +143,7 @@ class _Cutter:
             if heads:
                 args = tuple(self._own_heads(one) if isinstance(one, Context) else one for one in args)
                 kwargs = {key: self._own_heads(one) if isinstance(one, Context) else one for key, one in kwargs.items()}
-                if module.training and getattr(module, "dropout", 0.0) and not sequence:
+                if module.training and getattr(module, "dropout", None) and not sequence:
                     # Outside, all draw the same numbers; each has its own heads here, so its own numbers.
                     seed = int(torch.randint(2**62, ()).item())
                     restore.append(_random_state())

@@ -92,8 +92,8 @@ def summa_cuts_squares(job: Job) -> Iterator[Problem]:
 def _parts(job: Job) -> Iterator[tuple[str, Spec]]:
     yield from walk(job.model, "model")
     objective = job.stage.objective if isinstance(job.stage, TrainingSpec) else None
-    if isinstance(objective, ReplacedToken) and job.model.graph == "encoder":
-        yield from walk(objective.generator(job.model), "stage.objective.generator_scale: the generator's ")  # type: ignore[arg-type]
+    if isinstance(objective, ReplacedToken) and isinstance(job.model, EncoderOnly):
+        yield from walk(objective.generator(job.model), "stage.objective.generator_scale: the generator's ")
 
 
 def _sizes(path: str, part: Spec, job: Job) -> Iterator[tuple[str, tuple[int, bool], str]]:
@@ -107,7 +107,7 @@ def _sizes(path: str, part: Spec, job: Job) -> Iterator[tuple[str, tuple[int, bo
     if isinstance(part, Moe) and part.shared_hidden:
         yield f"{path}.shared_hidden", (part.shared_hidden, False), "hidden units"
     if isinstance(part, Mamba):
-        yield f"{path}.expand", (part.expand * job.model.dim, False), "inner channels"  # type: ignore[attr-defined]
+        yield f"{path}.expand", (part.expand * job.model.dim, False), "inner channels"
 
 
 def tensor_parallel_has_matrices_to_cut(job: Job) -> Iterator[Problem]:
@@ -135,7 +135,9 @@ def sequence_parallel_cuts_rows(job: Job) -> Iterator[Problem]:
         return
     for path, part in walk(job.model, "model"):
         if isinstance(part, MoeSpec) and part.jitter:
-            reason = f"processes that hold the same row must route it alike, but would draw other noise ({path}.jitter={part.jitter})"
+            reason = (
+                f"processes that hold the same row must route it alike, but would draw other noise ({path}.jitter={part.jitter})"
+            )
             yield Problem("parallel.sequence_parallel", True, reason, f"{path}.jitter=0")
     pieces = layout.tp * layout.cp
     if isinstance(job.stage, TrainingSpec) and job.data.seq_len % pieces and not isinstance(job.model, EncoderDecoder):
