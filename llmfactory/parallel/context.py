@@ -200,26 +200,29 @@ LABELS = ("labels", "near", "noise")
 """Fields of a batch in which -100 is nothing."""
 
 
+def padded(batch: Batch, multiple: int) -> Batch:
+    """Rows of a length that can be cut: their own, or longer by padding, which has no label and is no document.
+
+    Before the context is made, which must keep documents apart then. Lengths that follow from a corruption need it; those that
+    are given are checked while composing.
+    """
+    return {name: _padded(name, field, multiple) for name, field in batch.items()}
+
+
+def _padded(name: str, field: Tensor, multiple: int) -> Tensor:
+    if name == "images":
+        return field
+    dim = _length_dim(name, field)
+    missing = -field.shape[dim] % multiple
+    behind = [0] * (2 * (field.dim() - 1 - dim)) + [0, missing]
+    return F.pad(field, behind, value=IGNORE if name in LABELS else 0) if missing else field
+
+
 class ContextCut:
     """Cuts a batch and its context along the rows: this process's columns, and masks that know the others'."""
 
     def __init__(self, group: Group, method: ContextMethod) -> None:
         self.group, self.method = group, method
-
-    def padded(self, batch: Batch) -> Batch:
-        """Rows of a length that can be cut: their own, or longer by padding, which has no label and is a document of its own.
-
-        Before the context is made. Lengths that follow from a corruption need it; those that are given are checked beforehand.
-        """
-        return {name: self._padded(name, field) for name, field in batch.items()}
-
-    def _padded(self, name: str, field: Tensor) -> Tensor:
-        if name == "images":
-            return field
-        dim = _length_dim(name, field)
-        missing = -field.shape[dim] % (2 * self.group.size())
-        behind = [0] * (2 * (field.dim() - 1 - dim)) + [0, missing]
-        return F.pad(field, behind, value=IGNORE if name in LABELS else 0) if missing else field
 
     def __call__(self, batch: Batch, context: Context) -> tuple[Batch, Context]:
         if "images" in batch:

@@ -6,7 +6,7 @@ weights only within the root's forward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -18,6 +18,8 @@ from llmfactory.model.skeleton import Skeleton
 from llmfactory.objective.objective import Objective
 from llmfactory.optim.groups import groups
 from llmfactory.optim.spec import OptimSpec
+from llmfactory.parallel.context import ContextCut, padded
+from llmfactory.parallel.mesh import World
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -30,11 +32,20 @@ class Root(nn.Module):
         super().__init__()
         self.model, self.objective, self.isolated = model, objective, isolated
         self.measure = objective.plain()
+        self.multiple = 1
+        """Rows are made as long as a multiple of it, by padding, so that a layout can cut them evenly."""
+        self.cut: ContextCut | None = None
+        """Cuts rows along their length, of which this process then has a piece; None: they stay whole."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The sums of the loss's terms over a micro-batch; in evaluation mode those of the plain measure."""
         record = Record() if self.training and self.model.terms else None
-        context = self.model.context(batch, self.isolated).with_(record=record)
+        length = batch["tokens"].shape
+        batch = padded(batch, self.multiple) if self.multiple > 1 else batch
+        isolated = self.isolated or batch["tokens"].shape != length
+        context = self.model.context(batch, isolated).with_(record=record)
+        if self.cut is not None:
+            batch, context = self.cut(batch, context)
         objective = self.objective if self.training else self.measure
         terms = objective(objective.outputs(self.model, batch, context), batch)
         return {name: total for name, (total, _) in terms.items()} | ({} if record is None else record.sums)
@@ -44,7 +55,8 @@ class PretrainStage(pl.LightningModule):
     """Trains `model` on `objective`.
 
     `decays` says for each parameter name of the model whether weight decay applies. `isolated`: rows hold several documents
-    or padding, which attention must keep apart.
+    or padding, which attention must keep apart. `first_weights` fills the parameters of the model that it is given, once it is
+    laid out over the processes of a world.
     """
 
     def __init__(
@@ -56,9 +68,11 @@ class PretrainStage(pl.LightningModule):
         decays: Mapping[str, bool],
         max_steps: int,
         isolated: bool,
+        first_weights: Callable[[Skeleton, World], None] = lambda model, world: None,
     ) -> None:
         super().__init__()
         self.root = Root(model, objective, isolated)
+        self.first_weights = first_weights
         self.objective, self.optim, self.decays = objective, optim, dict(decays)
         self.schedule = optim.schedule.build(max_steps)
         self.clip_norm = optim.clip_norm
@@ -66,6 +80,10 @@ class PretrainStage(pl.LightningModule):
     @property
     def model(self) -> Skeleton:
         return self.root.model
+
+    def fill(self, world: World) -> None:
+        """Give the parameters, which have been laid out over `world`, their first values; called by every process."""
+        self.first_weights(self.model, world)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
