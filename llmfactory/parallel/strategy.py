@@ -6,7 +6,8 @@ back-propagates sum / denominator. So loss and gradients depend neither on the m
 processes. Then one pass over the gradients unscales and clips them, and the optimizer steps.
 
 The model is laid out in this order: tensors and experts are cut, blocks recompute, modules are compiled, FSDP2 wraps what is
-there, the optimizer gets the pieces.
+there, the pieces get memory and are filled, the optimizer gets them. Until then parameters are on the meta device: a process
+never holds more than its pieces.
 
 A step whose loss or gradient norm is not finite never reaches the weights. On the CPU that is decided at once. A GPU would
 have to be waited for, so there the decision stays on it: the optimizer's kernel takes a flag and leaves the weights alone,
@@ -18,6 +19,7 @@ do nothing (the stage's `optimizer_zero_grad`) and so must the third.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
@@ -32,11 +34,15 @@ from llmfactory.core.batch import split
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+from llmfactory.parallel.context import ContextCut
+from llmfactory.parallel.expert import deal_experts
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.recompute import recompute
 from llmfactory.parallel.shard import next_micro_batch, shard, units
-from llmfactory.parallel.spec import Mesh, Offload
+from llmfactory.parallel.spec import Mesh, Offload, TensorForm
+from llmfactory.parallel.summa import cut_on_grid, own_rows_of
 from llmfactory.parallel.tensor import cut_rows, cut_tensors, towers
+from llmfactory.parallel.weights import allocate
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -51,6 +57,10 @@ class Trainable(Protocol):
     """The training module: its forward takes a micro-batch and returns the loss's sums by name."""
     clip_norm: float | None
     """Largest global gradient norm."""
+
+    def fill(self, world: World) -> None:
+        """Give the parameters of `root`, which have been laid out over `world`, their first values."""
+        ...
 
     def count(self, batch: Batch) -> dict[str, float]:
         """Denominators of the loss's terms by name, and `tokens`, the number of tokens, of a batch on the CPU."""
@@ -132,21 +142,39 @@ class MeshStrategy(ParallelStrategy):
             for module in [root] if dense is None else units(root):
                 module.compile()
         if dense is not None:
-            shard(root, dense["copies", "shards"], layout.zero, offload=layout.offload is Offload.cpu)
+            sparse = self.world.sparse
+            experts = None if sparse is None else sparse["copies", "shards"]
+            shard(root, dense["copies", "shards"], layout.zero, experts=experts, offload=layout.offload is Offload.cpu)
+        self.fill(root)
         self.setup_optimizers(trainer)
 
+    def fill(self, root: nn.Module) -> None:
+        """Memory for the parameters of the laid out model, and their first values."""
+        offloaded = self.layout.offload is not Offload.none
+        allocate(root, torch.device("cpu") if offloaded else self.world.device)
+        self.stage.fill(self.world)
+
     def _cut(self, root: nn.Module) -> None:
-        """Tensor, sequence and context parallelism."""
+        """Tensor, sequence, expert and context parallelism."""
         layout, world = self.layout, self.world
+        if layout.tensor_form is TensorForm.summa:
+            cut_on_grid(root, world, loss=layout.loss_parallel)
+            return
         cut_tensors(root, world, sequence=layout.sequence_parallel, loss=layout.loss_parallel)
+        deal_experts(root, world)
         if layout.sequence_parallel and "tp" in world.groups:
+            self.stage.root.multiple *= world.groups["tp"].size()
             for tower in towers(root):
                 tower.cut, tower.join = cut_rows(world)
+        if "cp" in world.groups:
+            self.stage.root.multiple *= 2 * world.groups["cp"].size()
+            self.stage.root.cut = ContextCut(world.groups["cp"], layout.context_method)
 
     def model_to_device(self) -> None:
         assert self.lightning_module is not None
         self.formats.convert_module(self.lightning_module)
-        self.lightning_module.to(self.world.device)
+        if not any(parameter.is_meta for parameter in self.lightning_module.parameters()):
+            self.lightning_module.to(self.world.device)
 
     def teardown(self) -> None:
         """Weights stay where they are: `fit` still evaluates with them."""
@@ -172,7 +200,7 @@ class MeshStrategy(ParallelStrategy):
         for number, (piece, share) in enumerate(pieces, start=1):
             next_micro_batch(root, number == len(pieces), self.layout.zero)
             with self.formats.forward_context():
-                sums = root(piece)
+                sums = root(self._own_rows(piece))
                 loss = share * sum(sums[name] / (self._denominators[name] or 1.0) for name in sums)
             torch.autograd.backward(self.formats.scaled(loss))
             total = loss.detach() if total is None else total + loss.detach()
@@ -188,21 +216,27 @@ class MeshStrategy(ParallelStrategy):
             most = -(-self.batch_size // self.world.data_size)
             yield from [(pieces[0], 0.0)] * (-(-most // self.micro_batch_size) - len(pieces))
 
+    def _own_rows(self, batch: Batch) -> Batch:
+        """Of rows that the tensor-parallel processes have in common, those that this one works on."""
+        return own_rows_of(batch, self.world) if self.layout.tensor_form is TensorForm.summa else batch
+
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Sums of the terms over a batch of held-out rows; over all processes they add up to those of all their rows."""
         with self.formats.forward_context():
-            return {name: self.share * value for name, value in self.stage.root(batch).items()}
+            return {name: self.share * value for name, value in self.stage.root(self._own_rows(batch)).items()}
 
     @property
     def share(self) -> float:
         """Of a loss that this process computes from whole logits, together with all its tensor-parallel neighbours."""
-        return 1.0 / self.world.degrees["tp"]
+        copies = self.world.degrees["tp"]
+        return 1.0 / (copies if self.layout.tensor_form is TensorForm.one_d else math.isqrt(copies))
 
     @property
     def _draws(self) -> str:
         """Processes that hold the same tokens draw the same dropout masks, all others their own."""
         world = self.world
-        places = {"cp": world.place("cp"), "tp": world.place("tp") if self.layout.sequence_parallel else 0}
+        apart = self.layout.sequence_parallel or self.layout.tensor_form is TensorForm.summa
+        places = {"cp": world.place("cp"), "tp": world.place("tp") if apart else 0}
         return str(world.data_rank) + "".join(f" {axis} {place}" for axis, place in places.items() if place)
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -270,6 +304,16 @@ class MeshStrategy(ParallelStrategy):
             f"ends here. Its samples: {self.samples(step - 1)}. Try a lower optim.lr or a longer optim.schedule.warmup_steps, "
             f"or look at these samples"
         )
+
+    # ---- checkpoints
+
+    def whole(self, model: nn.Module, optimizer: Optimizer | None, *, everywhere: bool) -> tuple[nn.Module, Any]:
+        """Model and optimizer as checkpoints see them, which is as they are, unless an engine of its own keeps the tensors.
+        Not `everywhere`: one process that has them is enough. Called by every process."""
+        return model, optimizer
+
+    def take(self, model: nn.Module, whole: nn.Module, optimizer: Optimizer | None) -> None:
+        """The other way: what `whole` gave has been filled from a checkpoint."""
 
     # ---- what Lightning asks of a strategy
 
