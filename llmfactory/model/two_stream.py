@@ -42,7 +42,7 @@ class TwoStreamModel(TextModel):
 
     def _streams(self, going: Pass) -> Tensor:
         content_BTD = self.embedding(going.tokens, going.context)
-        if not isinstance(going.context.mask, StreamsMask):
+        if going.context.mask.streams == 1:
             return content_BTD  # type: ignore[no-any-return]
         return torch.cat((content_BTD, self.query.to(content_BTD.dtype).expand_as(content_BTD)), 1)
 
@@ -77,12 +77,12 @@ class TwoStreamModel(TextModel):
 def _context(going: Pass) -> Context:
     """Who counts tokens by segments finds each twice."""
     context = going.context
-    if not isinstance(context.mask, StreamsMask) or context.segments is None:
+    if context.mask.streams == 1 or context.segments is None:
         return context
     return context.with_(segments=context.segments.repeat(1, 2))
 
 
 def _answer(going: Pass) -> None:
     """Of two streams, the second."""
-    if isinstance(going.context.mask, StreamsMask):
+    if going.context.mask.streams == 2:
         going.carried[HIDDEN] = going.carried[HIDDEN][:, going.tokens.shape[1] :]

@@ -62,7 +62,11 @@ class RelativeAttention(Part):
                 k_BHSD, v_BHSD, mask = k_BHSD[:, :, -used:], v_BHSD[:, :, -used:], RecentMask(mask, used)
         r_HLD = self.r(relative_LM).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
         scores_BHTL = (q_BHTD + self.distance_bias[:, None]) @ r_HLD.transpose(1, 2)
-        bias_BHTS = by_distance(scores_BHTL, k_BHSD.shape[2]) * self.head_dim**-0.5
+        if context.pieces is None:
+            bias_BHTS = by_distance(scores_BHTL, k_BHSD.shape[2])
+        else:
+            bias_BHTS = by_place(scores_BHTL, *mask.order())
+        bias_BHTS = bias_BHTS * self.head_dim**-0.5
         dropout = self.dropout if self.training else 0.0
         y_BHTD = attend(q_BHTD + self.content_bias[:, None], k_BHSD, v_BHSD, mask, bias_BHTS, dropout=dropout)
         return self.o(y_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -83,3 +87,11 @@ def by_distance(scores_BHTL: Tensor, n_keys: int) -> Tensor:
     start, stride = n_queries - 1, all_distances - 1
     rows = scores_BHTL.flatten(2)[..., start : start + n_queries * stride]
     return rows.unflatten(-1, (n_queries, stride))[..., :n_keys]  # type: ignore[no-untyped-call,no-any-return]
+
+
+def by_place(scores_BHTL: Tensor, order_1T: Tensor, order_1S: Tensor) -> Tensor:
+    """The same for queries and keys at any places of a row of S."""
+    n_places = order_1S.shape[1]
+    scores_BHTL = F.pad(scores_BHTL, (0, max(0, 2 * n_places - 1 - scores_BHTL.shape[3])))
+    column_TS = n_places - 1 - order_1T[0, :, None] + order_1S[0]
+    return scores_BHTL.gather(3, column_TS.expand(*scores_BHTL.shape[:2], -1, -1))

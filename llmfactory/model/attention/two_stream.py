@@ -18,11 +18,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from llmfactory.core.context import Context, StreamsMask
+from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Normal, Parameter
 from llmfactory.kernel.attention import attend
 from llmfactory.model.attention.gqa import split_heads
-from llmfactory.model.attention.relative import by_distance
+from llmfactory.model.attention.relative import by_distance, by_place
 from llmfactory.model.attention.spec import TwoStream
 from llmfactory.model.frame import Site
 from llmfactory.model.part import Part, declare_linear
@@ -66,7 +66,7 @@ class TwoStreamAttention(Part):
 
     def forward(self, x_BQM: Tensor, context: Context) -> Tensor:
         assert context.relative is not None, "model/position=relative gives it"
-        streams = 2 if isinstance(context.mask, StreamsMask) else 1
+        streams = context.mask.streams
         content_BTM = x_BQM[:, : x_BQM.shape[1] // streams]
         q_BHQD = split_heads(self.q(x_BQM), self.head_dim)
         k_BHSD, v_BHSD = (split_heads(linear(content_BTM), self.head_dim) for linear in (self.k, self.v))
@@ -74,7 +74,10 @@ class TwoStreamAttention(Part):
             k_BHSD, v_BHSD = context.state.append(self.layer, k_BHSD, v_BHSD)
         r_HLD = self.r(context.relative).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
         scores_BHQL = (q_BHQD + self.distance_bias[:, None]) @ r_HLD.transpose(1, 2)
-        bias_BHQS = torch.cat([by_distance(scores, k_BHSD.shape[2]) for scores in scores_BHQL.chunk(streams, 2)], 2)
+        if context.pieces is None:
+            bias_BHQS = torch.cat([by_distance(scores, k_BHSD.shape[2]) for scores in scores_BHQL.chunk(streams, 2)], 2)
+        else:
+            bias_BHQS = by_place(scores_BHQL, *context.mask.order())
         if context.types is not None:
             types_BS = self._of_keys(context.types, context)
             bias_BHQS = bias_BHQS + self._of_segments(q_BHQD, context.types.repeat(1, streams), types_BS)
@@ -92,7 +95,9 @@ class TwoStreamAttention(Part):
         return torch.where(other_BQS[:, None], differ_BHQ1, same_BHQ1)
 
     def _of_keys(self, types_BT: Tensor, context: Context) -> Tensor:
-        """Kinds of text of all keys; those of earlier calls are in the state."""
+        """Kinds of text of all keys; those of earlier calls are in the state, those of other pieces of the row with others."""
+        if context.pieces is not None:
+            return context.pieces.whole(types_BT)
         if context.state is None:
             return types_BT
         earlier = context.state.read(self.slot)

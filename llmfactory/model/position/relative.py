@@ -31,6 +31,8 @@ class RelativePosition(Position):
     def prepare(self, context: Context, dtype: torch.dtype) -> Context:
         n_queries = context.positions.shape[-1]
         n_places = n_queries if context.key_positions is None else context.key_positions.shape[-1]
+        if context.pieces is not None:  # queries of any places of the row
+            n_queries = n_places
         nearest = 0 if self.causal else 1 - n_queries
         distance_L = torch.arange(n_places - 1, nearest - 1, -1, device=context.positions.device)
         if self.clamp is not None:

@@ -36,7 +36,8 @@ class RotaryPosition(Position):
     def prepare(self, context: Context, dtype: torch.dtype) -> Context:
         wide = torch.promote_types(dtype, torch.float32)
         positions_BT = one_axis(context.positions)
-        frequency_D = self.scaling.frequencies(self.theta, self.width, positions_BT, wide)
+        row_BS = positions_BT if context.key_positions is None else one_axis(context.key_positions)
+        frequency_D = self.scaling.frequencies(self.theta, self.width, row_BS, wide)
         angle_B1TD = positions_BT[:, None, :, None].to(wide) * frequency_D
         cos, sin = angle_B1TD.cos() * self.scaling.factor, angle_B1TD.sin() * self.scaling.factor
         return context.with_(rotary=(self.repeat(cos, cos), self.repeat(-sin, sin)))
