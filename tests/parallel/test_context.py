@@ -28,7 +28,7 @@ from llmfactory.core.errors import UserError
 from llmfactory.kernel.attention import attend, plain
 from llmfactory.model.attention import reference
 from llmfactory.parallel import ring
-from llmfactory.parallel.context import MASKS, Columns, ContextCut, RowPieces
+from llmfactory.parallel.context import MASKS, Columns, ContextCut, RowPieces, padded
 from llmfactory.parallel.spec import ContextMethod
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
@@ -224,12 +224,12 @@ def test_what_is_cut() -> None:
 def test_rows_of_other_lengths_are_padded() -> None:
     batch = {name: torch.ones(2, 5, dtype=torch.long) for name in ("tokens", "labels", "segments", "source")}
     batch |= {"positions": torch.ones(2, 2, 5, dtype=torch.long), "images": torch.ones(2, 1, 3, 4, 4)}
-    found = ContextCut(Place(0, 2), ContextMethod.ring).padded(batch)
+    found = padded(batch, 4)
     assert found["labels"].tolist() == [[1] * 5 + [-100] * 3] * 2
     assert found["segments"].tolist() == found["tokens"].tolist() == found["source"].tolist() == [[1] * 5 + [0] * 3] * 2
     assert found["positions"].shape == (2, 2, 8)
     assert found["images"].shape == batch["images"].shape
-    assert ContextCut(Place(0, 1), ContextMethod.ring).padded({"tokens": batch["tokens"][:, :4]})["tokens"].shape == (2, 4)
+    assert padded(batch, 5)["tokens"] is batch["tokens"]
 
 
 def rows() -> list[Tensor]:
