@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from llmfactory.core.context import Record
 from llmfactory.model.skeleton import Skeleton
-from llmfactory.objective.objective import Objective
+from llmfactory.model.steps import HIDDEN, Pass
+from llmfactory.objective.objective import Objective, Outputs
 from llmfactory.optim.groups import groups
 from llmfactory.optim.spec import OptimSpec
 from llmfactory.parallel.context import ContextCut, padded
@@ -23,6 +24,9 @@ from llmfactory.parallel.mesh import World
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
+
+Sums = dict[str, Tensor]
+"""Terms of a loss by name, before they are divided."""
 
 
 class Root(nn.Module):
@@ -37,8 +41,14 @@ class Root(nn.Module):
         self.cut: ContextCut | None = None
         """Cuts rows along their length, of which this process then has a piece; None: they stay whole."""
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The sums of the loss's terms over a micro-batch; in evaluation mode those of the plain measure."""
+    def forward(
+        self, batch: Batch, part: slice | None = None, carried: dict[str, Tensor] | None = None
+    ) -> Sums | tuple[dict[str, Tensor], Sums]:
+        """The sums of the loss's terms over a micro-batch; in evaluation mode those of the plain measure.
+
+        `part`: of the model's steps only, which find `carried`. Then it returns what is carried after them, and the sums that came
+        up on the way; after the last step nothing is carried, and the objective's sums are among them.
+        """
         record = Record() if self.training and self.model.terms else None
         length = batch["tokens"].shape
         batch = padded(batch, self.multiple) if self.multiple > 1 else batch
@@ -47,8 +57,19 @@ class Root(nn.Module):
         if self.cut is not None:
             batch, context = self.cut(batch, context)
         objective = self.objective if self.training else self.measure
-        terms = objective(objective.outputs(self.model, batch, context), batch)
-        return {name: total for name, (total, _) in terms.items()} | ({} if record is None else record.sums)
+        if part is None:
+            outputs = objective.outputs(self.model, batch, context)
+        else:
+            steps = self.model.steps()
+            going = Pass(batch["tokens"], context, dict(carried or {}))
+            for step in steps[part]:
+                step.run(going)
+            if part.stop < len(steps):
+                return going.carried, {} if record is None else record.sums
+            outputs = Outputs(going.carried[HIDDEN], self.model.head)
+        sums = {name: total for name, (total, _) in objective(outputs, batch).items()}
+        sums |= {} if record is None else record.sums
+        return sums if part is None else ({}, sums)
 
 
 class PretrainStage(pl.LightningModule):
