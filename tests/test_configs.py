@@ -63,6 +63,8 @@ NEEDS = {
     "stage/format=hf": ["stage=export", "init=.", "stage.path=exported"],
     "optim/schedule=inverse_sqrt": ["optim.schedule.warmup_steps=100"],
     "launch=local": ["parallel=ddp"],
+    "parallel=ep": ["model/ffn=moe", "launch=local", "launch.processes=2"],
+    "parallel=ep_tp": ["model/ffn=moe", "launch=local", "launch.processes=4"],
     "model/attention=gqa_kv8": ["model.attention.n_heads=8"],
     "model/attention=gqa_kv8_window": ["model.attention.n_heads=8"],
     "model/attention=gqa_kv8_d128_qk_norm": ["model.attention.n_heads=8"],

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
+from llmfactory.config.rule.expert import expert_parallel_deals_experts
 from llmfactory.config.rule.init import (
     a_family_can_say_the_model,
     a_text_is_continued_from_the_left,
@@ -98,4 +99,5 @@ RULES: tuple[Rule, ...] = (
     sequence_parallel_cuts_rows,
     loss_parallel_has_a_cut_vocabulary,
     summa_cuts_squares,
+    expert_parallel_deals_experts,
 )

@@ -89,6 +89,13 @@ FIRES = {
         ["model=kneser_ney", "stage.objective.label_smoothing=0.1"],
     ],
     "cross_attention_stands_at_cross": [["model/attention=cross"]],
+    "expert_parallel_deals_experts": [
+        ["parallel=ep", "launch=local", "launch.processes=2"],
+        ["parallel=ep", "model/ffn=moe"],
+        ["parallel=ep", "model/ffn=moe", "launch=local", "launch.processes=6", "parallel.ep=6", "model.ffn.n_experts=9"],
+        ["parallel=ep", "model/ffn=moe", "launch=local", "launch.processes=6", "parallel.ep=4"],
+        ["parallel=hsdp", "parallel.ep=4", "model/ffn=moe", "launch=local", "launch.processes=4"],
+    ],
     "talking_takes_two": [["stage=bench_comm"], ["stage=bench_comm", "stage.axis=tp"]],
     "an_axis_has_several_processes": [["stage=bench_comm", "stage.axis=tp", "launch=local", "parallel=ddp"]],
 }

@@ -102,7 +102,7 @@ def _sizes(path: str, part: Spec, job: Job) -> Iterator[tuple[str, tuple[int, bo
         yield f"{path}.n_heads", (part.n_heads, False), "heads"
     if isinstance(part, Gqa) and part.n_kv_heads is not None:
         yield f"{path}.n_kv_heads", (part.n_kv_heads, True), "key/value heads"
-    if isinstance(part, QFormer) or (isinstance(part, FfnSpec) and not isinstance(part, MoeSpec)):
+    if isinstance(part, (QFormer, FfnSpec)):
         yield f"{path}.hidden", (part.hidden, False), "hidden units"
     if isinstance(part, Moe) and part.shared_hidden:
         yield f"{path}.shared_hidden", (part.shared_hidden, False), "hidden units"
