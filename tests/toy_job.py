@@ -29,12 +29,15 @@ from llmfactory.model.spec import DecoderOnly
 from llmfactory.objective.spec import Causal
 from llmfactory.optim.schedule.spec import Cosine
 from llmfactory.optim.spec import Adamw
+from llmfactory.parallel.mesh import World
 from llmfactory.parallel.spec import Mesh
+from llmfactory.parallel.weights import allocate
 from llmfactory.peft.spec import None_ as NoPeft
 from llmfactory.precision.spec import Fp32
 from llmfactory.run.display import Display
 from llmfactory.run.fit import Fitted, fit
 from llmfactory.run.spec import Device, Trainer
+from llmfactory.stage.pretrain import PretrainStage
 from llmfactory.stage.spec import Pretrain
 from llmfactory.tracking.spec import None_ as NoTracking
 from llmfactory.tracking.tracker import Tracker
@@ -167,6 +170,14 @@ class Notes(Display):
 def train(job: Job, folder: Path, tracker: Memory | None = None, display: Notes | None = None) -> tuple[Fitted, Memory]:
     tracker = tracker or Memory()
     return fit(job, prepared(job), folder, tracker, display or Notes()), tracker
+
+
+def filled(stage: PretrainStage) -> PretrainStage:
+    """With its first weights, in this process alone."""
+    world = World(torch.device("cpu"))
+    allocate(stage.root, world.device)
+    stage.fill(world)
+    return stage
 
 
 def weights(fitted: Fitted) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import torch
@@ -37,6 +38,7 @@ from llmfactory.parallel.clip import clip_factor, global_norm, scale_
 from llmfactory.parallel.context import ContextCut
 from llmfactory.parallel.expert import deal_experts
 from llmfactory.parallel.mesh import World
+from llmfactory.parallel.offload import keep_on_disk
 from llmfactory.parallel.recompute import recompute
 from llmfactory.parallel.shard import next_micro_batch, shard, units
 from llmfactory.parallel.spec import Mesh, Offload, TensorForm
@@ -99,11 +101,13 @@ class MeshStrategy(ParallelStrategy):
         samples: Callable[[int], str] = lambda step: "unknown",
         smallest_scale: float = 0.0,
         compile: bool = False,
+        scratch: Path | None = None,
     ) -> None:
         super().__init__(parallel_devices=[world.device], cluster_environment=_Place(world))
         self.world, self.layout, self.seed, self.samples = world, layout, seed, samples
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
-        self.smallest_scale, self.compile = smallest_scale, compile
+        self.smallest_scale, self.compile, self.scratch = smallest_scale, compile, scratch
+        self._on_disk = False
         self.stop_asked = False
         """Set by a signal handler of this process: stop after the current step."""
         self.stop_agreed = False
@@ -144,7 +148,7 @@ class MeshStrategy(ParallelStrategy):
         if dense is not None:
             sparse = self.world.sparse
             experts = None if sparse is None else sparse["copies", "shards"]
-            shard(root, dense["copies", "shards"], layout.zero, experts=experts, offload=layout.offload is Offload.cpu)
+            shard(root, dense["copies", "shards"], layout.zero, experts=experts, offload=layout.offload is not Offload.none)
         self.fill(root)
         self.setup_optimizers(trainer)
 
@@ -247,6 +251,10 @@ class MeshStrategy(ParallelStrategy):
         self, optimizer: Optimizer, closure: Callable[[], Any], model: pl.LightningModule | nn.Module | None = None, **kwargs: Any
     ) -> Tensor:
         self.loss = self.world.sum_tensor(closure())
+        if self.layout.offload is Offload.disk and not self._on_disk:  # a resumed run has its state by now
+            assert self.scratch is not None
+            keep_on_disk(optimizer, self.scratch)
+            self._on_disk = True
         scale = self.formats.loss_scale
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         raw_norm = global_norm(gradients)
@@ -284,7 +292,8 @@ class MeshStrategy(ParallelStrategy):
 
     def _defers(self, optimizer: Optimizer) -> bool:
         """Whether the step's verdict stays on the device: not on the CPU, and only if the optimizer's kernel takes a flag."""
-        return self.world.device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False)
+        offloaded = self.layout.offload is not Offload.none
+        return self.world.device.type != "cpu" and not offloaded and getattr(optimizer, "_step_supports_amp_scaling", False)
 
     def _remember(self, broken: Tensor) -> None:
         """Keep the first broken step as [its number from 1, loss, norm] on the device; the number is 0 as long as there is none."""

@@ -34,8 +34,9 @@ from llmfactory.model.initialize import initialize
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.shard import reshard
-from llmfactory.parallel.spec import Mesh
+from llmfactory.parallel.spec import DeepSpeed, ParallelSpec
 from llmfactory.parallel.strategy import MeshStrategy
+from llmfactory.parallel.weights import put
 from llmfactory.precision.loss_scale import SMALLEST
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.allocator import keep_freed_memory
@@ -88,11 +89,10 @@ def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display) 
     Raises:
         UserError: a broken checkpoint, a full disk, a non-finite loss, too few processes or rows.
     """
-    assert isinstance(job.parallel, Mesh)
     kind = device_type(job.trainer.device)
     if kind == "cpu":
         keep_freed_memory()
-    with settings(job.trainer, kind), open_world(job.parallel, kind) as world:
+    with settings(job.trainer, kind), open_world(job.parallel.mesh(), kind) as world:
         return _fit(job, data, folder, tracker, display, world)
 
 
@@ -139,16 +139,16 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
 
     stage = build_stage(job, rows.isolated, fresh=resume is None, note=display.note)
     formats = job.precision.build(world.device.type)
-    assert isinstance(job.parallel, Mesh)
-    strategy = MeshStrategy(
-        world,
+    strategy = make_strategy(
         job.parallel,
+        world,
         seed=job.seed,
         batch_size=spec.batch_size,
         micro_batch_size=spec.micro_batch_size,
         samples=samples,
         smallest_scale=SMALLEST,
         compile=spec.compile,
+        scratch=scratch_of(job, folder),
     )
     saving = Saving(
         checkpoints,
@@ -172,7 +172,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
     progress.watch.stop()
     display.stop()
     return Fitted(
-        model=_whole_model(job, stage, formats, world),
+        model=_whole_model(job, stage, formats, strategy),
         step=progress.step,
         best_loss=progress.best_loss,
         best_step=progress.best_step,
@@ -184,31 +184,58 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
     )
 
 
+def scratch_of(job: Job, folder: Path) -> Path:
+    """Where a layout may keep files that live as long as the process."""
+    named = getattr(job.parallel, "offload_dir", None)
+    return folder / "offload" if named is None else Path(named)
+
+
 def attach(job: Job, data: Data, path: Path) -> None:
     """What travels along with a checkpoint."""
     data.save(path / "tokenizer")
     write_yaml(path / "config.yaml", to_plain(job))
 
 
+def make_strategy(layout: ParallelSpec, world: World, **settings: Any) -> MeshStrategy:
+    """The strategy of a layout; `settings` are those of `MeshStrategy`."""
+    if isinstance(layout, DeepSpeed):
+        from llmfactory.parallel.deepspeed import DeepSpeedStrategy
+
+        return DeepSpeedStrategy(world, layout, **settings)
+    return MeshStrategy(world, layout.mesh(), **settings)
+
+
 def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[str], None] = lambda text: None) -> PretrainStage:
-    """The stage with its first weights: those of `init`, or random ones. Not `fresh`: a checkpoint will fill them."""
+    """The stage, its model on the meta device: whoever has laid it out fills it (`PretrainStage.fill`) with its first weights,
+    those of `init` or random ones. Not `fresh`: a checkpoint will."""
     assert isinstance(job.stage, Pretrain)
-    model = job.model.build()
     objective = job.stage.objective.build()
-    objective.equip(model)
-    decays = {name: declared.decay for name, declared in declarations(model).items()}
+    with torch.device("meta"):
+        model = job.model.build()
+        objective.equip(model)
+    declared = declarations(model)
     job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
-    if fresh and job.init is not None:
-        checkpoint = checkpoint_of(job, "starting")
-        new_head = has_new_head(model, checkpoint)
-        if new_head:
-            initialize(model, job.seed)
-            note(f"the head starts anew: {checkpoint} has another one")
-        fill(model, checkpoint, HEAD if new_head else None)
-    elif fresh:
-        initialize(model, job.seed)
+    checkpoint = checkpoint_of(job, "starting") if fresh and job.init is not None else None
+    new_head = checkpoint is not None and has_new_head(model, checkpoint)
+    if new_head:
+        note(f"the head starts anew: {checkpoint} has another one")
     job.peft.apply(model)
-    return PretrainStage(model, objective, job.optim, decays=decays, max_steps=job.trainer.max_steps, isolated=isolated)
+
+    def first_weights(model: Skeleton, world: World) -> None:
+        if fresh and (checkpoint is None or new_head):
+            initialize(model, job.seed, put, declared)
+        if checkpoint is not None:
+            fill(model, checkpoint, HEAD if new_head else None, world)
+
+    return PretrainStage(
+        model,
+        objective,
+        job.optim,
+        decays={name: one.decay for name, one in declared.items()},
+        max_steps=job.trainer.max_steps,
+        isolated=isolated,
+        first_weights=first_weights,
+    )
 
 
 def _train(
@@ -259,15 +286,15 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _whole_model(job: Job, stage: PretrainStage, formats: MeshPrecision, world: World) -> Skeleton:
+def _whole_model(job: Job, stage: PretrainStage, formats: MeshPrecision, strategy: MeshStrategy) -> Skeleton:
     """A plain model with the trained weights."""
-    if world.dense is None:
+    if strategy.world.dense is None:
         return stage.model.eval()
     reshard(stage.root)
     model = job.model.build()
     stage.objective.equip(model)
-    formats.convert_module(model).to(world.device)
-    ours = model_tensors(stage.model)
+    formats.convert_module(model).to(strategy.world.device)
+    ours = model_tensors(strategy.whole(stage.model, None, everywhere=True)[0])
     for name, tensor in model_tensors(model).items():
         source = ours[name]
         tensor.copy_(source.full_tensor() if hasattr(source, "full_tensor") else source)

@@ -30,6 +30,7 @@ from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.objective import Objective
 from llmfactory.parallel.mesh import World
+from llmfactory.parallel.weights import local
 from llmfactory.precision.plugin import MeshPrecision
 
 D = TypeVar("D", bound=DataSpec)
@@ -48,19 +49,27 @@ HEAD = "head."
 """Names of a head's tensors begin so."""
 
 
-def fill(model: Skeleton, checkpoint: Path, new: str | None = None) -> None:
-    """The weights of a checkpoint into a plain model, in the model's own format.
+def fill(model: Skeleton, checkpoint: Path, new: str | None = None, world: World | None = None) -> None:
+    """The weights of a checkpoint into a model, in the model's own format.
 
-    `new`: beginning of the names of a part that is not the checkpoint's: it is left alone.
+    `new`: beginning of the names of a part that is not the checkpoint's: it is left alone. `world`: the processes over which
+    the model is laid out, all of which call this; None: it is whole.
     """
-    if is_published(checkpoint):
-        load_published(open_published(checkpoint), model, new)
-    else:
-        model.make_room(io.read_state(checkpoint)["tensors"])
-        io.load_weights(checkpoint, model, new)
-    broken = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
-    if broken is not None:
-        raise UserError(f"{checkpoint}: the tensor {broken} holds numbers that are infinite or none at all")
+    error: UserError | None = None
+    try:
+        if is_published(checkpoint):
+            load_published(open_published(checkpoint), model, new, world)
+        else:
+            model.make_room(io.read_state(checkpoint)["tensors"])
+            io.load_weights(checkpoint, model, new, world)
+        broken = next((name for name, weight in model.named_parameters() if not local(weight).isfinite().all()), None)
+        if broken is not None:
+            raise UserError(f"{checkpoint}: the tensor {broken} holds numbers that are infinite or none at all")
+    except UserError as caught:
+        error = caught
+    for found in [error] if world is None else world.gather(error):
+        if found is not None:
+            raise found
 
 
 def has_new_head(model: Skeleton, checkpoint: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy_job import Memory, Notes, Sender, prepared, toy_job, train, weights
+from toy_job import Memory, Notes, Sender, filled, prepared, toy_job, train, weights
 
 from llmfactory.checkpoint import io
 from llmfactory.core.errors import UserError
@@ -265,7 +265,7 @@ def test_a_run_that_had_lost_patience_stays_stopped(tmp_path: Path) -> None:
 def test_float64_weights_are_taken_over_whole(tmp_path: Path) -> None:
     job = toy_job(tmp_path, precision=Fp64(), trainer__max_steps=2)
     fitted, _ = train(job, tmp_path / "first")
-    stage = build_stage(replace(job, init=str(tmp_path / "first")), isolated=True)
+    stage = filled(build_stage(replace(job, init=str(tmp_path / "first")), isolated=True))
     for ours, theirs in zip(stage.model.parameters(), fitted.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from toy_job import toy_job
+from toy_job import filled, toy_job
 
 from llmfactory.core.batch import IGNORE
 from llmfactory.model.ffn.spec import Activation, Moe
@@ -43,7 +43,7 @@ def join(rows: list[Batch]) -> Batch:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> PretrainStage:
-    stage = build_stage(toy_job(tmp_path), isolated=True)
+    stage = filled(build_stage(toy_job(tmp_path), isolated=True))
     stage.root.double()
     return stage
 
@@ -82,7 +82,7 @@ def test_weights_count(stage: PretrainStage) -> None:
 
 def test_losses_of_experts_are_means_over_tokens_in_training_alone(tmp_path: Path) -> None:
     experts = Moe(hidden=8, n_experts=3, k=1, activation=Activation.silu, gated=True, balance=1.0)
-    stage = build_stage(toy_job(tmp_path, model__ffn=experts), isolated=True)
+    stage = filled(build_stage(toy_job(tmp_path, model__ffn=experts), isolated=True))
     batch = row([5, 4], 0)  # nine tokens and seven of padding
     assert stage.count(batch) == {"loss": 9.0, "balance": 9.0, "tokens": 9.0}
     sums = stage.root.train()(batch)
