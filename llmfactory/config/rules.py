@@ -10,6 +10,12 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
+from llmfactory.config.rule.context import (
+    context_parallel_cuts_attention,
+    ring_drops_no_attention,
+    rows_are_cut_into_equal_blocks,
+    ulysses_deals_heads_evenly,
+)
 from llmfactory.config.rule.expert import expert_parallel_deals_experts
 from llmfactory.config.rule.init import (
     a_family_can_say_the_model,
@@ -34,8 +40,10 @@ from llmfactory.config.rule.objective import (
     objective_fits_the_model,
 )
 from llmfactory.config.rule.tensor import (
+    compiled_layouts_are_proven,
     keys_of_an_axis_need_the_axis,
     loss_parallel_has_a_cut_vocabulary,
+    offload_has_what_to_do,
     sequence_parallel_cuts_rows,
     summa_cuts_squares,
     tensor_parallel_cuts_evenly,
@@ -65,6 +73,10 @@ def check(job: Job) -> list[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
+    rows_are_cut_into_equal_blocks,
+    context_parallel_cuts_attention,
+    ring_drops_no_attention,
+    ulysses_deals_heads_evenly,
     counting_is_no_optimization,
     held_out_documents_are_the_run_s,
     gguf_knows_how_text_is_cut,
@@ -100,4 +112,6 @@ RULES: tuple[Rule, ...] = (
     loss_parallel_has_a_cut_vocabulary,
     summa_cuts_squares,
     expert_parallel_deals_experts,
+    offload_has_what_to_do,
+    compiled_layouts_are_proven,
 )

@@ -89,6 +89,42 @@ FIRES = {
         ["model=kneser_ney", "stage.objective.label_smoothing=0.1"],
     ],
     "cross_attention_stands_at_cross": [["model/attention=cross"]],
+    "rows_are_cut_into_equal_blocks": [
+        ["parallel=cp_ring", "launch=local", "data.seq_len=62"],
+        [
+            "parallel=cp_gather",
+            "launch=local",
+            "launch.processes=4",
+            "data.seq_len=60",
+            "parallel.tp=2",
+            "parallel.sequence_parallel=true",
+        ],
+    ],
+    "context_parallel_cuts_attention": [
+        ["parallel=cp_ring", "launch=local", "model=mamba_tiny"],
+        ["parallel=cp_ulysses", "launch=local", "model=neural_ngram_tiny"],
+        [
+            *("parallel=cp_gather", "launch=local", "stage=finetune", "data=examples", "data.files=[a.jsonl]"),
+            *("model=bert_tiny", "model/head=classifier"),
+        ],
+        [
+            *(
+                "parallel=cp_gather",
+                "launch=local",
+                "stage=finetune",
+                "stage/objective=span",
+                "data=examples",
+                "data/task=answer",
+            ),
+            *("data.files=[a.jsonl]", "model=bert_tiny", "model/head=span_qa"),
+        ],
+    ],
+    "ring_drops_no_attention": [["parallel=cp_ring", "launch=local", "model.attention.dropout=0.1"]],
+    "ulysses_deals_heads_evenly": [
+        ["parallel=cp_ulysses", "launch=local", "model.attention.n_heads=1", "model/attention=gqa"],
+        ["parallel=cp_ulysses", "launch=local", "launch.processes=4", "parallel.tp=2", "model.attention.n_heads=2"],
+        ["parallel=cp_ulysses", "launch=local", "model=electra_small", "stage/objective=replaced_token", "toy=true"],
+    ],
     "expert_parallel_deals_experts": [
         ["parallel=ep", "launch=local", "launch.processes=2"],
         ["parallel=ep", "model/ffn=moe"],

@@ -139,9 +139,9 @@ def sequence_parallel_cuts_rows(job: Job) -> Iterator[Problem]:
                 f"processes that hold the same row must route it alike, but would draw other noise ({path}.jitter={part.jitter})"
             )
             yield Problem("parallel.sequence_parallel", True, reason, f"{path}.jitter=0")
-    pieces = layout.tp * layout.cp
-    if isinstance(job.stage, TrainingSpec) and job.data.seq_len % pieces and not isinstance(job.model, EncoderDecoder):
-        reason = f"rows of {job.data.seq_len} tokens are cut into {pieces} equal pieces (tp x cp)"
+    pieces, length_follows = layout.tp, isinstance(job.model, EncoderDecoder)
+    if isinstance(job.stage, TrainingSpec) and job.data.seq_len % pieces and layout.cp == 1 and not length_follows:
+        reason = f"rows of {job.data.seq_len} tokens are cut into {pieces} equal pieces (tp)"
         yield Problem("data.seq_len", job.data.seq_len, reason, f"data.seq_len={job.data.seq_len // pieces * pieces or pieces}")
 
 
@@ -160,6 +160,26 @@ def loss_parallel_has_a_cut_vocabulary(job: Job) -> Iterator[Problem]:
     elif job.model.vocab_size % layout.tp:
         reason = f"model.vocab_size={job.model.vocab_size} cannot be cut into {layout.tp} equal pieces"
         yield Problem("parallel.loss_parallel", True, reason, off)
+
+
+def offload_has_what_to_do(job: Job) -> Iterator[Problem]:
+    """Weights leave a device through FSDP, which a single process does without."""
+    layout = job.parallel
+    if isinstance(layout, Mesh) and layout.offload is not Offload.none and job.launch.world() == 1:
+        reason = "a single process holds everything itself"
+        yield Problem("parallel.offload", layout.offload.name, reason, "parallel.offload=none parallel.offload_dir=null")
+
+
+def compiled_layouts_are_proven(job: Job) -> Iterator[Problem]:
+    """The compiler looks into blocks, where the collective operations of these layouts are; that has not been shown to be right."""
+    if not job.trainer.compile:
+        return
+    for axis in ("tp", "cp", "pp", "ep"):
+        degree = degrees_of(job).get(axis, 1)
+        if degree > 1:
+            reason = f"compiled blocks are proven under data parallelism only, but parallel.{axis}={degree}"
+            yield Problem("trainer.compile", True, reason, "trainer.compile=false")
+            return
 
 
 def keys_of_an_axis_need_the_axis(job: Job) -> Iterator[Problem]:
