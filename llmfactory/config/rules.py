@@ -17,6 +17,7 @@ from llmfactory.config.rule.context import (
     ulysses_deals_heads_evenly,
 )
 from llmfactory.config.rule.expert import expert_parallel_deals_experts
+from llmfactory.config.rule.deepspeed import deepspeed_is_not_compiled, deepspeed_keeps_float32, deepspeed_shares_over_several
 from llmfactory.config.rule.init import (
     a_family_can_say_the_model,
     a_text_is_continued_from_the_left,
@@ -105,6 +106,9 @@ RULES: tuple[Rule, ...] = (
     cross_attention_stands_at_cross,
     talking_takes_two,
     an_axis_has_several_processes,
+    deepspeed_shares_over_several,
+    deepspeed_keeps_float32,
+    deepspeed_is_not_compiled,
     keys_of_an_axis_need_the_axis,
     tensor_parallel_has_matrices_to_cut,
     tensor_parallel_cuts_evenly,

@@ -25,15 +25,14 @@ import lightning.pytorch as pl
 import torch
 
 from llmfactory.checkpoint import io
-from llmfactory.checkpoint.tensors import model_tensors
 from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.data.loader import StepLoader, held_out_batches
+from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
-from llmfactory.parallel.shard import reshard
 from llmfactory.parallel.spec import DeepSpeed, ParallelSpec
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.parallel.weights import put
@@ -44,6 +43,7 @@ from llmfactory.run.determinism import settings
 from llmfactory.run.display import Display
 from llmfactory.run.environment import changed_bits, environment
 from llmfactory.run.evaluating import Evaluating
+from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.plain_file import write_yaml
 from llmfactory.run.progress import Progress
 from llmfactory.run.saving import Saving
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 class Fitted:
     """What training left."""
 
-    model: Skeleton
-    """A plain module with the whole weights, in evaluation mode, on every process."""
+    trained: Skeleton | LaidOut
+    """In evaluation mode, whole, in a single process; else as it lies over the processes."""
     step: int
     """Optimizer steps done, those before a resume included."""
     best_loss: float | None
@@ -81,6 +81,20 @@ class Fitted:
     """Steps left out because float16 gradients overflowed."""
     checkpoint: Path | None
     """The last checkpoint."""
+
+    @property
+    def model(self) -> Skeleton:
+        """A plain module with the whole weights. Where it lies over several processes, all of them must ask for it."""
+        if not isinstance(self.trained, LaidOut):
+            return self.trained
+        model = self.trained.whole(everywhere=True)
+        assert model is not None
+        return model
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model."""
+        return self.trained.parameters if isinstance(self.trained, LaidOut) else parameters(self.trained)
 
 
 def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display) -> Fitted:
@@ -171,8 +185,11 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         _train(stage, loader, strategy, formats, callbacks, last_step, progress.step)
     progress.watch.stop()
     display.stop()
+    trained: Skeleton | LaidOut = stage.model.eval()
+    if world.dense is not None:
+        trained = LaidOut(job, stage, formats, strategy, partial(batches, None))
     return Fitted(
-        model=_whole_model(job, stage, formats, strategy),
+        trained,
         step=progress.step,
         best_loss=progress.best_loss,
         best_step=progress.best_step,
@@ -273,29 +290,16 @@ def _train(
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without its remarks about accelerators that are not there, its advertisements, and a warning about its own code."""
+    """Without its remarks about accelerators that are not there, its advertisements, and a warning about its own code.
+
+    And without those of torch about checkpoints, which may be written in a thread, where no filter can be set.
+    """
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with io.quiet():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
         try:
             yield
         finally:
             logger.setLevel(level)
-
-
-@torch.no_grad()
-def _whole_model(job: Job, stage: PretrainStage, formats: MeshPrecision, strategy: MeshStrategy) -> Skeleton:
-    """A plain model with the trained weights."""
-    if strategy.world.dense is None:
-        return stage.model.eval()
-    reshard(stage.root)
-    model = job.model.build()
-    stage.objective.equip(model)
-    formats.convert_module(model).to(strategy.world.device)
-    ours = model_tensors(strategy.whole(stage.model, None, everywhere=True)[0])
-    for name, tensor in model_tensors(model).items():
-        source = ours[name]
-        tensor.copy_(source.full_tensor() if hasattr(source, "full_tensor") else source)
-    return model.eval()
