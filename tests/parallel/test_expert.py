@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 
@@ -24,6 +23,7 @@ from llmfactory.model.position.spec import None_
 from llmfactory.parallel.collectives import total
 from llmfactory.parallel.expert import deal_experts, experts_of, placement
 from llmfactory.parallel.mesh import World, open_world
+from llmfactory.parallel.shard import reshard, shard
 from llmfactory.parallel.spec import Mesh
 
 E, K, D, H = 4, 2, 6, 8
@@ -75,29 +75,33 @@ def dealt(layout: Mesh, choices: tuple[str, ...]) -> dict[str, Found]:
         return {choice: step(world, choice) for choice in choices}
 
 
+class Root(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = experts()
+
+    def forward(self, x_TD: Tensor, experts_Tk: Tensor) -> Tensor:
+        return self.experts(x_TD, experts_Tk)
+
+
 def step(world: World, choice: str) -> Found:
-    part = experts()
-    deal_experts(part, world)
+    root = Root()
+    deal_experts(root, world)
+    meshes = [None if mesh is None else mesh["copies", "shards"] for mesh in (world.dense, world.sparse)]
+    shard(root, meshes[0], experts=meshes[1])
     share = world.data_rank * world.degrees["cp"] + world.place("cp")
     x, chosen, counts = rows_of(share, choice)
-    y = part(x.requires_grad_(), chosen)
+    y = root(x.requires_grad_(), chosen)
+    here = list(root.experts.up.shape)
     if "tp" in world.groups:
         y = total(y, world.groups["tp"])
     ((y * counts).sum() / world.degrees["tp"]).backward()
     x_grad = x.grad
     if "tp" in world.groups:
         dist.all_reduce(x_grad, group=world.groups["tp"])
-    gradients = {name: whole_gradient(part._parameters[name], world) for name in NAMES}
-    return share, y.detach(), x_grad, gradients, list(part.up.shape)
-
-
-def whole_gradient(parameter: DTensor, world: World) -> Tensor:
-    """Summed over those who hold a copy of the piece, as FSDP does, and put together."""
-    gradient = parameter.grad
-    mesh = world.dense if world.sparse is None else world.sparse
-    for axis in ("copies", "shards"):
-        dist.all_reduce(gradient.to_local(), group=mesh[axis].get_group())
-    return gradient.full_tensor()
+    reshard(root)
+    gradients = {name: root.experts._parameters[name].grad.full_tensor() for name in NAMES}
+    return share, y.detach(), x_grad, gradients, here
 
 
 LAYOUTS = {

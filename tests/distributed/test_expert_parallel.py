@@ -1,0 +1,70 @@
+"""Mixtures of experts take the same steps however experts, rows and matrices are dealt out: three steps of AdamW with decay and
+clipping in float64; loss, gradient norm and every weight to 1e-9.
+
+The balance and z terms weigh enough to show in the first digits, documents have uneven lengths, and Switch's capacity drops
+tokens. Experts are FSDP units of their own, over as many copies and shards as dealing them out leaves: one, some, or fewer experts
+than shards.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pool
+import pytest
+from test_every_graph import Steps, assert_same, job_of, train
+
+MIXTURES = {
+    "mixtral": ["model=mixtral_8x7b", "model.ffn.hidden=24", "model.ffn.balance=0.3", "model.ffn.z=0.1"],
+    "balanced over the batch": [
+        "model=mixtral_8x7b",
+        "model.ffn.hidden=24",
+        "model.ffn.balance=0.3",
+        "model.ffn.balance_over=batch",
+    ],
+    "qwen_moe": ["model=qwen15_moe_a2_7b", "model.ffn.balance=0.3"],
+    "deepseek": ["model=deepseek_v2_lite", "model.n_layers=2", "model.pattern=[dense,base]", "model.ffn.balance=0.3"],
+    "switch": ["model=switch_base_8", "stage/objective=span_corruption"],
+}
+for side in ("encoder", "decoder"):
+    settings = {"jitter": 0, "balance": 0.3, "z": 0.1, "capacity": 3}
+    MIXTURES["switch"] += [f"model.{side}.others.moe.ffn.{key}={value}" for key, value in settings.items()]
+    MIXTURES["switch"] += [f"model.{side}.n_layers=2"]
+
+LAYOUTS = [
+    ("mixtral", 2, "dp_shard=2 ep=2"),
+    ("mixtral", 2, "dp_replicate=2 ep=2 recompute=true"),
+    ("mixtral", 4, "dp_shard=4 ep=2 zero=gradients"),
+    ("mixtral", 4, "dp_replicate=2 dp_shard=2 ep=2"),
+    ("mixtral", 4, "tp=2 sequence_parallel=true dp_shard=2 ep=2"),
+    ("mixtral", 8, "cp=2 tp=2 dp_shard=2 ep=4"),
+    ("balanced over the batch", 2, "cp=2 ep=2"),
+    ("qwen_moe", 2, "tp=2"),
+    ("qwen_moe", 4, "tp=2 dp_shard=2 ep=2"),
+    ("qwen_moe", 2, "tp=2 sequence_parallel=true"),
+    ("deepseek", 4, "dp_shard=4 ep=4"),
+    ("switch", 4, "cp=2 dp_shard=2 ep=2"),
+]
+
+
+@cache
+def reference(mixture: str, folder: Path) -> Steps:
+    return train(job_of([*MIXTURES[mixture], "toy=true"], folder), folder / mixture)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("experts")
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("mixture", "world", "layout"), LAYOUTS, ids=[f"{one[0]}-{one[2]}" for one in LAYOUTS])
+def test_the_same_steps(mixture: str, world: int, layout: str, folder: Path, tmp_path: Path) -> None:
+    degrees = [f"parallel.{degree}" for degree in f"dp_replicate=1 {layout}".split()]
+    changes = [*degrees, "launch=local", f"launch.processes={world}"]
+    if mixture != "balanced over the batch":
+        changes.append("trainer.micro_batch_size=2")
+    job = job_of([*MIXTURES[mixture], "toy=true"], folder, *changes)
+    for result in pool.run(world, train, job, tmp_path, timeout=120):
+        assert_same(result, reference(mixture, folder))
