@@ -42,9 +42,13 @@ CASES = {
 
 
 def make(case: str, folder: Path, *changes: str) -> Job:
+    return job_of(CASES[case], folder, *changes)
+
+
+def job_of(line: list[str], folder: Path, *changes: str) -> Job:
     return compose_job(
         [
-            *CASES[case],
+            *line,
             *("data=text", f"data.source.files=[{write_text(folder)}]", "data.source.split_on=---", "data/tokenizer=bytes"),
             *("data.seq_len=48", "data.held_out=0.2", f"data.cache={folder}/cache", "data.workers=1", "precision=fp64"),
             *(
