@@ -60,11 +60,12 @@ def shard(
 def units(root: nn.Module) -> Iterator[nn.Module]:
     """Modules whose gradients travel together while the backward pass goes on: the members of lists, that is, the blocks.
 
-    The rest (embedding, last norm, head) stays with the root, so that tied weights are in one unit.
+    The rest (embedding, last norm, head, the linear maps of a connector) stays with the root: tied weights are in one unit, and
+    FSDP2 sees no unit whose output is a view (that of a linear map is one), on which it could lose its hook.
     """
     for module in root.modules():
         if isinstance(module, nn.ModuleList):
-            yield from module
+            yield from (member for member in module if next(member.children(), None) is not None)
 
 
 def sharded_modules(root: nn.Module) -> list[FSDPModule]:

@@ -1,8 +1,11 @@
-"""Runs a function of a test file in N gloo processes.
+"""Runs functions of a test file in N gloo processes.
 
 The processes are forked by one clean server process (Python's forkserver) that imported torch, lightning and this project
-once, so a run costs tenths of a second and inherits no thread of pytest. Each run has a deadline; whatever happens, no
-process outlives it.
+once, so that starting them costs tenths of a second and they inherit no thread of pytest. `run` takes new ones each time. A
+`Crew` keeps them and their process group from one function to the next: the first run in a process costs half a second more
+than those after it (torch works out how each operation on a distributed tensor is cut, once for each shape of mesh), so what
+runs under one layout runs in one crew. Each run has a deadline; whatever happens, no process outlives its crew, and a crew
+that failed is none any more: the next run gets a new one.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "lightning.pytorch", "llmfactory.run.fit"])
+CONTEXT.set_forkserver_preload(["torch", "lightning.pytorch", "llmfactory.run.fit", "llmfactory.config.compose", "pytest"])
 
 
 class Died(AssertionError):
@@ -31,71 +35,126 @@ class Died(AssertionError):
 
 def run(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
     """`function(*arguments)` in every process; its results in order of rank. The process group is there when it starts."""
-    deadline = time.monotonic() + timeout
-    path = function.__code__.co_filename
-    with tempfile.TemporaryDirectory() as folder:
-        pipes = [CONTEXT.Pipe(duplex=False) for _ in range(world)]
-        processes = [
-            CONTEXT.Process(
-                target=_work, args=(path, function.__name__, rank, world, folder, pickle.dumps(arguments), pipes[rank][1])
-            )
-            for rank in range(world)
-        ]
-        try:
-            for process, (_, sender) in zip(processes, pipes, strict=True):
-                process.start()
-                sender.close()
-            results: dict[int, Any] = {}
-            while len(results) < world:
-                for rank, (receiver, _) in enumerate(pipes):
-                    if rank not in results and receiver.poll(0.01):
-                        good, results[rank] = _receive(receiver, rank)
-                        if not good:
-                            raise AssertionError(f"rank {rank} of {world}:\n{results[rank]}")
-                if time.monotonic() > deadline:
-                    missing = [rank for rank in range(world) if rank not in results]
-                    raise AssertionError(f"ranks {missing} of {world} did not finish within {timeout} s")
-            return [results[rank] for rank in range(world)]
-        finally:
-            for process, (receiver, _) in zip(processes, pipes, strict=True):
-                receiver.close()
-                if process.pid is None:
-                    continue
-                process.join(0.5)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
-
-
-def _receive(receiver: Connection, rank: int) -> tuple[bool, Any]:
+    crew = Crew(world)
     try:
-        good, result = pickle.loads(receiver.recv_bytes())
-    except EOFError:
+        return crew.run(function, *arguments, timeout=timeout)
+    finally:
+        crew.close()
+
+
+class Crew:
+    """`world` processes that stay, in one process group; started when they are needed."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
+        """As `run` above, in the processes of the run before."""
+        deadline = time.monotonic() + timeout
+        try:
+            if not self._processes:
+                self._start()
+            task = pickle.dumps((function.__code__.co_filename, function.__name__, pickle.dumps(arguments)))
+            for pipe in self._pipes:
+                pipe.send_bytes(task)
+            return self._collect(deadline, timeout)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes: in peace if they wait for work, else by force."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(0.5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._processes, self._pipes = [], []
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _start(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        for rank in range(self.world):
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(rank, self.world, self._folder.name, theirs))
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def _collect(self, deadline: float, timeout: float) -> list[Any]:
+        results: dict[int, Any] = {}
+        while len(results) < self.world:
+            for rank, pipe in enumerate(self._pipes):
+                if rank not in results and pipe.poll(0.01):
+                    good, results[rank] = _receive(pipe, rank)
+                    if not good:
+                        raise AssertionError(f"rank {rank} of {self.world}:\n{results[rank]}")
+            if time.monotonic() > deadline:
+                missing = [rank for rank in range(self.world) if rank not in results]
+                raise AssertionError(f"ranks {missing} of {self.world} did not finish within {timeout} s")
+        return [results[rank] for rank in range(self.world)]
+
+
+def _receive(pipe: Connection, rank: int) -> tuple[bool, Any]:
+    try:
+        good, result = pickle.loads(pipe.recv_bytes())
+    except (EOFError, ConnectionResetError):
         raise Died(f"rank {rank} died without a word") from None
     return good, result
 
 
-def _work(path: str, name: str, rank: int, world: int, folder: str, arguments: bytes, sender: Connection) -> None:
+def _serve(rank: int, world: int, folder: str, pipe: Connection) -> None:
+    """One process of a crew: function after function, until one fails or the other end of the pipe is closed."""
+    good = True
     try:
-        here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        os.environ.update({key: str(value) for key, value in here.items()})
-        warnings.simplefilter("error")
-        sys.path[:0] = [str(Path(path).parent), str(Path(path).parents[1])]
-        import torch
-        import torch.distributed as dist
+        while good:
+            path, name, arguments = pickle.loads(pipe.recv_bytes())
+            try:
+                _join(rank, world, folder)
+                result: Any = getattr(_module(path), name)(*pickle.loads(arguments))
+                import torch.distributed as dist
 
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        result = True, getattr(module, name)(*pickle.loads(arguments))
-        dist.barrier()  # nobody leaves while another still talks to it
-    except BaseException:
-        result = False, traceback.format_exc()
-    sender.send_bytes(pickle.dumps(result))
-    sender.close()
+                dist.barrier()  # nobody leaves while another still talks to it
+            except BaseException:
+                good, result = False, traceback.format_exc()
+            pipe.send_bytes(pickle.dumps((good, result)))
+    except (EOFError, OSError):
+        pass  # nobody wants anything any more
     os._exit(0)  # gloo's threads may wait for a dead peer for ever
+
+
+def _join(rank: int, world: int, folder: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({key: str(value) for key, value in here.items()})
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+
+
+def _module(path: str) -> ModuleType:
+    """The test file, loaded once; its folder and that of all tests can be imported from."""
+    name = Path(path).stem
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == path:
+        return loaded
+    sys.path[:0] = [str(Path(path).parent), str(Path(path).parents[1])]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

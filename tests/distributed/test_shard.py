@@ -24,7 +24,8 @@ from llmfactory.run.fit import fit
 class Root(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(2))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2, bias=False)) for _ in range(2))
+        self.maps = nn.ModuleList([nn.Linear(2, 2, bias=False)])  # as in a connector: no block
         self.last = nn.Linear(2, 1, bias=False)
         for parameter in self.parameters():
             nn.init.ones_(parameter)
@@ -32,7 +33,7 @@ class Root(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             x = block(x)
-        return self.last(x).sum()
+        return self.last(self.maps[0](x)).sum()
 
 
 def gradients() -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
