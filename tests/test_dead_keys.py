@@ -317,6 +317,12 @@ EFFECTS: dict[str, str] = {
         f"stage/bench_comm.{name}": "stage/test_bench_comm.py::test_every_field_does_what_it_says"
         for name in ("axis", "min_bytes", "max_bytes", "factor", "warm_up", "repeats")
     },
+    **{
+        f"parallel/deep_speed.{name}": "parallel/test_deepspeed.py::test_what_the_engine_is_told"
+        for name in ("stage", "offload", "offload_dir")
+    },
+    "parallel/deep_speed.backend": "parallel/test_deepspeed.py::test_processes_are_data_parallel",
+    "parallel/deep_speed.timeout_s": "parallel/test_deepspeed.py::test_processes_are_data_parallel",
     "model/attention/relative.memory": "model/attention/test_relative.py::test_segments_see_the_memory_of_those_before",
     "model/attention/two_stream.n_heads": "model/attention/test_two_stream.py::test_both_streams",
     "model/attention/two_stream.head_dim": "model/attention/test_two_stream.py::test_declarations",
@@ -464,6 +470,8 @@ EFFECTS: dict[str, str] = {
     "launch/local.threads": "launch/test_local.py::test_returns_what_rank_0_returned_and_cleans_the_environment",
     "launch/local.max_restarts": "launch/test_local.py::test_restarts",
     "parallel/mesh.dp_replicate": "parallel/test_mesh.py::test_a_layout_for_more_processes",
+    "parallel/mesh.cp": "distributed/test_context_parallel.py::test_the_same_steps",
+    "parallel/mesh.context_method": "parallel/test_context.py::test_what_each_method_sends",
     "parallel/mesh.backend": "parallel/test_mesh.py::test_nccl_without_gpus",
     "parallel/mesh.timeout_s": "distributed/test_mesh.py::test_a_lost_process_ends_the_wait",
     "stage/pretrain.objective": "objective/test_causal.py::*",
@@ -504,6 +512,7 @@ EFFECTS: dict[str, str] = {
     "trainer.save_every": "run/test_saving.py::test_what_is_kept",
     "trainer.keep_last": "run/test_saving.py::test_what_is_kept",
     "trainer.keep_best": "run/test_saving.py::test_what_is_kept",
+    "trainer.save_async": "run/test_saving.py::test_written_in_the_background_they_are_the_same",
     "trainer.patience": "run/test_stopping.py::test_early_stopping",
     "trainer.deterministic": "run/test_determinism.py::test_deterministic",
     "trainer.compile": "run/test_fit.py::test_compiled",

@@ -14,6 +14,15 @@ section 3.3.2). Under a causal mask a query in block b sees b + 1/2 blocks of ke
 computes (r + 1/2) + (2n - 1 - r + 1/2) = 2n pairs of blocks, and in each step of the ring all compute alike. Contiguous pieces
 would give the last process almost twice the mean. Without a causal mask any cut is balanced.
 
+What a process sends for one attention, forward and backward, where q, k, v and the result are pieces of S bytes each (with fewer
+key/value heads, k and v less):
+
+| method | bytes | processes at most |
+|---|---|---|
+| ring | 2 (n - 1) S + (4 n - 2) S, while it computes | any number |
+| ulysses | 8 (n - 1) / n S | as many as heads |
+| gather | 4 (n - 1) S | any number; holds all keys and values of a layer |
+
 Legend: B rows, T tokens of a whole row, n processes, H query heads, G key/value heads, D, E widths.
 """
 

@@ -30,6 +30,7 @@ from llmfactory.model.attention import reference
 from llmfactory.parallel import ring
 from llmfactory.parallel.context import MASKS, Columns, ContextCut, RowPieces, padded
 from llmfactory.parallel.spec import ContextMethod
+from llmfactory.parallel.volume import counted
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 import pool
@@ -245,3 +246,29 @@ def test_pieces_of_rows() -> None:
     for whole, total in pool.run(2, rows):
         assert whole.tolist() == torch.arange(16).view(2, 8).tolist()
         assert total.tolist() == [28, 92]
+
+
+def sent() -> dict[str, dict[str, float]]:
+    """Bytes of one attention, forward and backward, by method and operation."""
+    group = dist.group.WORLD
+    assert group is not None
+    columns, mask, found = Columns(T, group.size()), CausalMask(T), {}
+    for method in ContextMethod:
+        own = [torch.ones(B, H, T // group.size(), D, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        with counted() as volume:
+            attend(*own, MASKS[method](mask, group, columns, columns)).sum().backward()
+        found[method.name] = {name: volume.sent(name) for name in sorted({message.operation for message in volume.messages})}
+    return found
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("n", [2, 4])
+def test_what_each_method_sends(n: int) -> None:
+    """The table of `parallel/context.py`."""
+    piece = B * H * T // n * D * 8
+    for found in pool.run(n, sent):
+        assert found == {
+            "ring": {"send": (6 * n - 4) * piece},
+            "ulysses": {"all_to_all": pytest.approx(8 * (n - 1) / n * piece)},
+            "gather": {"all_gather": 2 * (n - 1) * piece, "reduce_scatter": 2 * (n - 1) * piece},
+        }
