@@ -50,7 +50,7 @@ def grouped_linear(x_NI: Tensor, weight_GOI: Tensor, ends_G: Tensor) -> Tensor:
     groups, *widths = weight_GOI.shape
     if one_dnn_serves(x_NI, len(x_NI) * math.prod(widths) // groups):
         return _ByProducts.apply(x_NI, weight_GOI, ends_G)  # type: ignore[no-any-return,no-untyped-call]
-    if x_NI.dtype is torch.float64 or any(width * x_NI.element_size() % ALIGNMENT for width in widths):
+    if not len(x_NI) or x_NI.dtype is torch.float64 or any(width * x_NI.element_size() % ALIGNMENT for width in widths):
         return reference(x_NI, weight_GOI, ends_G)
     y_NO = F.grouped_mm(x_NI.contiguous(), weight_GOI.transpose(1, 2), offs=ends_G)
     return _WholeGradient.apply(y_NO)  # type: ignore[no-any-return,no-untyped-call]

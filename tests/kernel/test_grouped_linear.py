@@ -89,3 +89,14 @@ def test_autocast():
         y = grouped_linear(x, weight, ends)
     assert y.dtype is torch.bfloat16
     assert torch.equal(y, grouped_linear(x.bfloat16(), weight.bfloat16(), ends))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_no_rows_at_all(dtype):
+    """A process whose experts nobody visits still has a gradient for them: zeros."""
+    x, weight = torch.empty(0, 16, dtype=dtype, requires_grad=True), torch.randn(3, 32, 16, dtype=dtype, requires_grad=True)
+    y = grouped_linear(x, weight, torch.zeros(3, dtype=torch.int32))
+    y.sum().backward()
+    assert y.shape == (0, 32)
+    assert x.grad.shape == x.shape
+    assert torch.equal(weight.grad, torch.zeros_like(weight))

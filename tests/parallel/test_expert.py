@@ -25,6 +25,7 @@ from llmfactory.parallel.expert import deal_experts, experts_of, placement
 from llmfactory.parallel.mesh import World, open_world
 from llmfactory.parallel.shard import reshard, shard
 from llmfactory.parallel.spec import Mesh
+from llmfactory.parallel.volume import counted
 
 E, K, D, H = 4, 2, 6, 8
 NAMES = ("gate", "up", "down")
@@ -130,6 +131,32 @@ def test_the_same_values_and_gradients(case: str) -> None:
             assert shape == here
             for name in NAMES:
                 torch.testing.assert_close(found[name], gradients[name], rtol=1e-12, atol=1e-12)
+
+
+def messages(layout: Mesh) -> tuple[int, list[tuple[str, float]], list[int]]:
+    """Place in the group, what a step sends to other experts' processes and back, and how many of its visits go to each process."""
+    with open_world(layout, "cpu") as world:
+        part = experts()
+        deal_experts(part, world)
+        x, chosen, counts = rows_of(world.data_rank, "any")
+        with counted() as volume:
+            (part(x.requires_grad_(), chosen) * counts).sum().backward()
+        ranks = dist.get_process_group_ranks(world.groups["ep"])
+        assert volume.select(ranks=ranks) == volume.messages
+        visits = torch.bincount(chosen.flatten() * layout.ep // E, minlength=layout.ep).tolist()
+        return world.place("ep"), [(str(one.dtype), one.sent) for one in volume.messages], visits
+
+
+@pytest.mark.dist
+def test_a_step_exchanges_counts_once_and_rows_four_times() -> None:
+    """There and back, forward and backward; only visits to others' experts travel."""
+    results = sorted(pool.run(2, messages, Mesh(dp_shard=2, ep=2)))
+    away = [visits[1 - place] for place, _, visits in results]
+    for place, sent, _ in results:
+        row = D * 8
+        there, back = away[place] * row, away[1 - place] * row
+        assert [kind for kind, _ in sent] == ["torch.int32", *["torch.float64"] * 4]
+        assert [size for _, size in sent] == pytest.approx([E // 2 * 4, there, back, there, back])
 
 
 def refused(layout: Mesh) -> str:
