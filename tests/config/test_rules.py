@@ -13,7 +13,58 @@ from llmfactory.config.plain import to_plain
 from llmfactory.config.rules import RULES
 from llmfactory.core.errors import ConfigError
 
+TWO = ["parallel=tp", "launch=local"]
+FOUR = ["launch=local", "launch.processes=4"]
 FIRES = {
+    "keys_of_an_axis_need_the_axis": [
+        ["parallel=ddp", "parallel.zero=optimizer", "launch=local"],
+        ["parallel.context_method=gather"],
+        ["parallel.schedule=gpipe"],
+        ["parallel.tensor_form=summa"],
+        ["parallel=zero3", "parallel.offload_dir=/tmp", "launch=local"],
+    ],
+    "tensor_parallel_cuts_evenly": [
+        ["model=falcon_7b", "toy=true", "data.seq_len=32", *TWO],
+        ["model.ffn.hidden=255", *TWO],
+        ["model.attention.n_kv_heads=1", "model.attention.n_heads=1", *TWO],
+        ["model.attention.n_heads=6", "model.attention.n_kv_heads=3", "model.dim=192", "parallel.tp=2", *TWO],
+        ["model=electra_small", "stage/objective=replaced_token", "toy=true", "data.seq_len=32", *TWO],
+        ["model=mamba_tiny", "model.dim=127", "model.mixer.expand=1", *TWO],
+    ],
+    "tensor_parallel_has_matrices_to_cut": [
+        ["model=lstm_tiny", *TWO],
+        ["model=neural_ngram_tiny", *TWO],
+        ["model=word2vec_tiny", "stage/objective=skip_gram", *TWO],
+    ],
+    "sequence_parallel_cuts_rows": [
+        ["parallel.sequence_parallel=true"],
+        ["parallel.sequence_parallel=true", "data.seq_len=255", *TWO],
+        ["parallel.sequence_parallel=true", "model=mamba_tiny", *TWO],
+        ["parallel.sequence_parallel=true", "model/ffn=switch", "model.ffn.jitter=0.1", *TWO],
+    ],
+    "loss_parallel_has_a_cut_vocabulary": [
+        ["parallel.loss_parallel=true"],
+        ["parallel.loss_parallel=true", "model.vocab_size=4097", *TWO],
+        [
+            "parallel.loss_parallel=true",
+            "model=word2vec_tiny",
+            "stage/objective=skip_gram",
+            "parallel=tp",
+            "parallel.tp=1",
+            "launch=local",
+        ],
+    ],
+    "summa_cuts_squares": [
+        ["parallel=tp_summa", "parallel.tp=2", "launch=local"],
+        ["parallel=tp_summa", "parallel.sequence_parallel=true", *FOUR],
+        ["parallel=tp_summa", "parallel.cp=2", "launch=local", "launch.processes=8"],
+        ["parallel=tp_summa", "model=mixtral_8x7b", "toy=true", "data.seq_len=32", *FOUR],
+        ["parallel=tp_summa", "model.ffn.hidden=255", *FOUR],
+        ["parallel=tp_summa", "model.vocab_size=4097", *FOUR],
+        ["parallel=tp_summa", "model=t5_small", "stage/objective=span_corruption", "toy=true", "data.seq_len=32", *FOUR],
+    ],
+    "offload_has_what_to_do": [["parallel=offload"]],
+    "compiled_layouts_are_proven": [["trainer.compile=true", *TWO]],
     "world_is_the_product_of_degrees": [
         ["launch=local"],
         ["parallel.dp_replicate=3"],
@@ -133,6 +184,12 @@ FIRES = {
         ["parallel=hsdp", "parallel.ep=4", "model/ffn=moe", "launch=local", "launch.processes=4"],
     ],
     "talking_takes_two": [["stage=bench_comm"], ["stage=bench_comm", "stage.axis=tp"]],
+    "deepspeed_shares_over_several": [["parallel=deepspeed_zero1"]],
+    "deepspeed_keeps_float32": [
+        ["parallel=deepspeed_zero1", "launch=local", "precision=fp64"],
+        ["parallel=deepspeed_zero3", "launch=local", "precision=fp16_mixed"],
+    ],
+    "deepspeed_is_not_compiled": [["parallel=deepspeed_zero2", "launch=local", "trainer.compile=true"]],
     "an_axis_has_several_processes": [["stage=bench_comm", "stage.axis=tp", "launch=local", "parallel=ddp"]],
 }
 CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]

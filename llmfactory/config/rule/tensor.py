@@ -86,7 +86,8 @@ def summa_cuts_squares(job: Job) -> Iterator[Problem]:
         else:
             for key, (count, _), what in _sizes(path, part, job):
                 if count % side:
-                    yield problem(f"{key}={count} {what} cannot be dealt to {side} columns of processes")
+                    reason = f"{key}={count} {what} cannot be dealt to {side} columns of processes"
+                    yield Problem("parallel.tensor_form", "summa", reason, f"{other} {with_degrees(job, tp=1)}")
 
 
 def _parts(job: Job) -> Iterator[tuple[str, Spec]]:
