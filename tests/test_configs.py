@@ -57,6 +57,8 @@ NEEDS = {
     "stage=generate": ["stage.prompt=Hello", "init=."],
     "stage=evaluate": ["init=."],
     "stage=bench_comm": ["launch=local", "parallel=ddp"],
+    **{f"parallel=deepspeed_{name}": ["launch=local"] for name in ("zero1", "zero2", "zero3", "offload")},
+    "parallel=deepspeed_infinity": ["launch=local", "parallel.offload_dir=/tmp"],
     "stage=embed": ["init=.", "stage.texts=[a]", "model=minilm", "model/head=sentence"],
     "stage=export": ["init=.", "stage.path=exported"],
     "stage/format=gguf": ["stage=export", "init=.", "stage.path=exported"],

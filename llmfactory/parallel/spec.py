@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, above, at_least
+from llmfactory.core.errors import MissingExtra, Problem
+from llmfactory.core.spec import Spec, above, at_least, between
 
 
 class Backend(Enum):
@@ -63,6 +64,13 @@ class Offload(Enum):
 @dataclass(kw_only=True, slots=True)
 class ParallelSpec(Spec):
     """Base of the layouts."""
+
+    def insist_installed(self) -> None:
+        """Raise MissingExtra if the layout needs a package that is not there."""
+
+    def mesh(self) -> Mesh:
+        """How the processes are arranged."""
+        raise TypeError(f"{type(self).__name__} is a base: pick an option of parallel")
 
     def degrees_for(self, world: int) -> dict[str, int]:
         """Size of each axis of the device mesh when `world` processes run; their product is the world it needs."""
@@ -120,6 +128,9 @@ class Mesh(ParallelSpec):
         if self.dp_replicate is None and self.dp_shard is None:
             yield Problem("dp_shard", None, "only one of dp_replicate and dp_shard can be what is left", "dp_shard=1")
 
+    def mesh(self) -> Mesh:
+        return self
+
     def degrees_for(self, world: int) -> dict[str, int]:
         fixed = self.cp * self.tp * self.pp * (self.dp_replicate or 1) * (self.dp_shard or 1)
         left = max(1, world // max(1, fixed))
@@ -146,3 +157,41 @@ class Mesh(ParallelSpec):
     def is_plain(self) -> bool:
         """Only copies of the model, or a single process."""
         return all(size == 1 for size in (self.dp_shard, self.cp, self.tp, self.pp, self.ep))
+
+
+@dataclass(kw_only=True, slots=True)
+class DeepSpeed(ParallelSpec):
+    """DeepSpeed's own ZeRO engine over all processes, each with its share of a step's rows (Rajbhandari et al. 2020, 2021)."""
+
+    stage: int
+    """1: optimizer state is cut; 2: gradients too; 3: weights too."""
+    offload: Offload = Offload.none
+    """What leaves the device between its uses; with stage 3 weights as well as optimizer state."""
+    offload_dir: str | None = None
+    """Folder on a fast disk for `offload=disk`; None: nothing goes to disk."""
+    backend: Backend = Backend.auto
+    """Communication library."""
+    timeout_s: float = 600.0
+    """Seconds after which a collective operation that waits for a lost process fails."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 1, 3, "stage")
+        yield from above(self, 0.0, "timeout_s", repair=600)
+        if self.offload is Offload.disk and self.stage != 3:
+            yield Problem("offload", "disk", f"ZeRO-Infinity is stage 3, but stage={self.stage}", "stage=3")
+        if self.offload is Offload.disk and self.offload_dir is None:
+            yield Problem("offload_dir", None, "offload=disk needs a folder on a fast disk", "offload_dir=/tmp")
+        if self.offload is not Offload.disk and self.offload_dir is not None:
+            yield Problem(
+                "offload_dir", self.offload_dir, f"nothing goes to disk with offload={self.offload.name}", "offload_dir=null"
+            )
+
+    def insist_installed(self) -> None:
+        if importlib.util.find_spec("deepspeed") is None:
+            raise MissingExtra("deepspeed", "deepspeed", "parallel=deepspeed_*")
+
+    def mesh(self) -> Mesh:
+        return Mesh(dp_replicate=None, backend=self.backend, timeout_s=self.timeout_s)
+
+    def degrees_for(self, world: int) -> dict[str, int]:
+        return self.mesh().degrees_for(world)

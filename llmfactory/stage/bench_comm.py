@@ -21,7 +21,6 @@ from llmfactory.core.errors import UserError
 from llmfactory.parallel.bench import BUFFERS, OPERATIONS, Point, axis_groups, fit, free_bytes, measure, message_sizes
 from llmfactory.parallel.mesh import AXES, World, device_type, open_world
 from llmfactory.parallel.plan.measured import Measurement, Speed
-from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.spec import Axis, BenchComm
 
@@ -36,10 +35,9 @@ class BenchCommJob(StageJob):
         self.spec = spec
 
     def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
-        assert isinstance(job.parallel, Mesh)
         lines: list[str] = []
         axes: dict[str, Any] = {}
-        with open_world(job.parallel, device_type(job.trainer.device)) as world:
+        with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             self._insist_on_room(world)
 
             def show(line: str) -> None:
@@ -50,7 +48,7 @@ class BenchCommJob(StageJob):
             nodes = world.gather((socket.gethostname(), world.rank // world.local_size))
             for axis in self._axes(world):
                 ranks = axis_groups(world.degrees, axis)
-                figures = self._measured(axis, ranks, world, timedelta(seconds=job.parallel.timeout_s), show)
+                figures = self._measured(axis, ranks, world, timedelta(seconds=job.parallel.mesh().timeout_s), show)
                 measurement = Measurement(
                     device=torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
                     backend=_backend(world),

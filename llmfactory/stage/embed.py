@@ -14,7 +14,6 @@ from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import device_type, open_world
-from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.describe import table
 from llmfactory.stage.generate import printable
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head, load_tokenizer
@@ -30,8 +29,7 @@ class EmbedJob(StageJob):
 
     def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
         checkpoint, texts = checkpoint_of(job, "embedding"), self.spec.texts
-        assert isinstance(job.parallel, Mesh)
-        with open_world(job.parallel, device_type(job.trainer.device)) as world:
+        with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             precision = job.precision.build(world.device.type)
             model = job.model.build()
             precision.convert_module(model)

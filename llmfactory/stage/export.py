@@ -19,7 +19,6 @@ from llmfactory.core.errors import UserError
 from llmfactory.data.tokenizer.bytes import ByteTokenizer, as_pairs
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.parallel.mesh import device_type, open_world
-from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.format.spec import Gguf
 from llmfactory.stage.format.writer import Exported
 from llmfactory.stage.initial import checkpoint_of, load_tokenizer
@@ -44,8 +43,7 @@ class ExportJob(StageJob):
 
     def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
         checkpoint, path = checkpoint_of(job, "exporting"), Path(self.spec.path).expanduser()
-        assert isinstance(job.parallel, Mesh)
-        with open_world(job.parallel, device_type(job.trainer.device)) as world:
+        with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             exported = self.exported(job, checkpoint)
             world.once(lambda: self.write(exported, path))
         result = {"checkpoint": str(checkpoint), "exported": str(path), "family": exported.target.config["model_type"]}

@@ -21,7 +21,6 @@ from llmfactory.inference.sampler import Sampling
 from llmfactory.inference.text import UNFINISHED, TextStream
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import device_type, open_world
-from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.evaluate import objective_of
 from llmfactory.stage.initial import checkpoint_of, load_model, load_tokenizer
 from llmfactory.stage.job import StageJob
@@ -36,8 +35,7 @@ class GenerateJob(StageJob):
 
     def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
         spec, checkpoint = self.spec, checkpoint_of(job, "generating")
-        assert isinstance(job.parallel, Mesh)
-        with open_world(job.parallel, device_type(job.trainer.device)) as world:
+        with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             precision = job.precision.build(world.device.type)
             model = load_model(job, checkpoint, precision, world)
             tokenizer = load_tokenizer(checkpoint, job.model.vocab_size)

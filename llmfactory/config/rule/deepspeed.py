@@ -1,0 +1,33 @@
+"""Rules about what DeepSpeed's engine does in the place of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmfactory.config.spec import Job
+from llmfactory.core.errors import Problem
+from llmfactory.parallel.spec import DeepSpeed
+from llmfactory.precision.spec import Fp16Mixed, Fp64
+from llmfactory.stage.spec import TrainingSpec
+
+
+def deepspeed_shares_over_several(job: Job) -> Iterator[Problem]:
+    if isinstance(job.parallel, DeepSpeed) and isinstance(job.stage, TrainingSpec) and job.launch.world() == 1:
+        reason = "ZeRO cuts optimizer state over several processes, and launch starts one"
+        yield Problem("parallel.stage", job.parallel.stage, reason, "launch=local launch.processes=2")
+
+
+def deepspeed_keeps_float32(job: Job) -> Iterator[Problem]:
+    """It would turn float64 into float32, and it keeps a loss scale of its own."""
+    if not isinstance(job.parallel, DeepSpeed) or not isinstance(job.stage, TrainingSpec):
+        return
+    if isinstance(job.precision, Fp64):
+        yield Problem("precision", "fp64", "DeepSpeed's engine keeps weights in float32 or less", "precision=fp32")
+    elif isinstance(job.precision, Fp16Mixed):
+        yield Problem("precision", "fp16_mixed", "DeepSpeed's engine knows nothing of our loss scale", "precision=bf16_mixed")
+
+
+def deepspeed_is_not_compiled(job: Job) -> Iterator[Problem]:
+    if isinstance(job.parallel, DeepSpeed) and isinstance(job.stage, TrainingSpec) and job.trainer.compile:
+        reason = "DeepSpeed's engine gathers weights in hooks of modules, which torch.compile would take apart"
+        yield Problem("trainer.compile", True, reason, "trainer.compile=false")
