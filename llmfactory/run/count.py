@@ -16,7 +16,6 @@ from llmfactory.data.loader import held_out_batches
 from llmfactory.data.prepared import Prepared
 from llmfactory.model.skeleton import Counted
 from llmfactory.parallel.mesh import device_type, open_world
-from llmfactory.parallel.spec import Mesh
 from llmfactory.run.display import Display
 from llmfactory.run.environment import environment
 from llmfactory.run.fit import Fitted, attach
@@ -33,12 +32,11 @@ if TYPE_CHECKING:
 def count(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display) -> Fitted:
     """The model of `job` fitted to `data`, in `folder/checkpoints`; what a run before has counted is taken from there."""
     assert isinstance(job.stage, TrainingSpec)
-    assert isinstance(job.parallel, Mesh)
     assert isinstance(data, Prepared)  # a rule: labelled examples are not counted
     model = job.model.build()
     assert isinstance(model, Counted)
     checkpoint, seconds = io.latest(folder / "checkpoints"), 0.0
-    with open_world(job.parallel, device_type(job.trainer.device)) as world:
+    with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
         if checkpoint is None:
             rows = task_rows(job, job.stage.objective.build(), data, "train")
 
@@ -58,7 +56,7 @@ def count(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display
             seconds = io.read_state(checkpoint)["train_seconds"]
         model.to(world.device).eval()
     return Fitted(
-        model=model,
+        model,
         step=1,
         best_loss=None,
         best_step=None,

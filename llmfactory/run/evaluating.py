@@ -11,6 +11,7 @@ import torch
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.run.display import Display
 from llmfactory.run.progress import Progress
+from llmfactory.stage.evaluate import Measure
 from llmfactory.stage.pretrain import PretrainStage
 from llmfactory.tracking.tracker import Tracker
 
@@ -22,16 +23,16 @@ Batches = Callable[[int | None], Iterable["Batch"]]
 
 
 @torch.no_grad()
-def held_out_loss(stage: PretrainStage, batches: Iterable[Batch], strategy: MeshStrategy) -> float | None:
-    """The loss over all target tokens of these batches, on all processes; None if there are none."""
-    world = strategy.world
-    counts: dict[str, float] = dict.fromkeys(stage.objective.terms, 0.0)
-    sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in stage.objective.terms}
+def held_out_measure(stage: PretrainStage, batches: Iterable[Batch], strategy: MeshStrategy) -> Measure | None:
+    """The objective over all target tokens of these batches, on all processes, by the model as it lies; None: there are none."""
+    world, plain = strategy.world, stage.root.measure
+    counts: dict[str, float] = dict.fromkeys(plain.terms, 0.0)
+    sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in plain.terms}
     stage.root.eval()
     for batch in batches:
-        for name, value in stage.count(batch).items():
+        for name, count in stage.count(batch).items():
             if name in counts and world.counts:
-                counts[name] += value
+                counts[name] += count
         for name, value in strategy.evaluate({key: field.to(world.device) for key, field in batch.items()}).items():
             sums[name] += value
     stage.root.train()
@@ -39,7 +40,13 @@ def held_out_loss(stage: PretrainStage, batches: Iterable[Batch], strategy: Mesh
     totals = world.sum_numbers([*(sums[name].item() for name in names), *(counts[name] for name in names)])
     if not all(totals[len(names) :]):
         return None
-    return sum(total / count for total, count in zip(totals, totals[len(names) :], strict=False))
+    return Measure(dict(zip(names, totals, strict=False)), dict(zip(names, totals[len(names) :], strict=True)), plain)
+
+
+def held_out_loss(stage: PretrainStage, batches: Iterable[Batch], strategy: MeshStrategy) -> float | None:
+    """The loss over all target tokens of these batches; None if there are none."""
+    found = held_out_measure(stage, batches, strategy)
+    return None if found is None else found.loss
 
 
 class Evaluating(pl.Callback):

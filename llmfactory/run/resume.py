@@ -23,6 +23,7 @@ SAFE = {
     "trainer.eval_every": "looks more or less often at the same weights",
     "trainer.log_every": "reports more or less often",
     "trainer.save_every": "saves more or less often",
+    "trainer.save_async": "writes the same files at another time",
     "trainer.keep_last": "is about files kept",
     "trainer.keep_best": "is about files kept",
     "trainer.progress": "is shown only",

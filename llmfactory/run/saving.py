@@ -10,9 +10,12 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from llmfactory.checkpoint import io
+from llmfactory.checkpoint.background import Background
 from llmfactory.checkpoint.files import require_space
 from llmfactory.checkpoint.retention import prune
-from llmfactory.checkpoint.tensors import model_tensors, size_in_bytes, united
+from llmfactory.checkpoint.tensors import Contents, model_tensors, size_in_bytes, united
+from llmfactory.core.errors import UserError
+from llmfactory.parallel.mesh import World
 from llmfactory.parallel.shard import reshard
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.precision.plugin import MeshPrecision
@@ -43,22 +46,26 @@ class Saving(pl.Callback):
         self.folder, self.spec, self.progress, self.strategy, self.formats = folder, trainer, progress, strategy, formats
         self.resume, self.record, self.attach = resume, record, attach
         self.last: Path | None = resume
+        self.background: Background | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
         assert isinstance(stage, PretrainStage)
-        needed = (1 + stage.optim.state_copies()) * size_in_bytes(united(model_tensors(stage.model), self.strategy.world))
+        world = self.strategy.world
+        model, optimizer = self.strategy.whole(stage.model, self._optimizer(trainer), everywhere=True)
+        needed = (1 + stage.optim.state_copies()) * size_in_bytes(united(model_tensors(model), world))
 
         def make_room() -> None:
             io.clean(self.folder)
             require_space(self.folder, needed, "a checkpoint of this run")
 
-        self.strategy.world.once(make_room)
+        world.once(make_room)
         if self.resume is not None:
-            model, optimizer = self.strategy.whole(stage.model, self._optimizer(trainer), everywhere=True)
-            io.load(self.resume, model, optimizer, self.strategy.world)
-            self.strategy.take(stage.model, model, optimizer)
+            io.load(self.resume, model, optimizer, world)
+            self.strategy.take(stage.model, model, self._optimizer(trainer))
             if self.formats.loss_scale is not None:
                 self.formats.loss_scale.load(io.read_state(self.resume)["loss_scale"])
+        if self.spec.save_async:
+            self.background = Background(world.apart(self.strategy.layout.timeout_s), self._give_up)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, stage: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,20 +76,51 @@ class Saving(pl.Callback):
         if last or (every is not None and (best or step % every == 0)):
             assert isinstance(stage, PretrainStage)
             self.progress.watch.stop()
+            self._finish()
             self._save(stage, self._optimizer(trainer))
-            if not last:
+            if last:
+                self._finish()
+            else:
                 self.progress.watch.read()
+
+    def on_exception(self, trainer: pl.Trainer, stage: pl.LightningModule, exception: BaseException) -> None:
+        """A checkpoint that is under way is good: let it be written. A second Ctrl-C does not wait for it."""
+        if isinstance(exception, Exception):
+            try:
+                self._finish()
+            except UserError as error:
+                raise UserError(f"{exception}; besides, {error}") from exception
 
     def _save(self, stage: PretrainStage, optimizer: Optimizer) -> None:
         self.strategy.check()
         reshard(stage.root)
-        state = {**self.record, **self.progress.state(), "samples": self.progress.step * self.spec.batch_size}
+        step = self.progress.step
+        state = {**self.record, **self.progress.state(), "samples": step * self.spec.batch_size}
         if self.formats.loss_scale is not None:
             state["loss_scale"] = self.formats.loss_scale.state()
-        model, optimizer = self.strategy.whole(stage.model, optimizer, everywhere=False)
-        self.last = io.save(self.folder, self.progress.step, model, optimizer, state, self.strategy.world, self.attach)
+        contents = Contents.of(*self.strategy.whole(stage.model, optimizer, everywhere=False))
         best_step = self.progress.best_step if self.spec.keep_best else None
-        self.strategy.world.once(lambda: prune(self.folder, self.spec.keep_last, best_step))
+
+        def write(world: World) -> Path:
+            written = io.write(self.folder, step, contents, state, world, self.attach)
+            world.once(lambda: prune(self.folder, self.spec.keep_last, best_step))
+            return written
+
+        if self.background is None:
+            with io.quiet():
+                self.last = write(self.strategy.world)
+        else:
+            contents = contents.copied()
+            self.background.start(write)
+
+    def _finish(self) -> None:
+        """Wait for the checkpoint that is being written, if one is; says if it could not be."""
+        if self.background is not None:
+            self.last = self.background.finish() or self.last
+
+    def _give_up(self) -> None:
+        """End the run after its current step, on all processes; then all of them hear of the failure."""
+        self.strategy.stop_asked = True
 
     @staticmethod
     def _optimizer(trainer: pl.Trainer) -> Optimizer:

@@ -40,6 +40,8 @@ class Trainer(Spec):
     """Newest checkpoints that are kept."""
     keep_best: bool = True
     """Also keep the checkpoint with the lowest held-out loss."""
+    save_async: bool = False
+    """Write checkpoints while training goes on, from a copy in the host's memory; one at a time, the next one waits for it."""
     patience: int | None = None
     """Stop early after that many evaluations without a new lowest held-out loss; None: never."""
     deterministic: bool | None = None
@@ -53,7 +55,7 @@ class Trainer(Spec):
     progress: bool = True
     """Show a progress bar (on a terminal) or a line per log row (elsewhere)."""
     sample: bool = True
-    """Generate a sample when the training ends."""
+    """Generate a sample when the training ends; left out, with a note, where the whole model does not fit on one process."""
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "eval_rows")

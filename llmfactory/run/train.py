@@ -5,6 +5,7 @@ Every process runs it; only rank 0 shows and keeps anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +16,26 @@ from llmfactory.config.spec import Job, Resume
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
 from llmfactory.data.corruption.vocabulary import Vocabulary
+from llmfactory.data.examples import Examples
 from llmfactory.data.prepared import Prepared
 from llmfactory.inference.generate import generate
 from llmfactory.inference.sampler import Sampling
-from llmfactory.model.count import parameters, train_flops_per_token
+from llmfactory.model.count import train_flops_per_token
 from llmfactory.model.skeleton import Skeleton
+from llmfactory.objective.objective import Objective
 from llmfactory.parallel.mesh import World, device_type, open_world
-from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.count import count
 from llmfactory.run.display import Display, make_display
 from llmfactory.run.environment import environment
 from llmfactory.run.fit import Fitted, fit
 from llmfactory.run.folder import read_result, write_result
+from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.peak import matmul_peak
-from llmfactory.stage.evaluate import compressor_figures, held_out_figures
+from llmfactory.stage.evaluate import compressor_figures, held_out_figures, text_bytes
 from llmfactory.stage.initial import checkpoint_of
 from llmfactory.stage.rows import Data, read_data, task_rows
+from llmfactory.stage.score import score
 from llmfactory.stage.spec import TrainingSpec
 from llmfactory.tracking.none import NoTracker
 
@@ -52,9 +56,9 @@ EVALUATION_ROWS = 16
 
 def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Results as plain data. A run that was stopped by a signal has no figures yet."""
-    assert isinstance(job.parallel, Mesh)
+    job.parallel.insist_installed()
     counted = job.model.graph == "counts"
-    with open_world(job.parallel, device_type(job.trainer.device)) as world:
+    with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
         here: dict[str, Any] = {"environment": environment(world.device, world.size)}
         display = make_display(job.trainer.progress, world.rank)
         try:
@@ -87,7 +91,7 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
             for key in ("max_steps", "patience", "step", "best_loss", "best_step", "skipped_steps"):
                 del result[key]
         if fitted.stopped != "terminated":
-            result |= figures_of(job, fitted, data, world)
+            result |= figures_of(job, fitted, data, world, display.note)
         tracker.finish({key: float(value) for key, value in result.items() if isinstance(value, (int, float))})
     return result
 
@@ -134,14 +138,15 @@ def prepare_in_turn(job: Job, folder: Path, world: World, display: Display) -> D
     return data
 
 
-def figures_of(job: Job, fitted: Fitted, data: Data, world: World) -> dict[str, Any]:
-    """What the end table and the report show."""
+def figures_of(
+    job: Job, fitted: Fitted, data: Data, world: World, note: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """What the end table and the report show; `note` is told what is left out because a whole model does not fit."""
     assert isinstance(job.stage, TrainingSpec)
     objective = job.stage.objective.build()
     precision = job.precision.build(world.device.type)
-    found: dict[str, Any] = {"parameters": parameters(fitted.model), "tokens_per_second": fitted.tokens_per_second}
-    at_once = job.trainer.micro_batch_size or EVALUATION_ROWS
-    found |= held_out_figures(job, fitted.model, objective, data, precision, world, at_once)
+    found: dict[str, Any] = {"parameters": fitted.parameters, "tokens_per_second": fitted.tokens_per_second}
+    found |= _held_out(job, fitted, objective, data, precision, world, note)
     if isinstance(data, Prepared) and objective.likelihood and found.get("held_out_loss") is not None and world.rank == 0:
         found |= compressor_figures(data)
     # Counting and looking vectors up make no matrix products; the two sides of an encoder-decoder see different numbers of
@@ -151,9 +156,47 @@ def figures_of(job: Job, fitted: Fitted, data: Data, world: World) -> dict[str, 
         share = labelled_share(task_rows(job, objective, data, "train")) if objective.sparse else 1.0
         flops = train_flops_per_token(job.model, job.data.seq_len, share) * fitted.tokens_per_second
         found |= {"peak_flops": peak, "mfu": flops / peak}
-    if job.trainer.sample and objective.continues and isinstance(data, Prepared) and world.rank == 0:
-        found["sample"] = sample(job, fitted.model, data, precision)
+    if job.trainer.sample and objective.continues and isinstance(data, Prepared):
+        model: Skeleton | None = None
+        if not isinstance(fitted.trained, LaidOut):
+            model = fitted.trained
+        elif (reason := fitted.trained.too_large(everywhere=False)) is None:
+            model = fitted.trained.whole(everywhere=False)
+        else:
+            note(f"no sample: {reason}; stage=generate init={fitted.checkpoint} makes one elsewhere")
+        if model is not None and world.rank == 0:
+            found["sample"] = sample(job, model, data, precision)
     return found
+
+
+def _held_out(
+    job: Job,
+    fitted: Fitted,
+    objective: Objective,
+    data: Data,
+    precision: MeshPrecision,
+    world: World,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Figures of all held-out rows, by a model that lies over several processes as it lies.
+
+    The figures of labelled examples' task need it whole on each.
+    """
+    trained, at_once = fitted.trained, job.trainer.micro_batch_size or EVALUATION_ROWS
+    if not isinstance(trained, LaidOut):
+        return held_out_figures(job, trained, objective, data, precision, world, at_once)
+    measured = trained.measure()
+    if measured is None:
+        return {}
+    figures = measured.figures(text_bytes(data))
+    if isinstance(data, Examples):
+        if (reason := trained.too_large(everywhere=True)) is None:
+            model = trained.whole(everywhere=True)
+            assert model is not None
+            figures |= score(model, data, job.data.seq_len, precision, world, at_once)
+        else:
+            note(f"no figures of the task: {reason}; stage=evaluate init={fitted.checkpoint} makes them elsewhere")
+    return figures
 
 
 def labelled_share(rows: Rows) -> float:

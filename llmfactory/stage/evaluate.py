@@ -31,7 +31,6 @@ from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.objective import Objective
 from llmfactory.objective.spec import ObjectiveSpec, answers_of, natural
 from llmfactory.parallel.mesh import World, device_type, open_world
-from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.initial import checkpoint_of, load_model, saved_spec
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.pretrain import Root
@@ -110,11 +109,15 @@ def held_out_figures(
     rows = task_rows(job, objective, data, "held_out")
     if not len(rows):
         return {}
-    found = measure(model, objective, rows, precision, world, batch_size * world.size)
-    figures = found.figures(data.held_out_bytes if isinstance(data, Prepared) and data.tokenizer.lossless else None)
+    figures = measure(model, objective, rows, precision, world, batch_size * world.size).figures(text_bytes(data))
     if isinstance(data, Examples):
         figures |= score(model, data, job.data.seq_len, precision, world, batch_size)
     return figures
+
+
+def text_bytes(data: Data) -> int | None:
+    """UTF-8 bytes of the held-out text; None: its tokens do not stand for all of it, or there are examples instead of text."""
+    return data.held_out_bytes if isinstance(data, Prepared) and data.tokenizer.lossless else None
 
 
 def compressor_figures(data: Prepared) -> dict[str, float]:
@@ -149,8 +152,7 @@ class EvaluateJob(StageJob):
 
     def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
         checkpoint = checkpoint_of(job, "evaluating")
-        assert isinstance(job.parallel, Mesh)
-        with open_world(job.parallel, device_type(job.trainer.device)) as world:
+        with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             spec = objective_of(checkpoint, job.model)
             objective = spec.build()
             kind = job.data.task.kind if isinstance(job.data, Labelled) else None
