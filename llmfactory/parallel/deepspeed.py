@@ -237,8 +237,8 @@ class DeepSpeedStrategy(MeshStrategy):
             if parameter.requires_grad:
                 parameter.set_full_hp_param(value, key)  # type: ignore[attr-defined]
             return
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         if key is None:
             with GatheredParameters([parameter], modifier_rank=0):

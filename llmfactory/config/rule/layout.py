@@ -43,7 +43,7 @@ def every_process_gets_a_row(job: Job) -> Iterator[Problem]:
 
 
 def nccl_needs_gpus(job: Job) -> Iterator[Problem]:
-    if isinstance(job.parallel, Mesh) and job.parallel.backend is Backend.nccl and job.trainer.device is Device.cpu:
+    if job.parallel.mesh().backend is Backend.nccl and job.trainer.device is Device.cpu:
         yield Problem("parallel.backend", "nccl", "NCCL moves data between GPUs, but trainer.device=cpu", "parallel.backend=auto")
 
 
