@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -54,8 +55,8 @@ class NegativeSampling(Objective):
         targets_BTS, noise_BTSK = self.targets(batch), batch["noise"]
         kept_BTS = targets_BTS != IGNORE
         h_BTD1, noisy_BTSK = outputs.hidden[..., None], kept_BTS[..., None] & (noise_BTSK != IGNORE)
-        near_BTS = (_vectors(outputs, targets_BTS) @ h_BTD1)[..., 0]
-        far_BTSK = (_vectors(outputs, noise_BTSK.flatten(2)) @ h_BTD1).view(noise_BTSK.shape)
+        near_BTS = _wide(_vectors(outputs, targets_BTS) @ h_BTD1)[..., 0]
+        far_BTSK = _wide(_vectors(outputs, noise_BTSK.flatten(2)) @ h_BTD1).view(noise_BTSK.shape)
         total = F.logsigmoid(near_BTS)[kept_BTS].sum() + F.logsigmoid(-far_BTSK)[noisy_BTSK].sum()
         return {"loss": (-total, self.denominators(batch)["loss"])}
 
@@ -66,3 +67,8 @@ class NegativeSampling(Objective):
 def _vectors(outputs: Outputs, ids_BTS: Tensor) -> Tensor:
     """[B, T, S, D], of words as neighbours."""
     return F.embedding(ids_BTS.clamp_min(0), outputs.head.weight)
+
+
+def _wide(scores: Tensor) -> Tensor:
+    """In float32 at least: a loss is not summed up in the format of products."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
