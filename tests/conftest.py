@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.json with what the tree gives now")
+    parser.addoption("--shard", default="1/1", help="with -m matrix: which part of the cross of layouts to prove, as 3/20")
 
 
 @pytest.fixture(scope="session", autouse=True)
