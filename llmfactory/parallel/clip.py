@@ -24,8 +24,11 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def global_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """The Euclidean norm of all gradients of all processes together; a scalar, the same everywhere."""
+def global_norm(gradients: Iterable[Tensor], others: dist.ProcessGroup | None = None) -> Tensor:
+    """The Euclidean norm of all gradients of all processes together; a scalar, the same everywhere.
+
+    `others`: processes that have other parameters; none of their gradients may be given twice. None: all have the same.
+    """
     by_axes: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for gradient in gradients:
         by_axes.setdefault(_cut_along(gradient), []).append(local(gradient))
@@ -35,7 +38,10 @@ def global_norm(gradients: Iterable[Tensor]) -> Tensor:
         for group in groups:
             dist.all_reduce(square, group=group)
         squares.append(square)
-    return torch.stack(squares).sum().sqrt()
+    total = torch.stack(squares).sum()
+    if others is not None:
+        dist.all_reduce(total, group=others)
+    return total.sqrt()
 
 
 def _cut_along(gradient: Tensor) -> tuple[dist.ProcessGroup, ...]:

@@ -63,11 +63,6 @@ class Stages:
                 path, _, attribute = name.rpartition(".")
                 self.model.get_submodule(path)._parameters[attribute] = None
 
-    def spread(self, name: str, whole: Tensor) -> None:
-        """Give all processes what one of a tensor's owners has."""
-        owner = self.owners.get(name, (0,))[0]
-        dist.broadcast(whole, dist.get_global_rank(self.group, owner), group=self.group)
-
     def counted(self, name: str) -> bool:
         """Whether this process is the one that counts a parameter where each is to count once."""
         return self.owners[name][0] == self.rank
@@ -92,7 +87,9 @@ class Stages:
             if len(owners) == self.group.size():
                 found[owners] = self.group
                 continue
-            group, _ = dist.new_subgroups_by_enumeration([[ranks[owner] for owner in owners] for ranks in pipelines])
+            group, _ = dist.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]
+                [[ranks[owner] for owner in owners] for ranks in pipelines]
+            )
             if self.rank in owners:
                 found[owners] = group
         return found

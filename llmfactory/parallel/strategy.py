@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import torch
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -39,9 +38,12 @@ from llmfactory.parallel.context import ContextCut
 from llmfactory.parallel.expert import deal_experts
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.offload import keep_on_disk
+from llmfactory.parallel.pipeline import Pipeline
+from llmfactory.parallel.place import Place
 from llmfactory.parallel.recompute import recompute
 from llmfactory.parallel.shard import next_micro_batch, shard, units
 from llmfactory.parallel.spec import Mesh, Offload, TensorForm
+from llmfactory.parallel.stages import Stages
 from llmfactory.parallel.summa import cut_on_grid, own_rows_of
 from llmfactory.parallel.tensor import cut_rows, cut_tensors, towers
 from llmfactory.parallel.weights import allocate
@@ -57,6 +59,8 @@ class Trainable(Protocol):
 
     root: nn.Module
     """The training module: its forward takes a micro-batch and returns the loss's sums by name."""
+    model: nn.Module
+    """What it trains, a part of `root`."""
     clip_norm: float | None
     """Largest global gradient norm."""
 
@@ -103,7 +107,7 @@ class MeshStrategy(ParallelStrategy):
         compile: bool = False,
         scratch: Path | None = None,
     ) -> None:
-        super().__init__(parallel_devices=[world.device], cluster_environment=_Place(world))
+        super().__init__(parallel_devices=[world.device], cluster_environment=Place(world))
         self.world, self.layout, self.seed, self.samples = world, layout, seed, samples
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.smallest_scale, self.compile, self.scratch = smallest_scale, compile, scratch
@@ -116,6 +120,8 @@ class MeshStrategy(ParallelStrategy):
         """Tokens of the current step, over all processes."""
         self.loss = self.norm = torch.zeros(())
         """Loss and gradient norm (before clipping) of the last step, over all processes."""
+        self.pipeline: Pipeline | None = None
+        """Who goes through the micro-batches where layers are dealt to several processes."""
         self._denominators: dict[str, float] = {}
         self._broken: Tensor | None = None
 
@@ -138,8 +144,11 @@ class MeshStrategy(ParallelStrategy):
         self.accelerator.setup(trainer)
         self.model_to_device()
         root, layout, dense = self.stage.root, self.layout, self.world.dense
+        stages = Stages(self.stage.model, self.world, layout) if "pp" in self.world.groups else None
         if dense is not None:
             self._cut(root)
+        if stages is not None:
+            stages.drop()
         if layout.recompute:
             recompute(root)
         if self.compile:  # before the layout: FSDP2 gathers weights outside of what is compiled
@@ -149,6 +158,8 @@ class MeshStrategy(ParallelStrategy):
             sparse = self.world.sparse
             experts = None if sparse is None else sparse["copies", "shards"]
             shard(root, dense["copies", "shards"], layout.zero, experts=experts, offload=layout.offload is not Offload.none)
+        if stages is not None:
+            self.pipeline = Pipeline(root, stages, layout, self.formats)
         self.fill(root)
         self.setup_optimizers(trainer)
 
@@ -199,17 +210,25 @@ class MeshStrategy(ParallelStrategy):
         """Forward and backward of all micro-batches; returns this process's part of the loss, detached."""
         root = self.stage.root
         torch.manual_seed(name_seed(self.seed, f"step {self._step} rank {self._draws}"))
-        total: Tensor | None = None
         pieces = list(self._pieces(batch))
+        if self.pipeline is not None:
+            rows, shares = [self._own_rows(piece) for piece, _ in pieces], [share for _, share in pieces]
+            return self.pipeline.step(rows, lambda number, sums: shares[number] * self._loss(sums))
+        total: Tensor | None = None
         for number, (piece, share) in enumerate(pieces, start=1):
             next_micro_batch(root, number == len(pieces), self.layout.zero)
             with self.formats.forward_context():
-                sums = root(self._own_rows(piece))
-                loss = share * sum(sums[name] / (self._denominators[name] or 1.0) for name in sums)
+                loss = share * self._loss(root(self._own_rows(piece)))
             torch.autograd.backward(self.formats.scaled(loss))
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return total
+
+    def _loss(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """Of the step's loss, what these sums of its terms are."""
+        loss = sum(total / (self._denominators[name] or 1.0) for name, total in sums.items())
+        assert isinstance(loss, Tensor)
+        return loss
 
     def _pieces(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """Micro-batches, and how much the loss of each counts here. All processes go through as many, since their collective
@@ -226,8 +245,9 @@ class MeshStrategy(ParallelStrategy):
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         """Sums of the terms over a batch of held-out rows; over all processes they add up to those of all their rows."""
+        run = self.stage.root if self.pipeline is None else self.pipeline.evaluate
         with self.formats.forward_context():
-            return {name: self.share * value for name, value in self.stage.root(self._own_rows(batch)).items()}
+            return {name: self.share * value for name, value in run(self._own_rows(batch)).items()}
 
     @property
     def share(self) -> float:
@@ -237,10 +257,10 @@ class MeshStrategy(ParallelStrategy):
 
     @property
     def _draws(self) -> str:
-        """Processes that hold the same tokens draw the same dropout masks, all others their own."""
+        """Processes that run the same layers on the same tokens draw the same dropout masks, all others their own."""
         world = self.world
         apart = self.layout.sequence_parallel or self.layout.tensor_form is TensorForm.summa
-        places = {"cp": world.place("cp"), "tp": world.place("tp") if apart else 0}
+        places = {"pp": world.place("pp"), "cp": world.place("cp"), "tp": world.place("tp") if apart else 0}
         return str(world.data_rank) + "".join(f" {axis} {place}" for axis, place in places.items() if place)
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -257,7 +277,7 @@ class MeshStrategy(ParallelStrategy):
             self._on_disk = True
         scale = self.formats.loss_scale
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        raw_norm = global_norm(gradients)
+        raw_norm = global_norm(gradients) if self.pipeline is None else self.pipeline.norm()
         self.norm = raw_norm if scale is None else raw_norm / scale.value
         broken, overflow = ~self.loss.isfinite(), ~self.norm.isfinite()
         if scale is None:
@@ -347,44 +367,3 @@ class MeshStrategy(ParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         raise UserError("checkpoints are read by llmfactory.checkpoint, not by Lightning")
-
-
-class _Place(ClusterEnvironment):
-    """What `World` knows, in Lightning's words, so that it looks at no environment variable and starts no process."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    @property
-    def main_address(self) -> str:
-        raise RuntimeError("the process group exists already")
-
-    @property
-    def main_port(self) -> int:
-        raise RuntimeError("the process group exists already")
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return self.world.size
-
-    def set_world_size(self, size: int) -> None:
-        """Known already."""
-
-    def global_rank(self) -> int:
-        return self.world.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        """Known already."""
-
-    def local_rank(self) -> int:
-        return self.world.local_rank
-
-    def node_rank(self) -> int:
-        return self.world.rank // self.world.local_size
