@@ -470,6 +470,16 @@ EFFECTS: dict[str, str] = {
     "launch/local.threads": "launch/test_local.py::test_returns_what_rank_0_returned_and_cleans_the_environment",
     "launch/local.max_restarts": "launch/test_local.py::test_restarts",
     "parallel/mesh.dp_replicate": "parallel/test_mesh.py::test_a_layout_for_more_processes",
+    **dict.fromkeys(
+        [
+            *("parallel/mesh.dp_shard", "parallel/mesh.zero", "parallel/mesh.tp", "parallel/mesh.ep"),
+            *("parallel/mesh.sequence_parallel", "parallel/mesh.loss_parallel", "parallel/mesh.tensor_form"),
+            "parallel/mesh.recompute",
+        ],
+        "distributed/test_layout_keys.py::test_it_does_something",
+    ),
+    "parallel/mesh.offload": "distributed/test_layout_keys.py::test_weights_live_on_the_host",
+    "parallel/mesh.offload_dir": "distributed/test_tensor_parallel.py::test_state_in_files",
     "parallel/mesh.cp": "distributed/test_context_parallel.py::test_the_same_steps",
     "parallel/mesh.context_method": "parallel/test_context.py::test_what_each_method_sends",
     "parallel/mesh.backend": "parallel/test_mesh.py::test_nccl_without_gpus",
