@@ -469,6 +469,23 @@ EFFECTS: dict[str, str] = {
     "launch/local.processes": "run/test_start.py::test_two_processes_give_the_numbers_of_one",
     "launch/local.threads": "launch/test_local.py::test_returns_what_rank_0_returned_and_cleans_the_environment",
     "launch/local.max_restarts": "launch/test_local.py::test_restarts",
+    **{
+        f"launch/torchrun.{field}": "launch/test_torchrun.py::test_the_line_says_it_all"
+        for field in ("nodes", "processes", "endpoint", "node_rank", "max_restarts", "join_timeout_s")
+    },
+    "launch/torchrun.start": "launch/test_torchrun.py::test_two_machines_are_one_job",
+    **{
+        f"launch/slurm.{field}": "launch/test_slurm.py::test_the_script_says_it_all"
+        for field in ("nodes", "processes", "gpus", "cpus", "time", "partition", "account", "qos", "lines", "setup", "srun")
+    },
+    **{f"launch/slurm.{field}": "launch/test_slurm.py::test_the_script_says_it_all" for field in ("python", "max_restarts")},
+    "launch/slurm.join_timeout_s": "launch/test_slurm.py::test_the_script_says_it_all",
+    "launch/slurm.submit": "launch/test_slurm.py::test_sbatch_is_given_the_script",
+    "launch/slurm.wait": "launch/test_slurm.py::test_sbatch_is_given_the_script",
+    **{
+        f"launch/ray.{field}": "launch/test_ray.py::test_what_ray_is_asked_for"
+        for field in ("nodes", "processes", "gpus", "cpus", "address", "max_restarts", "join_timeout_s")
+    },
     "parallel/mesh.dp_replicate": "parallel/test_mesh.py::test_a_layout_for_more_processes",
     **dict.fromkeys(
         [

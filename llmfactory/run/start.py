@@ -36,13 +36,16 @@ FINISHED = ("finished", "early")
 
 
 def start(composed: Composed) -> dict[str, Any]:
-    """Run the job and return its results. Raises ConfigError, UserError, or whatever the first failing process raised.
+    """Run the job and return its results, or `status: prepared` if it is for others to run it. Raises ConfigError, UserError, or whatever the first failing process raised.
 
-    Training always has a run folder. Other jobs have one if they are given a name; else they only print.
+    Training always has a run folder, and what is started from a saved config. Other jobs have one if they are given a name;
+    else they only print.
     """
     config = copy.deepcopy(composed.plain)
-    if config["name"] is None and not isinstance(composed.job.stage, TrainingSpec):
-        result = composed.job.launch.run(work, config)
+    launch = composed.job.launch
+    if config["name"] is None and not isinstance(composed.job.stage, TrainingSpec) and not launch.from_folder:
+        result = launch.run(work, config)
+        assert result is not None
         show(result)
         return result
     folder = settle_name(config, composed.choices)
@@ -61,12 +64,14 @@ def start(composed: Composed) -> dict[str, Any]:
             lock.share()
             print(f"run folder: {folder}", *lines, sep="\n", flush=True)
             try:
-                result = composed.job.launch.run(work, config)
+                result = launch.run(work, config, folder)
             except BaseException as error:
                 record_failure(folder, error)
                 if old is not None and saved(folder) == reached:  # nothing was done under the new config
                     write_config(folder, old, typed)
                 raise
+            if result is None:
+                return {"status": "prepared", "name": config["name"]}
             show(result)
             print(f"report: {folder / 'report.html'}", flush=True)
             return result
@@ -84,7 +89,9 @@ def is_finished(result: dict[str, Any], config: dict[str, Any]) -> bool:
     if "max_steps" not in result:  # not training: done is done
         return True
     if result["status"] == "early":
-        return bool(result["max_steps"] == config["trainer"]["max_steps"] and result["patience"] == config["trainer"]["patience"])
+        return bool(
+            result["max_steps"] == config["trainer"]["max_steps"] and result["patience"] == config["trainer"]["patience"]
+        )
     return bool(result["step"] >= config["trainer"]["max_steps"])
 
 

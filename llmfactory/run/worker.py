@@ -1,21 +1,34 @@
 """What runs in every process of a job: a plain dict in, a plain dict out. No Hydra, no command line.
 
 Rank 0 keeps the run folder's files up to date; the other ranks print nothing but errors.
+
+`python -m llmfactory.run.worker <run>/config.yaml`, under torch's launcher, is one process of the job that the file describes:
+so a job starts on machines that never saw its command.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import ExitStack
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from llmfactory.config.plain import from_plain
+from llmfactory.config.spec import Job
+from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.launch.agent import LOGS
+from llmfactory.launch.failure import lost_connection
+from llmfactory.launch.rank import rank_of_job, terminate_with_parent
 from llmfactory.parallel.mesh import device_type
 from llmfactory.run.determinism import settings
 from llmfactory.run.folder import LOG, in_use, run_folder, write_result
 from llmfactory.run.log import logged_to
+from llmfactory.run.plain_file import read_yaml
 from llmfactory.stage.spec import TrainingSpec
 
 
@@ -24,10 +37,11 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     job, folder = from_plain(config), run_folder(config)
     rank = int(os.environ.get("RANK", "0"))
+    insist_on_a_device_each(job)
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(in_use(folder))
-            stack.enter_context(logged_to(folder / LOG))
+            stack.enter_context(logged_to(folder / LOG if rank == 0 else None))
         stack.enter_context(settings(job.trainer, device_type(job.trainer.device)))
         if isinstance(job.stage, TrainingSpec):
             assert folder is not None
@@ -50,3 +64,56 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
             write_result(folder, result)
             write_report(folder)
     return result
+
+
+def insist_on_a_device_each(job: Job) -> None:
+    """Processes that shared a GPU would fail one by one, or run out of its memory. Raises UserError."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = torch.cuda.device_count() if device_type(job.trainer.device) == "cuda" else processes
+    if processes > gpus:
+        raise UserError(
+            f"{processes} processes were started on this machine, which has {gpus} GPU{'s' if gpus > 1 else ''}: "
+            f"launch.processes={gpus}, or trainer.device=cpu"
+        )
+
+
+def run_saved(path: Path) -> None:
+    """One process of the job of a saved config."""
+    path = path.resolve()
+    folder, config = path.parent, read_yaml(path)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    with rank_of_job(config, folder / LOGS, folder / LOGS):
+        job, named = from_plain(config), run_folder(config)
+        if job.launch.world() != started:
+            raise UserError(f"{path} is made for {job.launch.world()} processes, but {started} were started")
+        if named is None or named.resolve() != folder:
+            there = "no folder" if named is None else named.resolve()
+            raise UserError(f"{path} describes the run in {there}: start it in the directory where its command was given")
+        work(config)
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code."""
+    path = Path(arguments[0]) if len(arguments) == 1 else None
+    if path is None or "RANK" not in os.environ:
+        print("this is started by torch's launcher: torchrun ... -m llmfactory.run.worker <run>/config.yaml", file=sys.stderr)
+        return 2
+    terminate_with_parent()
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        del os.environ[name]  # by which Lightning would take its place from Slurm's one task on this machine
+    try:
+        run_saved(path)
+    except BaseException as error:
+        from llmfactory.run.start import record_failure
+
+        if not lost_connection(error):  # else the process that began it has told
+            record_failure(path.resolve().parent, error)
+        if not isinstance(error, (ConfigError, UserError, KeyboardInterrupt)):
+            raise
+        print(error, file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

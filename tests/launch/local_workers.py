@@ -66,3 +66,51 @@ def deaf(config: dict[str, Any]) -> dict[str, Any]:
     Path(config["folder"], f"ready_{rank()}").write_text(str(os.getpid()))
     time.sleep(60)
     return {}
+
+
+def wait_for_each_other(config: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0 waits in an operation, in the way asked for, for a rank 1 that does something else."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    Path(config["folder"], f"pid_{os.getpid()}").touch()
+    dist.barrier()
+    numbers = torch.ones(3)
+    if rank() == 0:
+        if config["how"] == "collective":
+            dist.all_reduce(numbers)
+        else:
+            dist.recv(numbers, 1)
+    return busy_elsewhere()
+
+
+def busy_elsewhere() -> dict[str, Any]:
+    time.sleep(60)
+    return {}
+
+
+def die(config: dict[str, Any]) -> dict[str, Any]:
+    """Rank 1 dies without a word, at the very start, while rank 0 waits for it to join."""
+    import torch.distributed as dist
+
+    Path(config["folder"], f"pid_{os.getpid()}").touch()
+    if rank() == 1:
+        while len(list(Path(config["folder"]).glob("pid_*"))) < 2:
+            time.sleep(0.01)
+        os._exit(3)
+    dist.init_process_group("gloo")
+    return {}
+
+
+def speak(config: dict[str, Any]) -> dict[str, Any]:
+    """Through Python and past it; then fails on the last rank if asked to."""
+    import subprocess
+
+    print(f"python of rank {rank()}")
+    subprocess.run(["echo", f"library of rank {rank()}"], check=True)
+    if config.get("fail") and rank() == int(os.environ["WORLD_SIZE"]) - 1:
+        raise UserError("the disk is full")
+    if config.get("fail"):
+        time.sleep(60)
+    return {"rank": rank(), "node": int(os.environ["GROUP_RANK"])}

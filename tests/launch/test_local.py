@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,10 +25,10 @@ def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
-def run(name, config, **options):
+def run(name, config, folder=None, **options):
     import local_workers
 
-    return Local(**options).run(getattr(local_workers, name), config)
+    return Local(**options).run(getattr(local_workers, name), config, folder)
 
 
 def alive(pid: int) -> bool:
@@ -87,6 +89,47 @@ def test_restarts(tmp_path):
     with pytest.raises(UserError, match="not at the first attempt"):
         (tmp_path / "tried_0").unlink()
         run("fail_once", {"folder": str(tmp_path)}, processes=1)
+
+
+@pytest.mark.parametrize(("how", "operation"), [("collective", r"all_reduce \(.*: float \[3\]\)"), ("point_to_point", "recv")])
+def test_a_hang_shows_which_rank_waits_where(tmp_path, how, operation):
+    config = {"folder": str(tmp_path), "how": how, "parallel": {"timeout_s": 4.0}}
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        run("wait_for_each_other", config, tmp_path, processes=2)
+    assert time.monotonic() - began < 60
+    text = str(caught.value)
+    assert "parallel.timeout_s=4" in text
+    assert re.search(rf"rank 0 waits in {operation}, .*local_workers.py:\d+ \(wait_for_each_other\)", text), text
+    assert re.search(r"rank 1 does not wait for anybody: it is in .*local_workers.py:\d+ \(busy_elsewhere\)", text), text
+    assert f"rank 0 on {socket.gethostname()}; its log: {tmp_path}/logs/rank_0.txt" in text
+    assert (tmp_path / "logs" / "flight_recorder_0").stat().st_size
+    pids = [int(path.name.removeprefix("pid_")) for path in tmp_path.glob("pid_*")]
+    assert len(pids) == 2
+    assert not any(map(alive, pids))
+
+
+def test_a_rank_that_dies_at_the_start_without_a_word(tmp_path):
+    with pytest.raises(
+        UserError, match=r"the process of rank 1 ended with exit code 3 and without a word; its log: .*rank_1.txt"
+    ):
+        run("die", {"folder": str(tmp_path), "parallel": {"timeout_s": 60.0}}, tmp_path, processes=2)
+    pids = [int(path.name.removeprefix("pid_")) for path in tmp_path.glob("pid_*")]
+    assert len(pids) == 2
+    assert not any(map(alive, pids))
+
+
+def test_each_rank_has_a_log_and_the_failing_one_s_is_named(tmp_path, capfd):
+    with pytest.raises(UserError, match=f"the disk is full\n.rank 1 on .*; its log: {tmp_path}/logs/rank_1.txt") as caught:
+        run("speak", {"fail": True}, tmp_path, processes=2)
+    log = (tmp_path / "logs" / "rank_1.txt").read_text()
+    assert "python of rank 1" in log
+    assert "library of rank 1" in log
+    assert "the disk is full" in log
+    out = capfd.readouterr().out
+    assert "library of rank 0" in out
+    assert "rank 1" not in out
+    assert str(caught.value).count("disk") == 1
 
 
 def test_sigterm_reaches_the_workers_which_finish(tmp_path):
