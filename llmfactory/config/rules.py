@@ -16,8 +16,8 @@ from llmfactory.config.rule.context import (
     rows_are_cut_into_equal_blocks,
     ulysses_deals_heads_evenly,
 )
-from llmfactory.config.rule.expert import expert_parallel_deals_experts
 from llmfactory.config.rule.deepspeed import deepspeed_is_not_compiled, deepspeed_keeps_float32, deepspeed_shares_over_several
+from llmfactory.config.rule.expert import expert_parallel_deals_experts
 from llmfactory.config.rule.init import (
     a_family_can_say_the_model,
     a_text_is_continued_from_the_left,
@@ -31,6 +31,7 @@ from llmfactory.config.rule.layout import (
     every_process_gets_a_row,
     nccl_needs_gpus,
     one_number_of_threads,
+    pipelines_gather_once_a_step,
     world_is_the_product_of_degrees,
 )
 from llmfactory.config.rule.model import cross_attention_stands_at_cross, ids_fit_the_model, rows_fit_the_model
@@ -118,4 +119,5 @@ RULES: tuple[Rule, ...] = (
     expert_parallel_deals_experts,
     offload_has_what_to_do,
     compiled_layouts_are_proven,
+    pipelines_gather_once_a_step,
 )

@@ -63,6 +63,9 @@ FIRES = {
         ["parallel=tp_summa", "model.vocab_size=4097", *FOUR],
         ["parallel=tp_summa", "model=t5_small", "stage/objective=span_corruption", "toy=true", "data.seq_len=32", *FOUR],
     ],
+    "pipelines_gather_once_a_step": [
+        ["parallel=3d", "parallel.zero=parameters", "launch=local", "launch.processes=8", "trainer.micro_batch_size=1"]
+    ],
     "offload_has_what_to_do": [["parallel=offload"]],
     "compiled_layouts_are_proven": [["trainer.compile=true", *TWO]],
     "world_is_the_product_of_degrees": [

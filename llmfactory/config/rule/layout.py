@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from llmfactory.config.rule.degrees import degrees_of
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import walk
 from llmfactory.launch.spec import Local
 from llmfactory.model.ffn.spec import BalanceOver, MoeSpec
-from llmfactory.parallel.spec import Backend, Mesh
+from llmfactory.parallel.spec import Backend, Mesh, Zero
 from llmfactory.run.spec import Device
 from llmfactory.stage.spec import TrainingSpec
 
@@ -40,6 +41,17 @@ def every_process_gets_a_row(job: Job) -> Iterator[Problem]:
     if job.trainer.batch_size < ranks:
         reason = f"the rows of a step are shared out among {ranks} data-parallel processes"
         yield Problem("trainer.batch_size", job.trainer.batch_size, reason, f"trainer.batch_size={ranks}")
+
+
+def pipelines_gather_once_a_step(job: Job) -> Iterator[Problem]:
+    """Between the micro-batches of a stage FSDP would only gather what it has just given back."""
+    layout = job.parallel
+    degrees = degrees_of(job)
+    if isinstance(layout, Mesh) and layout.pp > 1 and degrees["dp_shard"] > 1 and layout.zero is not Zero.optimizer:
+        reason = (
+            "a pipeline gathers weights once a step and reduces gradients once a step, so that only optimizer state stays cut"
+        )
+        yield Problem("parallel.zero", layout.zero.name, reason, "parallel.zero=optimizer")
 
 
 def nccl_needs_gpus(job: Job) -> Iterator[Problem]:
