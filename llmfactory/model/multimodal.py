@@ -63,9 +63,16 @@ class MultimodalModel(Skeleton):
         vectors, images_BNCYX = going.carried.pop(VECTORS, None), going.context.images
         if vectors is None or images_BNCYX is None:
             return x_BTD
-        places_BT = going.tokens == self.spec.image_token
-        self._check(places_BT, images_BNCYX.shape[1])
-        return x_BTD.masked_scatter(places_BT[:, :, None], vectors.to(x_BTD.dtype))
+        places_BT, pieces = going.tokens == self.spec.image_token, going.context.pieces
+        if pieces is None:
+            self._check(places_BT, images_BNCYX.shape[1])
+            return x_BTD.masked_scatter(places_BT[:, :, None], vectors.to(x_BTD.dtype))
+        whole_BT = pieces.whole(places_BT.long())  # which placeholder is which is known of whole rows only
+        self._check(whole_BT, images_BNCYX.shape[1])
+        number_BT = pieces.own(whole_BT.cumsum(1) - 1).clamp_min(0)
+        vectors_BND = vectors.reshape(len(x_BTD), -1, vectors.shape[-1]).to(x_BTD.dtype)
+        taken_BTD = vectors_BND.gather(1, number_BT[:, :, None].expand_as(x_BTD))
+        return torch.where(places_BT[:, :, None], taken_BTD, x_BTD)
 
     def _check(self, places_BT: Tensor, n_images: int) -> None:
         """Each row must have a placeholder for each vector. Other devices than the CPU are not made to wait for the answer."""

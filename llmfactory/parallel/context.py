@@ -38,7 +38,6 @@ from torch import Tensor
 
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.context import Context, CutMask, Mask, Source
-from llmfactory.core.errors import UserError
 from llmfactory.kernel.attention import attend
 from llmfactory.parallel.collectives import Group, exchange, gather, gathered, total
 from llmfactory.parallel.ring import Round, ring_attention
@@ -207,6 +206,8 @@ MASKS: dict[ContextMethod, Callable[[Mask, Group, Columns, Columns], PieceMask]]
 
 LABELS = ("labels", "near", "noise")
 """Fields of a batch in which -100 is nothing."""
+IMAGES = "images"
+"""The field that does not run along the row: every process sees the pictures, and takes up what belongs to its tokens."""
 
 
 def padded(batch: Batch, multiple: int) -> Batch:
@@ -219,7 +220,7 @@ def padded(batch: Batch, multiple: int) -> Batch:
 
 
 def _padded(name: str, field: Tensor, multiple: int) -> Tensor:
-    if name == "images":
+    if name == IMAGES:
         return field
     dim = _length_dim(name, field)
     missing = -field.shape[dim] % multiple
@@ -234,10 +235,6 @@ class ContextCut:
         self.group, self.method = group, method
 
     def __call__(self, batch: Batch, context: Context) -> tuple[Batch, Context]:
-        if "images" in batch:
-            raise UserError(
-                "pictures stand among the tokens in order, which rows cut along their length do not keep: parallel.cp=1"
-            )
         tokens = self._columns(batch["tokens"].shape[1])
         source = self._columns(batch["source"].shape[1]) if "source" in batch else tokens
         cut = {name: self._own(name, field, source if name.startswith("source") else tokens) for name, field in batch.items()}
@@ -247,6 +244,8 @@ class ContextCut:
         return Columns(length, self.group.size(), streams)
 
     def _own(self, name: str, field: Tensor, columns: Columns) -> Tensor:
+        if name == IMAGES:
+            return field
         return columns.own(field, _length_dim(name, field), self.group.rank())
 
     def _context(self, context: Context, columns: Columns, source: Columns) -> Context:

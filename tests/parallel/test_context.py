@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llmfactory.config.compose import compose_job
 from llmfactory.core.context import (
     CausalMask,
     Context,
@@ -27,6 +28,7 @@ from llmfactory.core.context import (
 from llmfactory.core.errors import UserError
 from llmfactory.kernel.attention import attend, plain
 from llmfactory.model.attention import reference
+from llmfactory.model.initialize import initialize
 from llmfactory.parallel import ring
 from llmfactory.parallel.context import MASKS, Columns, ContextCut, RowPieces, padded
 from llmfactory.parallel.spec import ContextMethod
@@ -109,7 +111,7 @@ def differences(block: int) -> dict[str, float]:
 @pytest.mark.dist
 @pytest.mark.parametrize(("world", "block"), [(2, 1024), (4, 1024), (2, 3)])
 def test_equals_whole_rows(world: int, block: int) -> None:
-    for found in pool.run(world, differences, block):
+    for found in pool.run(world, differences, block, timeout=120):
         assert len(found) == 3 * (len(cases()) * 4 + 5)
         for name, difference in found.items():
             assert difference < 1e-12, name
@@ -177,10 +179,37 @@ def halves() -> tuple[torch.dtype, float, float]:
 
 @pytest.mark.dist
 def test_half_precision_is_summed_in_float32() -> None:
-    for dtype, difference, worst in pool.run(2, halves):
+    for dtype, difference, worst in pool.run(2, halves, timeout=120):
         assert dtype is torch.bfloat16
         assert difference < 2**-8  # of numbers up to 2, rounded once
         assert worst < 2**-7
+
+
+def dropped() -> list[tuple[float, float]]:
+    """Mean and deviation of the sums of what is left of the probabilities, of the methods that drop some."""
+    group = dist.group.WORLD
+    assert group is not None
+    torch.manual_seed(group.rank())
+    columns, found = Columns(256, 2), []
+    q, k, v = torch.zeros(4, 2, 128, 8), torch.zeros(4, 2, 128, 8), torch.ones(4, 2, 128, 1)
+    for method in ContextMethod:
+        mask = MASKS[method](FullMask(256), group, columns, columns)
+        if method is ContextMethod.ring:
+            with pytest.raises(ValueError, match="dropped"):
+                attend(q, k, v, mask, dropout=0.5)
+            continue
+        y = attend(q, k, v, mask, dropout=0.5)
+        found.append((y.mean().item(), y.std().item()))
+    return found
+
+
+@pytest.mark.dist
+def test_probabilities_are_dropped() -> None:
+    """Of 256 equal ones half is left, each twice as large: the sum is 1 on average and deviates by 1 / sqrt(256)."""
+    for found in pool.run(2, dropped, timeout=120):
+        for mean, deviation in found:
+            assert mean == pytest.approx(1.0, abs=0.01)
+            assert deviation == pytest.approx(1 / 16, rel=0.2)
 
 
 def test_what_is_cut() -> None:
@@ -218,8 +247,8 @@ def test_what_is_cut() -> None:
     ):
         assert torch.equal(mask.dense(), mask.queries.own(whole.dense(), 2, 1))
     assert torch.equal(context.mask.order()[0], torch.arange(4, 12)[None])
-    with pytest.raises(UserError, match=r"parallel\.cp=1"):
-        ContextCut(Place(1, 2), ContextMethod.gather)({**batch, "images": table}, given)
+    pictures = torch.zeros(2, 1, 3, 4, 4)
+    assert ContextCut(Place(1, 2), ContextMethod.gather)({**batch, "images": pictures}, given)[0]["images"] is pictures
 
 
 def test_rows_of_other_lengths_are_padded() -> None:
@@ -243,7 +272,7 @@ def rows() -> list[Tensor]:
 
 @pytest.mark.dist
 def test_pieces_of_rows() -> None:
-    for whole, total in pool.run(2, rows):
+    for whole, total in pool.run(2, rows, timeout=120):
         assert whole.tolist() == torch.arange(16).view(2, 8).tolist()
         assert total.tolist() == [28, 92]
 
@@ -266,9 +295,56 @@ def sent() -> dict[str, dict[str, float]]:
 def test_what_each_method_sends(n: int) -> None:
     """The table of `parallel/context.py`."""
     piece = B * H * T // n * D * 8
-    for found in pool.run(n, sent):
+    for found in pool.run(n, sent, timeout=120):
         assert found == {
             "ring": {"send": (6 * n - 4) * piece},
             "ulysses": {"all_to_all": pytest.approx(8 * (n - 1) / n * piece)},
             "gather": {"all_gather": 2 * (n - 1) * piece, "reduce_scatter": 2 * (n - 1) * piece},
         }
+
+
+def pictured() -> tuple[dict[str, Tensor], torch.nn.Module]:
+    """Rows with two pictures each, whose placeholders stand anywhere in the row, and a model that sees them."""
+    torch.set_default_dtype(torch.float64)
+    spec = compose_job(["model=llava_1_5_7b", "toy=true"]).job.model
+    model = spec.build()
+    initialize(model, 0)
+    make, wanted = torch.Generator().manual_seed(3), 2 * spec.vectors_per_image
+    length = 4 * (wanted // 4 + 1) + 4
+    tokens = torch.randint(0, spec.image_token, (2, length), generator=make)
+    for row in tokens:
+        row[torch.randperm(length, generator=make)[:wanted]] = spec.image_token
+    side = spec.vision.embedding.image_size
+    images = torch.randn(2, 2, 3, side, side, generator=make)
+    ones = torch.ones_like(tokens)
+    return {"tokens": tokens, "segments": ones, "positions": ones.cumsum(1) - 1, "images": images}, model
+
+
+def seen() -> tuple[float, float, str]:
+    """Differences of hidden vectors, and of the gradients' sums over the processes; what is said of a placeholder too many."""
+    group = dist.group.WORLD
+    assert group is not None
+    batch, model = pictured()
+    whole = model(batch["tokens"], model.context(batch))
+    parameters = list(model.connector.parameters())
+    want = torch.autograd.grad(whole.sin().sum(), parameters)
+    own, context = ContextCut(group, ContextMethod.ring)(batch, model.context(batch))
+    hidden = model(own["tokens"], context)
+    found = torch.autograd.grad(hidden.sin().sum(), parameters)
+    for grad in found:
+        dist.all_reduce(grad)
+    worst = max(((one - other).abs().max() / other.abs().max()).item() for one, other in zip(found, want, strict=True))
+    columns = Columns(batch["tokens"].shape[1], 2)
+    difference = (hidden - columns.own(whole, 1, group.rank())).abs().max().item()
+    batch["tokens"][1] = model.spec.image_token
+    with pytest.raises(UserError) as caught:
+        model(columns.own(batch["tokens"], 1, group.rank()), context)
+    return difference, worst, str(caught.value)
+
+
+@pytest.mark.dist
+def test_pictures_go_to_their_placeholders() -> None:
+    for difference, worst, said in pool.run(2, seen, timeout=120):
+        assert difference < 1e-12
+        assert worst < 1e-12
+        assert "but row 1 has" in said
