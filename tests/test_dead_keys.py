@@ -546,6 +546,7 @@ EFFECTS: dict[str, str] = {
     "trainer.device": "run/test_determinism.py::test_devices",
     "trainer.threads": "run/test_determinism.py::test_the_process_is_left_as_it_was",
     "trainer.progress": "run/test_display.py::test_silence",
+    "trainer.preflight": "distributed/test_preflight.py::test_a_wrong_sum_is_found",
     "trainer.sample": "run/test_train.py::test_a_sample_is_written_unless_it_is_not_wanted",
 }
 

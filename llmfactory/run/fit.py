@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,8 +97,10 @@ class Fitted:
         return self.trained.parameters if isinstance(self.trained, LaidOut) else parameters(self.trained)
 
 
-def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display) -> Fitted:
+def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, world: World | None = None) -> Fitted:
     """Train `job` on `data`; called by every process of the job. Checkpoints stand in `folder/checkpoints`.
+
+    `world`: the processes to train on; None: all of the job.
 
     Raises:
         UserError: a broken checkpoint, a full disk, a non-finite loss, too few processes or rows.
@@ -106,8 +108,8 @@ def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display) 
     kind = device_type(job.trainer.device)
     if kind == "cpu":
         keep_freed_memory()
-    with settings(job.trainer, kind), open_world(job.parallel.mesh(), kind) as world:
-        return _fit(job, data, folder, tracker, display, world)
+    with settings(job.trainer, kind), open_world(job.parallel.mesh(), kind) if world is None else nullcontext(world) as where:
+        return _fit(job, data, folder, tracker, display, where)
 
 
 def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, world: World) -> Fitted:

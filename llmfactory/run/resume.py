@@ -27,6 +27,7 @@ SAFE = {
     "trainer.keep_last": "is about files kept",
     "trainer.keep_best": "is about files kept",
     "trainer.progress": "is shown only",
+    "trainer.preflight": "happens before training, with another model",
     "trainer.sample": "happens after training",
     "stage.sample_prompt": "is used after training",
     "data.cache": "says where prepared data lie; their content is found by hash",

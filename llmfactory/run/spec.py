@@ -54,6 +54,9 @@ class Trainer(Spec):
     """CPU threads a process; None: torch's choice, or launch's share of the cores."""
     progress: bool = True
     """Show a progress bar (on a terminal) or a line per log row (elsewhere)."""
+    preflight: bool = False
+    """Before a training, make two steps of a small model like this one under the layout and in a single process, in float64, and stop
+    if they differ."""
     sample: bool = True
     """Generate a sample when the training ends; left out, with a note, where the whole model does not fit on one process."""
 

@@ -32,6 +32,7 @@ from llmfactory.run.fit import Fitted, fit
 from llmfactory.run.folder import read_result, write_result
 from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.peak import matmul_peak
+from llmfactory.run.preflight import preflight
 from llmfactory.stage.evaluate import compressor_figures, held_out_figures, text_bytes
 from llmfactory.stage.initial import checkpoint_of
 from llmfactory.stage.rows import Data, read_data, task_rows
@@ -67,6 +68,8 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
             if world.rank == 0:
                 insist_same_data(job, folder, data)
                 write_result(folder, {"name": config["name"], "stage": config["stage"]["type"], "status": "running", **here})
+            if job.trainer.preflight:
+                preflight(job, data, folder, world, display)
             tracker = job.tracking.build(folder, config) if world.rank == 0 else NoTracker()
             try:
                 fitted = (count if counted else fit)(job, data, folder, tracker, display)

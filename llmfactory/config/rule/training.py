@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmfactory.config.probe import probe
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.data.spec import Labelled
 from llmfactory.objective.spec import BlankInfilling, Causal, Prefix
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
+from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.spec import Evaluate, TrainingSpec
 
 
@@ -99,3 +101,19 @@ def counting_is_no_optimization(job: Job) -> Iterator[Problem]:
         yield Problem(
             "stage.objective.label_smoothing", job.stage.objective.label_smoothing, why, "stage.objective.label_smoothing=0.0"
         )
+
+
+def preflight_has_two_to_compare(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, TrainingSpec) or not job.trainer.preflight:
+        return
+    reason = None
+    if job.launch.world() == 1:
+        reason = "it compares a layout with a single process, and this is one"
+    elif not isinstance(job.parallel, Mesh):
+        reason = f"it compares steps in float64, which {stem(type(job.parallel))} does not make"
+    else:
+        small, problems = probe(job)
+        if small is None:
+            reason = f"the model cannot be made small under this layout: {problems[0].path} = {problems[0].value!r}: {problems[0].reason}"
+    if reason is not None:
+        yield Problem("trainer.preflight", True, reason, "trainer.preflight=false")
