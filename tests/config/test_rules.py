@@ -16,6 +16,10 @@ from llmfactory.core.errors import ConfigError
 TWO = ["parallel=tp", "launch=local"]
 FOUR = ["launch=local", "launch.processes=4"]
 FIRES = {
+    "preflight_has_two_to_compare": [
+        ["trainer.preflight=true"],
+        ["trainer.preflight=true", "parallel=deepspeed_zero1", "launch=local"],
+    ],
     "keys_of_an_axis_need_the_axis": [
         ["parallel=ddp", "parallel.zero=optimizer", "launch=local"],
         ["parallel.context_method=gather"],
