@@ -41,6 +41,13 @@ from llmfactory.config.rule.objective import (
     objective_fits_the_data,
     objective_fits_the_model,
 )
+from llmfactory.config.rule.pipeline import (
+    a_pipeline_deals_out_one_model,
+    every_stage_has_a_layer,
+    micro_batches_fill_the_pipeline,
+    split_backwards_keep_what_they_need,
+    virtual_stages_are_asked_for,
+)
 from llmfactory.config.rule.tensor import (
     compiled_layouts_are_proven,
     keys_of_an_axis_need_the_axis,
@@ -62,6 +69,7 @@ from llmfactory.config.rule.training import (
     warmup_and_decay_leave_room,
     warmup_ends_before_the_run,
 )
+from llmfactory.config.rule.whole import whole_models_are_not_cut
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 
@@ -80,6 +88,11 @@ RULES: tuple[Rule, ...] = (
     context_parallel_cuts_attention,
     ring_drops_no_attention,
     ulysses_deals_heads_evenly,
+    every_stage_has_a_layer,
+    micro_batches_fill_the_pipeline,
+    a_pipeline_deals_out_one_model,
+    split_backwards_keep_what_they_need,
+    virtual_stages_are_asked_for,
     counting_is_no_optimization,
     held_out_documents_are_the_run_s,
     gguf_knows_how_text_is_cut,
@@ -109,6 +122,7 @@ RULES: tuple[Rule, ...] = (
     cross_attention_stands_at_cross,
     talking_takes_two,
     an_axis_has_several_processes,
+    whole_models_are_not_cut,
     deepspeed_shares_over_several,
     deepspeed_keeps_float32,
     deepspeed_is_not_compiled,

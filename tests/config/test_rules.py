@@ -15,7 +15,14 @@ from llmfactory.core.errors import ConfigError
 
 TWO = ["parallel=tp", "launch=local"]
 FOUR = ["launch=local", "launch.processes=4"]
+STAGES = ["parallel=pp_1f1b", "trainer.micro_batch_size=1", "launch=local"]
 FIRES = {
+    "whole_models_are_not_cut": [
+        ["stage=generate", "stage.prompt=x", "init=.", *TWO],
+        ["stage=evaluate", "init=.", "parallel=zero3", "launch=local"],
+        ["stage=evaluate", "init=.", "parallel=tp_sp", "parallel.tp=4", *FOUR],
+        ["stage=evaluate", "init=.", "parallel=pp_1f1b", "launch=local"],
+    ],
     "preflight_has_two_to_compare": [
         ["trainer.preflight=true"],
         ["trainer.preflight=true", "parallel=deepspeed_zero1", "launch=local"],
@@ -69,6 +76,33 @@ FIRES = {
     ],
     "pipelines_gather_once_a_step": [
         ["parallel=3d", "parallel.zero=parameters", "launch=local", "launch.processes=8", "trainer.micro_batch_size=1"]
+    ],
+    "every_stage_has_a_layer": [
+        ["model=word2vec_tiny", "stage/objective=skip_gram", *STAGES],
+        ["model=neural_ngram_tiny", *STAGES],
+        ["model.n_layers=1", *STAGES],
+        ["model.n_layers=3", "parallel.schedule=interleaved", *STAGES],
+        ["model.n_layers=3", "parallel.schedule=zero_bubble_v", *STAGES],
+        ["model.n_layers=2", "parallel.pp=4", "parallel.schedule=gpipe", *STAGES, "launch.processes=4"],
+        ["model=lstm_tiny", "model.n_layers=1", *STAGES],
+    ],
+    "micro_batches_fill_the_pipeline": [
+        ["parallel=pp_1f1b", "launch=local"],
+        ["parallel=pp_gpipe", "launch=local", "trainer.batch_size=5", "trainer.micro_batch_size=5"],
+        ["parallel=pp_1f1b", "launch=local", "trainer.batch_size=1"],
+        ["parallel=pp_interleaved", "launch=local", "trainer.batch_size=7", "trainer.micro_batch_size=1"],
+        ["parallel=pp_zero_bubble", "launch=local", "launch.processes=6", "trainer.batch_size=5", "trainer.micro_batch_size=2"],
+        ["parallel=pp_zero_bubble_v", "launch=local"],
+    ],
+    "a_pipeline_deals_out_one_model": [["model=electra_small", "stage/objective=replaced_token", *STAGES]],
+    "split_backwards_keep_what_they_need": [
+        ["parallel.recompute=true", "parallel.schedule=zero_bubble", *STAGES],
+        ["parallel.recompute=true", "parallel.schedule=zero_bubble_v", *STAGES],
+    ],
+    "virtual_stages_are_asked_for": [
+        ["parallel.virtual_stages=3"],
+        ["parallel.virtual_stages=1", *STAGES],
+        ["parallel.virtual_stages=1", "parallel.schedule=zero_bubble_v", *STAGES],
     ],
     "offload_has_what_to_do": [["parallel=offload"]],
     "compiled_layouts_are_proven": [["trainer.compile=true", *TWO]],
