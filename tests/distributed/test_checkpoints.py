@@ -17,7 +17,7 @@ from llmfactory.checkpoint import io
 from llmfactory.checkpoint.tensors import size_in_bytes
 from llmfactory.config.spec import Job
 from llmfactory.model.ffn.spec import Activation, Moe
-from llmfactory.parallel.spec import Mesh, Zero
+from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.spec import Fp64
 from llmfactory.run.fit import fit
 
@@ -26,12 +26,13 @@ pytestmark = pytest.mark.dist
 LAYOUTS: dict[str, tuple[int, Mesh]] = {
     "single": (1, Mesh()),
     "ddp": (2, Mesh(dp_replicate=None)),
-    "zero2": (2, Mesh(dp_shard=None, zero=Zero.gradients)),
     "zero3": (3, Mesh(dp_shard=None)),  # nothing comes out even
     "tp": (2, Mesh(tp=2)),
     "ep": (2, Mesh(dp_shard=2, ep=2)),
     "cp": (2, Mesh(cp=2)),
+    "pp": (2, Mesh(pp=2)),  # the embedding, which is the head's too, stands on both
     "2d": (4, Mesh(dp_shard=2, tp=2, sequence_parallel=True)),  # both cut the same dimension
+    "3d": (8, Mesh(pp=2, dp_shard=2, tp=2)),
 }
 """Number of processes, and how they are arranged."""
 
@@ -41,7 +42,9 @@ def make(folder: Path, layout: str = "single", **changes: Any) -> Job:
     experts = Moe(hidden=8, n_experts=4, k=2, activation=Activation.silu, gated=True)
     kept = {"model__ffn": experts, "precision": Fp64(), "optim__clip_norm": 0.05, "optim__lr": 1e-3}
     few = {"trainer__eval_every": None, "trainer__keep_best": False, "trainer__save_every": None, "trainer__batch_size": 6}
-    return toy_job(folder, **{"parallel": LAYOUTS[layout][1], **kept, **few, **changes})
+    mesh = LAYOUTS[layout][1]
+    cut = {"trainer__micro_batch_size": 1} if mesh.pp > 1 else {}
+    return toy_job(folder, **{"parallel": mesh, **kept, **few, **cut, **changes})
 
 
 Rows = dict[int, dict[str, float]]

@@ -11,7 +11,7 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,29 @@ Death = tuple[str, float] | None
 """What the process dies at: ("time", seconds) after its start, or ("fsync", n), ("rename", n), ("renamed", n), ("rmtree", n)."""
 
 
-def train(folder: Path, name: str, death: Death) -> dict[str, torch.Tensor]:
-    """Train `name` to its end, or die; the final weights."""
+def train(
+    folder: Path,
+    name: str,
+    death: Death,
+    layout: Mesh | None = None,
+    dying: Sequence[int] = (0, 1),
+    background: bool = False,
+    steps: int = STEPS,
+) -> dict[str, torch.Tensor]:
+    """Train `name` to its end, or die, if this rank is one of those `dying`; the final weights."""
     job = toy_job(
         folder,
         model__dropout=0.1,
-        parallel=Mesh(dp_replicate=None),
-        trainer__max_steps=STEPS,
+        parallel=layout or Mesh(dp_replicate=None),
+        trainer__save_async=background,
+        trainer__max_steps=steps,
         trainer__save_every=3,
         trainer__keep_last=2,
         trainer__eval_every=5,
         trainer__keep_best=False,
     )
     data = prepared(job)
-    if death is not None:
+    if death is not None and int(os.environ["RANK"]) in dying:
         arm(*death)
     run = folder / name
     run.mkdir(exist_ok=True)
@@ -122,6 +131,31 @@ def test_two_processes_killed_while_saving(tmp_path: Path) -> None:
         with pytest.raises(AssertionError):  # dead, or left alone by the dead
             pool.run(2, train, tmp_path, "run", death)
     weights, again = pool.run(2, train, tmp_path, "run", None)
+    assert rows(tmp_path / "run") == rows(tmp_path / "unbroken")
+    for key, tensor in reference.items():
+        assert torch.equal(weights[key], tensor)
+        assert torch.equal(again[key], tensor)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("layout", "background", "deaths"),
+    [
+        (Mesh(dp_shard=2), True, [(("fsync", 3), (1,)), (("rename", 2), (0,))]),
+        (Mesh(tp=2), False, [(("fsync", 9), (0, 1)), (("renamed", 1), (0,))]),
+        (Mesh(pp=2), True, [(("fsync", 5), (1,)), (("renamed", 1), (0,))]),
+    ],
+)
+def test_killed_while_pieces_are_saved(
+    tmp_path: Path, layout: Mesh, background: bool, deaths: list[tuple[Death, tuple[int, ...]]]
+) -> None:
+    """One process or both, at a flush of a file, before and after the folder gets its name: the run goes on from the last
+    checkpoint that was whole, in the pieces of this layout."""
+    reference, _ = pool.run(2, train, tmp_path, "unbroken", None, layout, (), background, 9)
+    for death, dying in deaths:
+        with pytest.raises(AssertionError):  # dead, or left alone by the dead
+            pool.run(2, train, tmp_path, "run", death, layout, dying, background, 9)
+    weights, again = pool.run(2, train, tmp_path, "run", None, layout, (), background, 9)
     assert rows(tmp_path / "run") == rows(tmp_path / "unbroken")
     for key, tensor in reference.items():
         assert torch.equal(weights[key], tensor)
