@@ -51,13 +51,11 @@ def stages_of(rank: int, p: int, v: int, schedule: Schedule) -> list[int]:
     return [rank + p * loop for loop in range(v)]
 
 
-def fits(schedule: Schedule, p: int, n: int) -> bool:
-    """Whether the schedule is defined for so many micro-batches: looped ones go through them in rounds of p."""
-    return n >= p and (schedule not in (Schedule.interleaved, Schedule.zero_bubble) or n % p == 0)
-
-
 def table(schedule: Schedule, p: int, v: int, n: int) -> Table:
-    """What each process does, messages included. Sends and receives of any two processes come in the same order on both."""
+    """What each process does, messages included. Sends and receives of any two processes come in the same order on both.
+
+    Defined where `Mesh.fills_pipeline` says so.
+    """
     return with_messages([list(_work(schedule, rank, p, v, n)) for rank in range(p)], homes(schedule, p, v))
 
 

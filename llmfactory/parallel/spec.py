@@ -147,6 +147,11 @@ class Mesh(ParallelSpec):
         degrees = self.degrees_for(world)
         return degrees["dp_replicate"] * degrees["dp_shard"]
 
+    def fills_pipeline(self, micro_batches: int) -> bool:
+        """Whether so many micro-batches a process are enough for the schedule; looped ones go through them in rounds of `pp`."""
+        looped = self.schedule in (Schedule.interleaved, Schedule.zero_bubble)
+        return self.pp == 1 or (micro_batches >= self.pp and not (looped and micro_batches % self.pp))
+
     @property
     def stages_per_process(self) -> int:
         """Stages of each process of a pipeline."""
@@ -157,6 +162,26 @@ class Mesh(ParallelSpec):
     def is_plain(self) -> bool:
         """Only copies of the model, or a single process."""
         return all(size == 1 for size in (self.dp_shard, self.cp, self.tp, self.pp, self.ep))
+
+
+@dataclass(kw_only=True, slots=True)
+class Auto(ParallelSpec):
+    """The fastest layout that fits `hardware`, found just before the job starts (`parallel/plan/search.py`); the run's config then
+    names it. `trainer.micro_batch_size` is chosen too where it is null. Stages that do not train run on copies."""
+
+    backend: Backend = Backend.auto
+    """Communication library."""
+    timeout_s: float = 600.0
+    """Seconds after which a collective operation that waits for a lost process fails."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from above(self, 0.0, "timeout_s", repair=600)
+
+    def mesh(self) -> Mesh:
+        return Mesh(dp_replicate=None, backend=self.backend, timeout_s=self.timeout_s)
+
+    def degrees_for(self, world: int) -> dict[str, int]:
+        return {"any": world}
 
 
 @dataclass(kw_only=True, slots=True)
