@@ -13,6 +13,7 @@ from llmfactory.run.curves import Points, curves
 from llmfactory.run.figures import figures
 from llmfactory.run.folder import read_config, read_overrides, read_result
 from llmfactory.run.plain_file import write_whole
+from llmfactory.stage.plan import DRAWING
 from llmfactory.tracking.csv import read_metrics
 
 PLOTS = (
@@ -62,12 +63,14 @@ def bandwidths(measured: Mapping[str, Any] | None) -> list[str]:
 
 def write_report(folder: Path) -> None:
     config, result = read_config(folder), read_result(folder) or {}
+    drawing = folder / DRAWING
     page = render(
         "report.html.jinja",
         name=folder.name,
         result=result,
         figures=figures(result),
         plots=plots(read_metrics(folder / "metrics.csv")) + bandwidths(result.get("communication")),
+        drawing=drawing.read_text(encoding="utf-8") if drawing.is_file() else None,
         overrides=read_overrides(folder),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100),
     )

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.config.compose import Composed
+from llmfactory.config.plain import to_plain
 from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.launch.spec import Single
 from llmfactory.run.figures import figures
 from llmfactory.run.folder import (
     LOG,
@@ -27,9 +29,12 @@ from llmfactory.run.folder import (
     write_result,
 )
 from llmfactory.run.log import log_only, logged_to
+from llmfactory.run.plain_file import write_whole
 from llmfactory.run.worker import work
+from llmfactory.stage.choice import resolved
 from llmfactory.stage.generate import printable
-from llmfactory.stage.spec import TrainingSpec
+from llmfactory.stage.plan import DRAWING, draw_layout
+from llmfactory.stage.spec import Plan, TrainingSpec
 
 FINISHED = ("finished", "early")
 """Values of `status` after which there is nothing to go on with, unless a later end is asked for."""
@@ -41,8 +46,13 @@ def start(composed: Composed) -> dict[str, Any]:
     Training always has a run folder, and what is started from a saved config. Other jobs have one if they are given a name;
     else they only print.
     """
+    job, remarks = resolved(composed.job)
     config = copy.deepcopy(composed.plain)
-    launch = composed.job.launch
+    if job is not composed.job:  # parallel=auto: what is recorded and started is the layout that was found
+        plain = to_plain(job)
+        config["parallel"] = plain["parallel"]
+        config["trainer"]["micro_batch_size"] = plain["trainer"]["micro_batch_size"]
+    launch = Single() if isinstance(job.stage, Plan) else job.launch  # a plan starts nothing
     if config["name"] is None and not isinstance(composed.job.stage, TrainingSpec) and not launch.from_folder:
         result = launch.run(work, config)
         assert result is not None
@@ -62,7 +72,9 @@ def start(composed: Composed) -> dict[str, Any]:
         with logged_to(folder / LOG):
             write_config(folder, config, composed.overrides)
             lock.share()
-            print(f"run folder: {folder}", *lines, sep="\n", flush=True)
+            print(f"run folder: {folder}", *lines, *remarks, sep="\n", flush=True)
+            if isinstance(job.stage, TrainingSpec) and (drawing := draw_layout(job)) is not None:
+                write_whole(folder / DRAWING, drawing)
             try:
                 result = launch.run(work, config, folder)
             except BaseException as error:

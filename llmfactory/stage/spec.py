@@ -214,3 +214,19 @@ class BenchComm(StageSpec):
         from llmfactory.stage.bench_comm import BenchCommJob
 
         return BenchCommJob(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Plan(StageSpec):
+    """Say what a training job with this model, layout and hardware needs and how long it takes, without running it."""
+
+    tokens: float | None = None
+    """Tokens to train on; None: those of `trainer.max_steps` steps."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from above(self, 0.0, "tokens", repair=1e9)
+
+    def build(self) -> StageJob:
+        from llmfactory.stage.plan import PlanJob
+
+        return PlanJob(self)

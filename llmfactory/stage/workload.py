@@ -26,7 +26,6 @@ from llmfactory.model.spec import EncoderDecoder, ModelSpec, Multimodal, NeuralN
 from llmfactory.model.steps import Step
 from llmfactory.objective.spec import answers_of, natural
 from llmfactory.optim.spec import Adamw
-from llmfactory.parallel.plan.accelerator import Machine
 from llmfactory.parallel.plan.kept import (
     Formats,
     Kept,
@@ -48,7 +47,7 @@ GPU_LOGITS, CPU_ROWS = 2**27, 512
 """How many logits, or rows of them, `kernel/linear_cross_entropy.py` makes at once."""
 
 
-def work_of(job: Job, machine: Machine) -> Work:
+def work_of(job: Job, is_cpu: bool) -> Work:
     """What a training step of this job has to do. Raises UserError for what is not trained step by step."""
     name = stem(type(job.precision))
     if name not in FORMATS:
@@ -56,7 +55,7 @@ def work_of(job: Job, machine: Machine) -> Work:
     if job.model.graph == "counts":
         raise UserError("this model counts n-grams in one pass: there are no steps to plan")
     wide, low, product = FORMATS[name]
-    form = Formats(wide, low, machine.is_cpu)
+    form = Formats(wide, low, is_cpu)
     model = built(job)
     vocab = job.model.vocab_size if answers_of(job.model) == "tokens" else 0
     return Work(
@@ -68,7 +67,7 @@ def work_of(job: Job, machine: Machine) -> Work:
         state_copies=job.optim.state_copies(),
         state_bytes=4 if isinstance(job.optim, Adamw) else 0,
         vocab=vocab,
-        chunk_rows=CPU_ROWS if machine.is_cpu else max(CPU_ROWS, GPU_LOGITS // max(1, vocab)),
+        chunk_rows=CPU_ROWS if is_cpu else max(CPU_ROWS, GPU_LOGITS // max(1, vocab)),
     )
 
 
@@ -111,24 +110,27 @@ def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats) -> 
         given.update(new)
         return tuple(weights[name] for name in new)
 
-    own = list(_own_pieces(model, spec, seq_len, form, modules, take, ""))
+    def all_of(parameters: Sequence[nn.Parameter]) -> tuple[Weight, ...]:
+        return tuple(weights[ids[id(one)]] for one in parameters)
+
+    own = list(_own_pieces(model, spec, seq_len, form, modules, take, all_of, ""))
     companion = getattr(model, COMPANION.rstrip("."), None)
     if isinstance(companion, Skeleton):
-        beside = _own_pieces(companion, companion.spec, seq_len, form, modules, take, COMPANION)
+        beside = _own_pieces(companion, companion.spec, seq_len, form, modules, take, all_of, COMPANION)
         own[-1:-1] = [replace(piece, where=Where.rest, borrowed=()) for piece in beside]
     left = tuple(weights[name] for name in weights if name not in given)
-    own[0] = replace(own[0], weights=own[0].weights + left)
+    own[-1] = replace(own[-1], weights=own[-1].weights + left)
     yield from own
 
 
-def _own_pieces(model, spec, seq_len, form, modules, take, prefix) -> Iterator[Piece]:  # type: ignore[no-untyped-def]
+def _own_pieces(model, spec, seq_len, form, modules, take, all_of, prefix) -> Iterator[Piece]:  # type: ignore[no-untyped-def]
     layers = iter(_layers(spec, seq_len, form))
     repeated: dict[str, Piece] = {}
     for number, step in enumerate(model.steps()):
         if step.layer:
             name = modules[id(step.modules[0])]
             if name not in repeated:
-                repeated[name] = _layer_piece(name, step, take, next(layers), form)
+                repeated[name] = _layer_piece(name, step, take, all_of, next(layers), form)
             else:
                 next(layers)
             yield repeated[name]
@@ -157,10 +159,11 @@ def _weight(name: str, parameter: nn.Parameter, declared: Parameter) -> Weight:
     return Weight(name, tuple(parameter.shape), declared.layout, declared.unit, declared.hidden, parameter.requires_grad)
 
 
-def _layer_piece(name, step, take, layer: Layer, form: Formats) -> Piece:  # type: ignore[no-untyped-def]
+def _layer_piece(name, step, take, all_of, layer: Layer, form: Formats) -> Piece:  # type: ignore[no-untyped-def]
     block = step.modules[0]
     weights = take([*block.parameters(), *step.weights])
-    inner = take([]) + tuple(_weight_like(block, name))
+    shared = all_of(step.weights)
+    inner = tuple(_weight_like(block, name))
     products = visited(block)
     whole = sum(one.elements for one in inner if one.layout is Layout.replicated and len(one.shape) == 2 and _is_matrix(one))
     ffn = layer.ffn
@@ -169,6 +172,7 @@ def _layer_piece(name, step, take, layer: Layer, form: Formats) -> Piece:  # typ
         name,
         _kind(name, weights, layer),
         weights,
+        borrowed=tuple(one for one in shared if one.name not in {own.name for own in weights}),
         cut_products=max(0.0, products - whole),
         whole_products=min(products, whole),
         pair_products=float(sum(one.score_width(layer.width) for one in layer.attentions)),

@@ -124,19 +124,11 @@ def pace(rows: int, data: int, micro_batch_size: int | None) -> Pace:
 
 
 def stages(work: Work, count: int) -> list[list[Piece]]:
-    """The pieces of each stage of a pipeline: as many layers each as can be, the first ones one more where they do not come out
-    even; what stands between layers goes with the one after it, what comes last with the last stage."""
-    layers = work.layers
-    sizes = [layers // count + (number < layers % count) for number in range(count)]
-    found: list[list[Piece]] = [[] for _ in range(count)]
-    stage, room = 0, sizes[0]
-    for piece in work.pieces:
-        if piece.where is Where.layer:
-            while room == 0 and stage < count - 1:
-                stage, room = stage + 1, sizes[stage + 1]
-            room -= 1
-        found[count - 1 if piece.where is Where.head else stage].append(piece)
-    return found
+    """The pieces of each stage of a pipeline, as `parallel/stages.py` deals them: about as many layers each, what stands between two
+    layers goes with the later one, what follows the last one and the head with the last stage."""
+    layers = [number for number, piece in enumerate(work.pieces) if piece.where is Where.layer]
+    ends = [layers[len(layers) * stage // count - 1] + 1 for stage in range(1, count)]
+    return [list(work.pieces[start:end]) for start, end in zip([0, *ends], [*ends, len(work.pieces)], strict=True)]
 
 
 def in_flight(process: int, pp: int, mesh: Mesh, micro_batches: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from llmfactory.parallel.plan.memory import Memory, memory_of
 from llmfactory.parallel.plan.messages import Message, messages
 from llmfactory.parallel.plan.pieces import Bundle, Work, bundled
 from llmfactory.parallel.plan.seconds import Seconds, seconds_of
-from llmfactory.parallel.spec import Mesh
+from llmfactory.parallel.schedule import stages_of
+from llmfactory.parallel.spec import Mesh, Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +76,16 @@ def forecast(mesh: Mesh, world: int, micro_batch_size: int | None, work: Work, m
     )
 
 
-def dealt_to(at: Arrangement, work: Work) -> list[tuple[Bundle, ...]]:
+def dealt_to(at: Arrangement, work: Work) -> tuple[tuple[Bundle, ...], ...]:
     """The pieces of each process of the pipeline."""
-    dealt = stages(work, at.pp * at.stages_per_process)
-    return [bundled([piece for stage in at.stages_of(number) for piece in dealt[stage]]) for number in range(at.pp)]
+    return _dealt(work, at.pp, at.stages_per_process, at.mesh.schedule)
+
+
+@functools.lru_cache(256)
+def _dealt(work: Work, pp: int, turns: int, schedule: Schedule) -> tuple[tuple[Bundle, ...], ...]:
+    dealt = stages(work, pp * turns)
+    owned = [stages_of(number, pp, turns, schedule) if pp > 1 else [0] for number in range(pp)]
+    return tuple(bundled([piece for stage in mine for piece in dealt[stage]]) for mine in owned)
 
 
 def _different(dealt: Sequence[tuple[Bundle, ...]]) -> list[int]:

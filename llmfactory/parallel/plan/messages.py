@@ -211,5 +211,8 @@ def _pipeline(bundles: Sequence[Bundle], process: int, at: Arrangement, rate: Pa
     mine = at.stages_of(process)
     onward = sum(stage != last and stage + 1 not in mine for stage in mine)
     back = sum(stage != 0 and stage - 1 not in mine for stage in mine)
+    tied = borrowed(bundles) or tuple(one for one in work.lent if any(one in bundle.piece.weights for bundle in bundles))
+    shared = sum(one.shard(at.tp, at.ep, at.shards) for one in tied) * work.formats.wide
+    yield Message("gradients of tied weights", "all_reduce", "pp", 2 * once(2) * shared, 1)
     yield Message("stream", "send", "pp", stream, onward * rate.micro_batches, hidden=True)
     yield Message("gradients of the stream", "send", "pp", stream, back * rate.micro_batches, hidden=True)

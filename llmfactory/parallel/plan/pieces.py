@@ -6,6 +6,7 @@ head. `stage/plan.py` makes them of a model built without memory, so that shapes
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from llmfactory.core.sharding import Layout
 from llmfactory.parallel.plan.kept import Formats, Kept
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Weight:
     """A parameter, and how its part lets it be cut (`core/sharding.py`)."""
 
@@ -48,26 +49,36 @@ class Weight:
 
     def local(self, tp: int, ep: int = 1) -> tuple[int, ...]:
         """Shape of a process's piece, before FSDP."""
-        shape = list(self.shape)
-        dim = self.cut_dim(tp)
-        if dim is not None:
-            shape[dim] //= tp
-        if self.is_expert:
-            shape[0] //= ep
-        return tuple(shape)
+        return _local(self, tp, ep)
 
     def shard(self, tp: int, ep: int, shards: int, place: int = 0, padded: bool = False) -> int:
         """Elements that process number `place` of those that share the parameter keeps: FSDP cuts the first dimension into
         pieces of the same size, the last ones smaller or empty, and pads them for its messages."""
-        shape = self.local(tp, ep)
-        if not shape:
-            return 1
-        dim = 0
-        if self.is_expert:
-            dim = next((number for number, size in enumerate(shape) if size % shards == 0), 0)
-        chunk = -(-shape[dim] // shards)
-        mine = chunk if padded else max(0, min(chunk, shape[dim] - place * chunk))
-        return mine * (math.prod(shape) // shape[dim])
+        return _shard(self, tp, ep, shards, place, padded)
+
+
+@functools.lru_cache(1 << 16)
+def _local(weight: Weight, tp: int, ep: int) -> tuple[int, ...]:
+    shape = list(weight.shape)
+    dim = weight.cut_dim(tp)
+    if dim is not None:
+        shape[dim] //= tp
+    if weight.is_expert:
+        shape[0] //= ep
+    return tuple(shape)
+
+
+@functools.lru_cache(1 << 16)
+def _shard(weight: Weight, tp: int, ep: int, shards: int, place: int, padded: bool) -> int:
+    shape = weight.local(tp, ep)
+    if not shape:
+        return 1
+    dim = 0
+    if weight.is_expert:
+        dim = next((number for number, size in enumerate(shape) if size % shards == 0), 0)
+    chunk = -(-shape[dim] // shards)
+    mine = chunk if padded else max(0, min(chunk, shape[dim] - place * chunk))
+    return mine * (math.prod(shape) // shape[dim])
 
 
 class Where(Enum):
@@ -78,7 +89,7 @@ class Where(Enum):
     head = "logits and loss; on the last stage"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """Numbers of one piece. `per token`: of a row that the model reads."""
 
@@ -131,7 +142,7 @@ def is_multiplied(weight: Weight) -> bool:
     return len(weight.shape) >= 2 and not weight.name.endswith(("router.weight", "_bias"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Work:
     """What one optimizer step has to do."""
 
@@ -158,12 +169,18 @@ class Work:
         """Each parameter once, by name."""
         return tuple({one.name: one for piece in self.pieces for one in piece.weights}.values())
 
+    @functools.cached_property
+    def lent(self) -> tuple[Weight, ...]:
+        """Weights that a piece owns and another one needs too."""
+        names = {one.name for piece in self.pieces for one in piece.borrowed}
+        return tuple(one for one in self.weights if one.name in names)
+
     @property
     def parameters(self) -> int:
         """Of the whole model."""
         return sum(one.elements for one in self.weights)
 
-    @property
+    @functools.cached_property
     def layers(self) -> int:
         """Layers that a pipeline can deal out."""
         return sum(piece.where is Where.layer for piece in self.pieces)
