@@ -1,0 +1,114 @@
+"""Every layout computes what a single process computes: the cases of plan.json, and with `-m matrix` all that rules admit.
+
+See proof.py for what is compared, cases.py for what is crossed, plan.py for what is chosen, docs/proofs.md for the outcome.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pool
+import proof
+import proof_page
+import pytest
+from cases import LAYOUTS, Case, refusals
+from plan import cases, planned
+from proof import ALL, BF16, EXACT, FLOAT32, WHAT, insist, reference
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of data and references, for all proofs of the session."""
+    return tmp_path_factory.mktemp("proofs")
+
+
+class Crews:
+    """The processes of the layout that is being proven; those of another one are ended first."""
+
+    def __init__(self) -> None:
+        self.layout, self.crew = "", pool.Crew(0)
+
+    def of(self, layout: str) -> pool.Crew:
+        if layout != self.layout:
+            self.crew.close()
+            self.layout, self.crew = layout, pool.Crew(LAYOUTS[layout].world)
+        return self.crew
+
+
+@pytest.fixture(scope="session")
+def crews() -> Iterator[Crews]:
+    found = Crews()
+    yield found
+    found.crew.close()
+
+
+def prove(case: Case, folder: Path, crews: Crews, precision: str = "fp64") -> list[dict[str, float]]:
+    reference(case, folder, precision)
+    return crews.of(case.layout).run(proof.prove, case, folder, precision, timeout=120)
+
+
+@pytest.mark.parametrize("case", planned(), ids=lambda case: case.name)
+def test_the_same_numbers_as_a_single_process(case: Case, folder: Path, crews: Crews) -> None:
+    for found in prove(case, folder, crews):
+        insist(found, BF16 if case.variant == "bf16_mixed" else EXACT, WHAT.get(case.variant, ALL))
+
+
+FIRST = {case.layout: case for case in reversed(planned()) if case.variant == "plain"}
+"""A plain case of each layout."""
+
+
+@pytest.mark.parametrize("case", [FIRST[name] for name in LAYOUTS if name in FIRST], ids=lambda case: case.layout)
+def test_the_same_losses_in_float32(case: Case, folder: Path, crews: Crews) -> None:
+    for found in prove(case, folder, crews, "fp32"):
+        insist(found, FLOAT32, ("loss", "norm", "held_out"))
+
+
+@pytest.mark.parametrize("workload", ["llama, causal", "electra, replaced", "mixture, causal"])
+def test_what_the_order_of_sums_does_in_bf16(workload: str, folder: Path) -> None:
+    """One process, in micro-batches and whole: the same sums in another order. The tolerance is a few times what that does."""
+    case = Case("single", workload, "padded", "bf16_mixed")
+    found = proof.prove(case, folder)
+    assert 0.0 < max(found[name] for name in WHAT["bf16_mixed"]) < BF16 / 2
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_full_cross(layout: str, request: pytest.FixtureRequest, folder: Path, crews: Crews) -> None:
+    """Every legal case of a layout that falls into the shard. One line of the outcome goes to docs/proofs_matrix.csv."""
+    number, of = (int(part) for part in request.config.getoption("--shard").split("/"))
+    assert 1 <= number <= of, "a shard is given as 3/20"
+    wrong, proven = [], 0
+    for index, case in enumerate(cases()):
+        if case.layout != layout or index % of != number - 1 or refusals(case, folder):
+            continue
+        try:
+            test_the_same_numbers_as_a_single_process(case, folder, crews)
+            proven += 1
+        except AssertionError as error:
+            wrong.append(f"{case.name}: {str(error)[-2000:]}")
+    if proven or wrong:
+        record({"shard": f"{number}/{of}", "layout": layout, "proven": proven, "failed": len(wrong)})
+    assert not wrong, "\n".join(wrong)
+
+
+def record(outcome: dict[str, object]) -> None:
+    """Add a line to the results, with commit and date; `+`: files had changed since the commit."""
+    commit = _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    new = not proof_page.RESULTS.exists()
+    with proof_page.RESULTS.open("a", encoding="utf-8", newline="") as file:
+        lines = csv.DictWriter(file, proof_page.COLUMNS, lineterminator="\n")
+        if new:
+            lines.writeheader()
+        lines.writerow({"date": datetime.date.today().isoformat(), "commit": commit, **outcome})
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(proof_page.ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
