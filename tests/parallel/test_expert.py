@@ -133,14 +133,16 @@ def test_the_same_values_and_gradients(case: str) -> None:
                 torch.testing.assert_close(found[name], gradients[name], rtol=1e-12, atol=1e-12)
 
 
-def messages(layout: Mesh) -> tuple[int, list[tuple[str, float]], list[int]]:
+def messages(layout: Mesh, autocast: bool) -> tuple[int, list[tuple[str, float]], list[int]]:
     """Place in the group, what a step sends to other experts' processes and back, and how many of its visits go to each process."""
     with open_world(layout, "cpu") as world:
         part = experts()
         deal_experts(part, world)
         x, chosen, counts = rows_of(world.data_rank, "any")
         with counted() as volume:
-            (part(x.requires_grad_(), chosen) * counts).sum().backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = part(x.requires_grad_(), chosen)
+            (y * counts).sum().backward()
         ranks = dist.get_process_group_ranks(world.groups["ep"])
         assert volume.select(ranks=ranks) == volume.messages
         visits = torch.bincount(chosen.flatten() * layout.ep // E, minlength=layout.ep).tolist()
@@ -148,14 +150,15 @@ def messages(layout: Mesh) -> tuple[int, list[tuple[str, float]], list[int]]:
 
 
 @pytest.mark.dist
-def test_a_step_exchanges_counts_once_and_rows_four_times() -> None:
-    """There and back, forward and backward; only visits to others' experts travel."""
-    results = sorted(pool.run(2, messages, Mesh(dp_shard=2, ep=2)))
+@pytest.mark.parametrize(("autocast", "dtype"), [(False, torch.float64), (True, torch.bfloat16)])
+def test_a_step_exchanges_counts_once_and_rows_four_times(autocast: bool, dtype: torch.dtype) -> None:
+    """There and back, forward and backward; only visits to others' experts travel, in the format of the products."""
+    results = sorted(pool.run(2, messages, Mesh(dp_shard=2, ep=2), autocast))
     away = [visits[1 - place] for place, _, visits in results]
     for place, sent, _ in results:
-        row = D * 8
+        row = D * dtype.itemsize
         there, back = away[place] * row, away[1 - place] * row
-        assert [kind for kind, _ in sent] == ["torch.int32", *["torch.float64"] * 4]
+        assert [kind for kind, _ in sent] == ["torch.int32", *[str(dtype)] * 4]
         assert [size for _, size in sent] == pytest.approx([E // 2 * 4, there, back, there, back])
 
 
