@@ -27,6 +27,9 @@ STEPS = {"gpt2": (3, 8), "llama": (3, 8), "gpt2_tiny": (5, 40), "llama_tiny": (5
 """Steps of warm-up, steps measured."""
 EAGER = ("trainer", "fit", "bare")
 COMPILED = ("trainer_compiled", "fit_compiled")
+LAYOUTS = ("fit", "fit_one_rank", "bare")
+MORE = {"fit_compiled": ["trainer.compile=true"], "fit_one_rank": ["parallel=ddp", "launch=local", "launch.processes=1"]}
+"""Overrides of a variant."""
 
 
 def shape(name: str) -> dict[str, int]:
@@ -77,7 +80,7 @@ def measure(name: str, variant: str) -> float:
 
     size, (warm, counted) = shape(name), STEPS[name]
     steps = warm + counted
-    job = compose_job(overrides(name, size, steps) + (["trainer.compile=true"] if variant == "fit_compiled" else [])).job
+    job = compose_job([*overrides(name, size, steps), *MORE.get(variant, [])]).job
     data = prepare(job.data, job.model.vocab_size)
     times, tick = clock_at(warm, steps)
     if variant.startswith("fit"):
@@ -176,6 +179,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="compare the torch.compile variants instead")
+    parser.add_argument("--layouts", action="store_true", help="compare parallel=single, parallel=ddp of one rank and the bare loop")
     parser.add_argument("--sample", nargs=2, metavar=("SIZE", "VARIANT"), help="one measurement in this process")
     arguments = parser.parse_args()
     if arguments.sample:
@@ -185,7 +189,8 @@ def main() -> None:
 
     for name in arguments.sizes:
         print(f"\n## {name}\n")
-        variants = {variant: [__file__, "--sample", name, variant] for variant in (COMPILED if arguments.compiled else EAGER)}
+        compared = LAYOUTS if arguments.layouts else COMPILED if arguments.compiled else EAGER
+        variants = {variant: [__file__, "--sample", name, variant] for variant in compared}
         interleave(variants, next(iter(variants)), arguments.rounds, "CPU s/step")
 
 
