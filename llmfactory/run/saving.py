@@ -51,7 +51,7 @@ class Saving(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
         assert isinstance(stage, PretrainStage)
         world = self.strategy.world
-        model, optimizer = self.strategy.whole(stage.model, self._optimizer(trainer), everywhere=True)
+        model, optimizer = self.strategy.whole(stage.model, self._optimizer(trainer), everywhere=self.resume is not None)
         needed = (1 + stage.optim.state_copies()) * size_in_bytes(united(model_tensors(model), world))
 
         def make_room() -> None:
