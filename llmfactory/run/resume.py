@@ -7,12 +7,14 @@ floating-point sums. Everything else would make one run of two, so it is refused
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from typing import Any
 
 from llmfactory.config.plain import from_plain, to_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
+from llmfactory.core.spec import walk
 
 SAFE = {
     "name": "says where the run lies",
@@ -47,6 +49,14 @@ ROUNDING = {
     "parallel.*": "the same global batch on other processes",
 }
 """Keys that may change too, but after which a run is no longer bit-equal to an unbroken one."""
+
+REDRAWS = {
+    "trainer.micro_batch_size": "micro-batches draw one after the other",
+    "trainer.device": "CPU and GPU have generators of their own",
+    "launch.*": "processes with other rows draw their own",
+    "parallel.*": "processes with other tokens or layers draw their own",
+}
+"""Of those, the keys after which dropout draws other masks."""
 
 # Not safe on purpose: trainer.eval_rows (the lowest held-out loss would be taken over different rows), trainer.batch_size,
 # precision, seed, init (they make other numbers), toy, model, data, optim, stage.objective.
@@ -103,7 +113,17 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if not rounding:
         return []
     changed = ", ".join(f"{key} {before!r} -> {after!r}" for key, (before, after) in rounding.items())
-    return [f"resuming with {changed}: the same mathematics, but no longer bit-equal to an unbroken run"]
+    lines = [f"resuming with {changed}: the same mathematics, but no longer bit-equal to an unbroken run"]
+    if any(matches(key, REDRAWS) for key in rounding) and _drops(new_job):
+        lines.append(
+            "dropout draws other masks there, at the same rate: the losses of the next steps are others (docs/randomness.md)"
+        )
+    return lines
+
+
+def _drops(job: Job) -> bool:
+    """Whether the model has dropout anywhere."""
+    return any(getattr(part, f.name) for _, part in walk(job.model) for f in fields(part) if f.name.endswith("dropout"))
 
 
 def _schedule_problems(old: Job, new: Job, found: dict[str, tuple[Any, Any]]) -> Iterator[Problem]:

@@ -91,7 +91,7 @@ def legs(tmp_path_factory: pytest.TempPathFactory) -> list[Leg]:
     random.Random(5).shuffle(order)
     for number, layout in enumerate(order, start=1):
         job = make(folder, layout, trainer__max_steps=2 * number)
-        results = pool.run(LAYOUTS[layout][0], start_and_go_on, job, folder / "moved", folder / layout)
+        results = pool.run(LAYOUTS[layout][0], start_and_go_on, job, folder / "moved", folder / layout, timeout=240)
         path = io.latest(folder / "moved" / "checkpoints")
         found.append(Leg(layout, results, io.read_state(path), on_disk(path)))
     return found

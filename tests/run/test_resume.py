@@ -9,6 +9,7 @@ from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Resume
 from llmfactory.core.errors import ConfigError
 from llmfactory.launch.spec import Local
+from llmfactory.model.attention.spec import Gqa
 from llmfactory.optim.schedule.spec import Constant, Linear
 from llmfactory.optim.spec import Sgd
 from llmfactory.parallel.spec import Mesh
@@ -63,6 +64,15 @@ def test_keys_that_change_rounding_are_told(plain, changes):
     (line,) = compare(plain(), plain(**changes))
     assert "no longer bit-equal" in line
     assert next(iter(changes)).replace("__", ".") in line
+
+
+@pytest.mark.parametrize("changes", [{"trainer__micro_batch_size": 2}, {"launch": Local(), "parallel": Mesh(tp=2)}])
+@pytest.mark.parametrize("rate", [{"model__dropout": 0.1}, {"model__attention": Gqa(n_heads=4, dropout=0.1)}])
+def test_other_masks_are_told(plain, changes, rate):
+    assert len(compare(plain(), plain(**changes))) == 1
+    _, line = compare(plain(**rate), plain(**rate, **changes))
+    assert line.startswith("dropout draws other masks there")
+    assert len(compare(plain(**rate), plain(**rate, trainer__threads=2))) == 1
 
 
 @pytest.mark.parametrize(
