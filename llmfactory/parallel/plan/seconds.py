@@ -6,8 +6,7 @@ a product (norms, activations, sums: what the forward pass keeps is written once
     step = slowest stage x micro-batches x (1 + idle share) + what is left of the gradients' messages + optimizer.
 
 Messages of tensor, context and expert parallelism are waited for. Those of FSDP go on while the devices compute, so what
-counts is what they take longer. This is a model of an engine without flaws: it knows no launch overhead, no stragglers, no swapping
-of memory; docs/planning.md has its numbers beside published ones.
+counts is what they take longer. This is a model of an engine without flaws: it knows no stragglers and no memory in pieces; docs/planning.md has its numbers beside published ones.
 """
 
 from __future__ import annotations
@@ -24,6 +23,11 @@ from llmfactory.parallel.spec import Offload
 
 TRAFFIC = 2.0
 """How often what the forward pass keeps goes through the memory, in each direction of the pass."""
+
+
+LAUNCH = 1.5e-4
+"""Seconds in which a process starts the kernels of one piece in one direction, about 30 of them at 5 microseconds: small pieces of
+work take no less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ def _piece_seconds(piece: Piece, at: Arrangement, rate: Pace, work: Work, machin
         traffic += tokens * work.vocab / cut * (2 * work.formats.wide + work.formats.low)
     passes = 4 if at.mesh.recompute and piece.where is Where.layer else 3
     moved = 3 if passes == 4 else 2
-    return passes * flops / machine.flops[work.product_format] + moved * traffic / machine.memory_bandwidth
+    seconds = passes * flops / machine.flops[work.product_format] + moved * traffic / machine.memory_bandwidth
+    return max(seconds, passes * LAUNCH) if tokens else 0.0
 
 
 def _left(sent: Sequence[Message], compute: float, at: Arrangement, machine: Machine) -> dict[str, float]:
