@@ -13,7 +13,6 @@ Shapes: N visits, E experts, n processes of the group, e experts of each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +25,7 @@ from llmfactory.core.sharding import Layout
 from llmfactory.model.ffn.experts import Experts, Visit
 from llmfactory.parallel.collectives import Group, exchange_rows
 from llmfactory.parallel.mesh import World
+from llmfactory.parallel.tensor import see_pieces
 
 
 def deal_experts(model: nn.Module, world: World) -> None:
@@ -49,7 +49,6 @@ def deal_experts(model: nn.Module, world: World) -> None:
             assert declared.hidden is not None
             cuts = [Shard(declared.hidden)] if mesh.ndim == 1 else [Shard(0), Shard(declared.hidden)]
             _cut(experts, f"{name}.{attribute}", attribute, mesh, cuts)
-        experts.__class__ = _DealtExperts
         if "ep" in world.groups:
             experts.dispatch = dispatch_over(world.groups["ep"])
 
@@ -103,13 +102,4 @@ def _cut(experts: Experts, name: str, attribute: str, mesh: DeviceMesh, cuts: li
     local = local.clone(memory_format=torch.contiguous_format)  # so that the whole can be freed
     dealt = DTensor.from_local(local, mesh, cuts, run_check=False, shape=whole.shape, stride=whole.stride())
     experts._parameters[attribute] = nn.Parameter(dealt, requires_grad=whole.requires_grad)
-
-
-class _DealtExperts(Experts):
-    """Whose forward sees this process's piece of each stack, as a plain tensor."""
-
-    def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)
-        if not isinstance(value, DTensor) or "shards" in (value.device_mesh.mesh_dim_names or ()):
-            return value  # of what FSDP has cut and not gathered there is nothing to see
-        return value.to_local()
+    see_pieces(experts, attribute, lambda piece: piece, axes=mesh.ndim)

@@ -17,6 +17,7 @@ TWO = ["parallel=tp", "launch=local"]
 FOUR = ["launch=local", "launch.processes=4"]
 STAGES = ["parallel=pp_1f1b", "trainer.micro_batch_size=1", "launch=local"]
 FIRES = {
+    "mpi_starts_its_own_processes": [["parallel=ddp", "launch=local", "parallel.backend=mpi"]],
     "whole_models_are_not_cut": [
         ["stage=generate", "stage.prompt=x", "init=.", *TWO],
         ["stage=evaluate", "init=.", "parallel=zero3", "launch=local"],
@@ -52,6 +53,7 @@ FIRES = {
         ["parallel.sequence_parallel=true", "data.seq_len=255", *TWO],
         ["parallel.sequence_parallel=true", "model=mamba_tiny", *TWO],
         ["parallel.sequence_parallel=true", "model/ffn=switch", "model.ffn.jitter=0.1", *TWO],
+        ["parallel.sequence_parallel=true", "model=switch_base_8", "stage/objective=span_corruption", *TWO],
     ],
     "loss_parallel_has_a_cut_vocabulary": [
         ["parallel.loss_parallel=true"],
@@ -110,6 +112,8 @@ FIRES = {
         ["launch=local"],
         ["parallel.dp_replicate=3"],
         ["launch=local", "launch.processes=4", "parallel.dp_replicate=2"],
+        ["launch=slurm", "launch.nodes=2", "parallel.dp_replicate=4"],
+        ["launch=slurm", "launch.nodes=2", "parallel.dp_replicate=3"],
     ],
     "every_process_gets_a_row": [["launch=local", "launch.processes=4", "parallel=ddp", "trainer.batch_size=3"]],
     "nccl_needs_gpus": [["parallel.backend=nccl", "trainer.device=cpu"]],
@@ -172,6 +176,7 @@ FIRES = {
     "balance_over_the_batch_sees_all_of_it": [
         ["model/ffn=moe", "model.ffn.balance_over=batch", "trainer.micro_batch_size=2"],
         ["model/ffn=switch", "model.ffn.balance_over=batch", "launch=local", "parallel=ddp"],
+        ["model/ffn=moe", "model.ffn.balance_over=batch", "launch=local", "parallel=pp_gpipe", "trainer.micro_batch_size=2"],
     ],
     "counting_is_no_optimization": [
         ["model=kneser_ney", "launch=local", "parallel=ddp"],

@@ -134,12 +134,10 @@ def sequence_parallel_cuts_rows(job: Job) -> Iterator[Problem]:
     if isinstance(job.model, (Recurrent, NeuralNgram, KneserNey, EmbeddingModel)):
         yield Problem("parallel.sequence_parallel", True, "a recurrent layer needs the whole row", off)
         return
-    for path, part in walk(job.model, "model"):
-        if isinstance(part, MoeSpec) and part.jitter:
-            reason = (
-                f"processes that hold the same row must route it alike, but would draw other noise ({path}.jitter={part.jitter})"
-            )
-            yield Problem("parallel.sequence_parallel", True, reason, f"{path}.jitter=0")
+    noisy = [path for path, part in walk(job.model, "model") if isinstance(part, MoeSpec) and part.jitter]
+    if noisy:
+        reason = f"processes that hold the same row must route it alike, but would draw other noise ({noisy[0]}.jitter)"
+        yield Problem("parallel.sequence_parallel", True, reason, " ".join(f"{path}.jitter=0" for path in noisy))
     pieces, length_follows = layout.tp, isinstance(job.model, EncoderDecoder)
     if isinstance(job.stage, TrainingSpec) and job.data.seq_len % pieces and layout.cp == 1 and not length_follows:
         reason = f"rows of {job.data.seq_len} tokens are cut into {pieces} equal pieces (tp)"
