@@ -26,6 +26,7 @@ from llmfactory.config.rule.init import (
     the_head_makes_vectors,
     trained_model_is_given,
 )
+from llmfactory.config.rule.launch import mpi_starts_its_own_processes
 from llmfactory.config.rule.layout import (
     balance_over_the_batch_sees_all_of_it,
     every_process_gets_a_row,
@@ -99,6 +100,7 @@ RULES: tuple[Rule, ...] = (
     world_is_the_product_of_degrees,
     every_process_gets_a_row,
     nccl_needs_gpus,
+    mpi_starts_its_own_processes,
     one_number_of_threads,
     rows_fit_the_model,
     ids_fit_the_model,

@@ -44,6 +44,9 @@ FOREIGN = (
 """Prefixes of environment variables by which another launcher speaks to its own children."""
 LOGS = "logs"
 """Of a run folder: what each process printed."""
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Set to 1, processes meet at a store of their own, held by rank 0. Torch lets them share the agents' store by default, and
+processes that are started again find there what the ended ones wrote: torch 2.13 then hangs when it joins them by gloo."""
 LOOPBACK = ("127.0.0.1", "localhost")
 """Hosts at which only processes of one machine meet."""
 
@@ -126,7 +129,8 @@ def _not_met(share: Share, error: Exception) -> Exception:
 
     if not isinstance(error, (DistError, RendezvousError)):
         return error
-    cause = str(error.__cause__ or error).strip().splitlines()[0]
+    lines = str(error.__cause__ or error).strip().splitlines()
+    cause = lines[0] if lines else "some of them have not come"
     return UserError(
         f"the {share.nodes} machines of the job have not met at {share.endpoint} within {share.join_timeout_s:g} s "
         f"(launch.join_timeout_s): {cause}. Is the line running on every machine, and is the host reachable from here?"
@@ -140,7 +144,7 @@ def child_environment(threads: int) -> Iterator[None]:
     for name in before:
         if name.startswith(FOREIGN):
             del os.environ[name]
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ |= {"OMP_NUM_THREADS": str(threads), OWN_STORE: "1"}
     try:
         yield
     finally:

@@ -141,17 +141,21 @@ def first_error(failures: list[Failure], exit_codes: Mapping[int, int], logs: Pa
         exit_codes: of the processes that the agent found failed first, by rank; negative: killed by that signal.
     """
     spoke = {one.rank for one in failures}
+    killed = {rank: code for rank, code in exit_codes.items() if rank not in spoke and code < 0}
     silent = {rank: code for rank, code in exit_codes.items() if rank not in spoke}
-    if silent and (not failures or failures[0].follows):
-        rank, code = next(iter(silent.items()))
+    first = failures[0] if failures else None
+    if (killed and (first is None or first.follows)) or (
+        silent and (first is None or (first.follows and first.message is None))
+    ):
+        rank, code = next(iter((killed or silent).items()))
         log = f"; its log: {log_of(logs, rank)}" if logs else ""
         if code >= 0:
             return UserError(f"the process of rank {rank} ended with exit code {code} and without a word{log}")
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return UserError(f"the process of rank {rank} was killed by {name}{hint}{log}")
-    if failures:
-        return failures[0].error()
+    if first is not None:
+        return first.error()
     return UserError("worker processes ended without a result")
 
 

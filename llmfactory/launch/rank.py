@@ -64,22 +64,23 @@ def rank_of_job(config: Mapping[str, Any], errors: Path, logs: Path | None) -> I
                 if several:
                     insist_on_agreement(peers, config, timeout_s)
             yield
+            if watchdog is not None:
+                watchdog.stop(well=True)
         except BaseException as error:
             failure = of_error(error, rank, log)
             if peers is not None:
-                with suppress(RuntimeError):  # the machine with the store may be gone
+                with suppress(RuntimeError):  # the store may be gone
                     first = peers.failure(FIRST_S) if failure.follows else None
                     if first is not None:
                         save(first)
                     peers.tell(failure)
             save(failure)
-            if peers is not None and several:  # the machine with the store stays until the others have heard
+            if peers is not None and several:  # whoever holds the store stays until the others have heard
                 time.sleep(HEARD_S)
             traceback.print_exc(file=written)
-            raise
-        finally:
             if watchdog is not None:
-                watchdog.stop()
+                watchdog.stop(well=False)
+            raise
 
 
 @contextmanager

@@ -145,7 +145,7 @@ class Torchrun(MachinesSpec):
         if self.node_rank is not None and self.node_rank >= self.nodes:
             reason = f"machines are numbered from 0 to {self.nodes - 1} (launch.nodes={self.nodes})"
             yield Problem("node_rank", self.node_rank, reason, "node_rank=0")
-        if self.node_rank is not None and self.max_restarts and self.nodes > 1:
+        if self.node_rank is not None and self.max_restarts:
             reason = f"machines that are numbered by hand cannot meet again after a failure (node_rank={self.node_rank})"
             yield Problem("max_restarts", self.max_restarts, reason, "node_rank=null")
 

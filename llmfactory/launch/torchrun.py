@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmfactory.launch.agent import LOGS, LOOPBACK, Share, run_share
+from llmfactory.launch.agent import LOGS, LOOPBACK, OWN_STORE, Share, run_share
 from llmfactory.launch.failure import forget
 from llmfactory.launch.spec import MachinesSpec, Torchrun, Worker
 
@@ -74,6 +74,8 @@ def line(
     if host in LOOPBACK:
         meeting.append("--local-addr=127.0.0.1")
     return [
+        "env",
+        f"{OWN_STORE}=1",
         *launcher,
         f"--nnodes={spec.nodes}",
         f"--nproc-per-node={spec.processes}",

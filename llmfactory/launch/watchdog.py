@@ -109,11 +109,15 @@ class Watchdog(threading.Thread):
         self._since = self._looked = time.monotonic()
         self._seconds = 0.0
 
-    def stop(self) -> None:
-        """The main thread's work is done, well or not."""
-        with suppress(RuntimeError):  # the machine with the store may be gone
-            self.peers.store.set(f"ended/{self.peers.rank}", "")
+    def stop(self, well: bool) -> None:
+        """The main thread's work is done. Rank 0, whose end may be the store's, stays until the others are done as well."""
         self.ended.set()
+        end, missing = time.monotonic() + self.timeout_s, {f"ended/{rank}" for rank in range(self.peers.size)}
+        with suppress(RuntimeError):  # the store may be gone
+            self.peers.store.set(f"ended/{self.peers.rank}", "")
+            while well and self.peers.rank == 0 and missing and time.monotonic() < end and self.peers.failure() is None:
+                missing = {key for key in missing if not self.peers.store.check([key])}
+                time.sleep(0.02)
         self.join(2 * self.period_s)
 
     def run(self) -> None:
@@ -130,9 +134,9 @@ class Watchdog(threading.Thread):
                 if self._neighbour_died(peers):
                     died = f"the process of rank {self.neighbour} ended without a word (killed? out of memory?)"
                     peers.tell(dataclasses.replace(self._failed(died), rank=self.neighbour, follows=True))
-        except (RuntimeError, ConnectionError, TimeoutError):  # the store is gone, and with it the machine that held it
+        except (RuntimeError, ConnectionError, TimeoutError):  # the store is gone, and with it rank 0, which held it
             if not self.ended.wait(GRACE_S):
-                gone = self._failed("the machine where the processes of the job met is gone, and they with it")
+                gone = self._failed("the process of rank 0, where all others met, is gone")
                 self._end(dataclasses.replace(gone, follows=True))
         return None
 

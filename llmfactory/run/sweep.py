@@ -35,6 +35,7 @@ from llmfactory.config.compose import Composed, compose_job, search_path
 from llmfactory.config.register import groups, option_folders, packages
 from llmfactory.config.values import plugins_of
 from llmfactory.core.errors import ConfigError, Problem, UserError
+from llmfactory.core.spec import stem
 from llmfactory.run.folder import CONFIG, claim, settle_name, write_overrides, write_result
 from llmfactory.run.members import Findings, combinations, compose_all, corners, typed
 from llmfactory.run.summary import write_summary
@@ -70,6 +71,8 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
     composed = compose_all(members, config_dirs)
     if any(isinstance(one.job.stage, Describe) for one in composed):
         raise ConfigError([Problem("stage", "describe", "prints one config, so there is nothing to sweep", "stage=pretrain")])
+    if not basic:
+        insist_on_results(members, composed)
     check_hydras(options, hydra)
     folder = make_folder(composed[0], parsed)
     if basic:
@@ -128,6 +131,16 @@ def check_hydras(options: ConfigLoaderImpl, hydra: Sequence[Override]) -> None:
     except HydraException as error:
         line = " ".join(lines(hydra))
         raise ConfigError([Problem("hydra", line, f"Hydra does not take it: {str(error).splitlines()[0]}")]) from error
+
+
+def insist_on_results(members: Sequence[list[str]], composed: Sequence[Composed]) -> None:
+    """A sampled sweeper chooses by what came out. Raises ConfigError for members that are only handed to somebody else."""
+    found = Findings(members)
+    for number, one in enumerate(composed):
+        if (repair := one.job.launch.waits) is not None:
+            reason = "a sampled sweep needs the result of each member, and this launch returns before there is one"
+            found.add(number, ConfigError([Problem("launch", stem(type(one.job.launch)), reason, repair)]))
+    found.raise_if_any()
 
 
 def lines(overrides: Sequence[Override]) -> list[str]:

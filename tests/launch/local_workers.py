@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -113,4 +114,25 @@ def speak(config: dict[str, Any]) -> dict[str, Any]:
         raise UserError("the disk is full")
     if config.get("fail"):
         time.sleep(60)
-    return {"rank": rank(), "node": int(os.environ["GROUP_RANK"])}
+    result = {"rank": rank(), "node": int(os.environ["GROUP_RANK"]), "world": int(os.environ["WORLD_SIZE"])}
+    if rank() == 0 and "folder" in config:
+        Path(config["folder"], "result.json").write_text(json.dumps(result))
+    return result
+
+
+def work_and_be_killed_once(config: dict[str, Any]) -> dict[str, Any]:
+    """The real job, of which rank 1 is killed as soon as there is a checkpoint, at the first attempt."""
+    import threading
+
+    from llmfactory.run.worker import work
+
+    checkpoint = Path(config["output_dir"], config["name"], "checkpoints", "step_00000002", "state.json")
+
+    def kill() -> None:
+        while not checkpoint.exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        threading.Thread(target=kill, daemon=True).start()
+    return work(config)

@@ -68,10 +68,16 @@ def test_the_first_of_the_last_attempt_that_follows_no_other(tmp_path):
     [(-9, "rank 1 was killed by SIGKILL (out of memory?)"), (-11, "rank 1 was killed by SIGSEGV"), (3, "with exit code 3")],
 )
 def test_a_process_without_a_word_comes_before_those_that_lost_it(tmp_path, code, text):
-    error = first_error([failure(0, 1.0, follows=True)], {0: 1, 1: code}, tmp_path)
+    error = first_error([failure(0, 1.0, follows=True, message=None)], {0: 1, 1: code}, tmp_path)
     assert text in str(error)
     assert str(tmp_path / "rank_1.txt") in str(error)
     assert "it broke" in str(first_error([failure(0, 1.0)], {0: 1, 1: -15}, tmp_path))  # rank 1 was ended because of it
+
+
+def test_a_process_that_was_ended_for_another_is_not_the_first(tmp_path):
+    told = [failure(1, 1.0, follows=True, message="rank 1 is gone")]
+    assert "rank 1 is gone" in str(first_error(told, {0: 1}, tmp_path))
+    assert "was killed by SIGKILL" in str(first_error(told, {0: 1, 2: -9}, tmp_path))
 
 
 def test_what_a_job_from_a_saved_config_left(tmp_path):

@@ -12,10 +12,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from jobs import curve, overrides
 
+from llmfactory.config.compose import compose_job
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.launch.spec import Local
+from llmfactory.run import start
 
 pytestmark = pytest.mark.dist
 
@@ -130,6 +134,24 @@ def test_each_rank_has_a_log_and_the_failing_one_s_is_named(tmp_path, capfd):
     assert "library of rank 0" in out
     assert "rank 1" not in out
     assert str(caught.value).count("disk") == 1
+
+
+def test_a_job_whose_rank_is_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    import local_workers
+
+    common = [*overrides(tmp_path), "trainer.max_steps=60"]
+    alone = start.start(compose_job([*common, "name=alone"]))
+    monkeypatch.setattr(start, "work", local_workers.work_and_be_killed_once)
+    line = [*common, "name=r", "parallel=ddp", "launch=local", "launch.max_restarts=1"]
+    result = start.start(compose_job(line))
+    assert result["status"] == "finished"
+    assert result["held_out_loss"] == pytest.approx(alone["held_out_loss"], rel=1e-9)
+    run = tmp_path / "outputs" / "r"
+    np.testing.assert_allclose(curve(run), curve(tmp_path / "outputs" / "alone"), rtol=1e-9)
+    for rank in (0, 1):
+        log = (run / "logs" / f"rank_{rank}.txt").read_text()
+        assert [text.split(",")[2] for text in log.splitlines() if text.startswith("--- ")] == [" attempt 0", " attempt 1"]
+    assert "going on from" in (run / "log.txt").read_text()
 
 
 def test_sigterm_reaches_the_workers_which_finish(tmp_path):

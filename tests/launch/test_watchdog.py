@@ -62,12 +62,27 @@ def test_a_process_that_ends_by_itself_is_let_go(ended):
     store = Shared()
     dog = Watchdog(Peers(store, 0, 2), 2.0, lambda one: None)
     dog.start()
-    dog.stop()
+    store.set("ended/1", "")
+    dog.stop(well=True)
     Peers(store, 1, 2).tell(failure("late", 1))
     dog.join()
     assert not dog.is_alive()
     assert ended == []
     assert store.check(["ended/0"])
+
+
+def test_rank_0_stays_until_the_others_are_done(ended):
+    store, done = Shared(), []
+    dog = Watchdog(Peers(store, 0, 3), 20.0, lambda one: None)
+    dog.start()
+    thread = threading.Thread(target=lambda: done.append(dog.stop(well=True)))
+    thread.start()
+    store.set("ended/1", "")
+    time.sleep(0.2)
+    assert not done
+    store.set("ended/2", "")
+    thread.join()
+    assert ended == []
 
 
 def test_a_process_that_says_nothing_is_missed(ended, monkeypatch):
@@ -101,7 +116,7 @@ def test_a_neighbour_that_was_killed_is_missed(ended, monkeypatch):
     assert kept[0].follows
 
 
-def test_the_machine_with_the_store_is_gone(ended):
+def test_the_store_is_gone(ended):
     class Gone(Shared):
         def check(self, keys):
             raise dist.DistNetworkError("Broken pipe")
@@ -111,7 +126,7 @@ def test_the_machine_with_the_store_is_gone(ended):
     dog.start()
     wait_until(lambda: ended)
     dog.join()
-    assert "the machine where the processes of the job met is gone" in kept[0].message
+    assert "the process of rank 0, where all others met, is gone" in kept[0].message
 
 
 def test_who_works_is_not_stuck_and_who_waits_is(monkeypatch):

@@ -158,6 +158,24 @@ def test_a_plugin_that_is_not_there_is_named_before_a_folder_is_made(common, tmp
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("launch", "repair"),
+    [
+        (["launch=torchrun", "launch.endpoint=node0:29500"], "launch.start=true"),
+        (["launch=slurm"], "launch.submit=sbatch launch.wait=true"),
+        (["launch=slurm", "launch.submit=submitit", "launch.time=10"], "launch.submit=submitit launch.wait=true"),
+    ],
+    ids=lambda one: one[0] if isinstance(one, list) else "",
+)
+def test_a_sampled_sweep_waits_for_results_or_is_refused(common, tmp_path, launch, repair):
+    sampled = ["name=s", "seed=1,2", "hydra/sweeper=optuna", "parallel=ddp", *launch, "launch.processes=1"]
+    with pytest.raises(ConfigError, match=f"a sampled sweep needs the result of each member.*\n.*try: {repair}"):
+        sweep([*common, *sampled])
+    assert not (tmp_path / "outputs").exists()
+    with pytest.raises(ConfigError, match="pip install hydra-optuna-sweeper"):
+        sweep([*common, *sampled, *repair.split()])
+
+
 def test_the_best_member_s_command_names_the_config_folders(common, tmp_path, capsys):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     text = (Path(__file__).parents[2] / "conf/model/llama_tiny.yaml").read_text()

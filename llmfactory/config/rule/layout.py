@@ -9,7 +9,7 @@ from llmfactory.config.rule.degrees import degrees_of
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import walk
-from llmfactory.launch.spec import Local
+from llmfactory.launch.spec import Local, MachinesSpec
 from llmfactory.model.ffn.spec import BalanceOver, MoeSpec
 from llmfactory.parallel.spec import Backend, Mesh, Zero
 from llmfactory.run.spec import Device
@@ -28,6 +28,10 @@ def world_is_the_product_of_degrees(job: Job) -> Iterator[Problem]:
         yield Problem("parallel.dp_replicate", 1, f"{processes}, but the layout is made for one", "parallel=ddp")
     else:
         repair = f"launch=local launch.processes={product}"
+        if isinstance(job.launch, MachinesSpec):
+            fits = product % job.launch.nodes == 0
+            nodes, each = (job.launch.nodes, product // job.launch.nodes) if fits else (1, product)
+            repair = f"launch.nodes={nodes} launch.processes={each}"
         yield Problem(
             "parallel.dp_replicate", degrees["dp_replicate"], f"{processes}, but the layout ({shown}) needs {product}", repair
         )
