@@ -11,6 +11,7 @@ from llmfactory.core.context import CausalMask, Context, DocumentMask, FullMask
 from llmfactory.core.sharding import Layout
 from llmfactory.inference.cache import KvCache
 from llmfactory.inference.decoding import columns
+from llmfactory.model.attention.relative import by_distance, by_place
 from llmfactory.model.attention.spec import Relative
 from llmfactory.model.position.spec import Relative as RelativePosition
 
@@ -157,3 +158,12 @@ def test_it_trains_inside_a_compiled_decoder(llama, build):
         results.append((hidden, *torch.autograd.grad(hidden.square().sum(), list(model.blocks.parameters()))))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9 * float(want.detach().abs().max()))
+
+
+@pytest.mark.parametrize("distances", [6, 11])
+def test_queries_at_any_places(distances: int) -> None:
+    """Of a row of six, without and with distances of keys behind the query."""
+    scores_BHTL = torch.randn(2, HEADS, 6, distances, generator=torch.Generator().manual_seed(0))
+    whole = by_distance(scores_BHTL, 6)
+    places = torch.tensor([4, 0, 5])
+    assert torch.equal(by_place(scores_BHTL[:, :, places], places[None], torch.arange(6)[None]), whole[:, :, places])
