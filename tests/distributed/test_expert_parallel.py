@@ -2,8 +2,7 @@
 clipping in float64; loss, gradient norm and every weight to 1e-9.
 
 The balance and z terms weigh enough to show in the first digits, documents have uneven lengths, and Switch's capacity drops
-tokens. Experts are FSDP units of their own, over as many copies and shards as dealing them out leaves: one, some, or fewer experts
-than shards.
+tokens. Experts are FSDP units of their own, over as many copies and shards as dealing them out leaves: one or several.
 """
 
 from __future__ import annotations

@@ -110,6 +110,7 @@ LAYOUTS = {
     "ep2 of copies": (2, Mesh(dp_replicate=2, ep=2), [2, H, D]),
     "ep4": (4, Mesh(dp_shard=4, ep=4), [1, H, D]),
     "ep2 of 4": (4, Mesh(dp_shard=4, ep=2), [2, H, D]),
+    "ep2 of 6, fewer experts than shards": (6, Mesh(dp_shard=6, ep=2), [2, H, D]),
     "ep4 over data and context": (4, Mesh(dp_shard=2, cp=2, ep=4), [1, H, D]),
     "tp2": (2, Mesh(tp=2), [4, H // 2, D]),
     "ep2 x tp2": (4, Mesh(dp_shard=2, ep=2, tp=2), [2, H // 2, D]),
