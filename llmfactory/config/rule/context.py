@@ -11,8 +11,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import Spec, stem, walk
 from llmfactory.model.attention.spec import AttentionSpec
-from llmfactory.model.spec import EncoderDecoder, EncoderOnly
-from llmfactory.model.tower_spec import VisionSpec
+from llmfactory.model.spec import EncoderDecoder, EncoderOnly, VisionSpec
 from llmfactory.objective.spec import Classify, ReplacedToken, Span
 from llmfactory.parallel.spec import ContextMethod, Mesh, TensorForm
 from llmfactory.stage.spec import TrainingSpec
