@@ -176,10 +176,12 @@ def _arrange(device_type: str, degrees: dict[str, int], form: TensorForm) -> dic
     meshes = {axis: rows[axis] for axis in ("pp", "data", "cp", "tp")} | {axis: dense[axis] for axis, _ in tensor}
     sparse = None
     if ep > 1:
-        if shards > 1:
-            shards //= ep
-        else:
-            copies //= ep
+        ranks = shards if shards > 1 else copies
+        if ranks % ep:
+            raise UserError(
+                f"parallel.ep={ep} does not divide the {ranks} data- and context-parallel processes that experts go to"
+            )
+        copies, shards = (copies, shards // ep) if shards > 1 else (copies // ep, 1)
         sparse = arranged(("pp", pp), ("copies", copies), ("shards", shards), ("ep", ep), ("tp", tp))
         meshes["ep"] = sparse["ep"]
     groups = {axis: mesh.get_group() for axis, mesh in meshes.items() if mesh.size() > 1}

@@ -164,7 +164,7 @@ def test_a_step_exchanges_counts_once_and_rows_four_times(autocast: bool, dtype:
 
 
 def refused(layout: Mesh) -> str:
-    with open_world(layout, "cpu") as world, pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as caught, open_world(layout, "cpu") as world:
         deal_experts(nn.ModuleDict({"stack": experts()}), world)
     return str(caught.value)
 
@@ -172,6 +172,7 @@ def refused(layout: Mesh) -> str:
 @pytest.mark.dist
 def test_what_cannot_be_dealt_evenly_is_named() -> None:
     assert pool.run(3, refused, Mesh(dp_shard=3, ep=3))[0] == "stack.gate has 4 experts, which 3 processes cannot share evenly"
+    assert pool.run(3, refused, Mesh(dp_shard=3, ep=2))[0].startswith("parallel.ep=2 does not divide the 3 data- and context-")
     assert pool.run(3, refused, Mesh(tp=3))[0] == "stack.gate has 8 hidden units, which 3 processes cannot share evenly"
 
 
