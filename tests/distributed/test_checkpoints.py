@@ -16,6 +16,7 @@ from toy_job import Memory, Notes, prepared, toy_job
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.tensors import size_in_bytes
 from llmfactory.config.spec import Job
+from llmfactory.core.errors import UserError
 from llmfactory.model.ffn.spec import Activation, Moe
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.spec import Fp64
@@ -127,3 +128,26 @@ def test_first_weights_are_the_same_under_every_layout(legs: list[Leg]) -> None:
         for weights, *_ in leg.results:
             assert weights.keys() == reference.keys()
             assert all(torch.equal(weight, reference[name]) for name, weight in weights.items()), leg.layout
+
+
+def refused(job: Job, folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        train(job, folder)
+    return str(caught.value)
+
+
+def test_what_does_not_fit_is_told_alike_by_all(tmp_path: Path) -> None:
+    """Of a pipeline, each process has some of the tensors only; the message names all that differ. And a lost file is named."""
+    train(make(tmp_path, trainer__max_steps=1), tmp_path / "small")
+    small = io.latest(tmp_path / "small" / "checkpoints")
+    large = make(tmp_path, "pp", model__n_layers=3, model__dim=32, init=str(small), trainer__max_steps=1)
+    messages = pool.run(2, refused, large, tmp_path / "large", timeout=240)
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(f"{small} does not fit the model:\n")
+    assert "another shape: embedding.weight is [257, 16] in the checkpoint, [257, 32] in the model" in messages[0]
+    assert "missing in the checkpoint: blocks.2.attention.q.weight [32, 32]" in messages[0]
+    lost = sorted(small.glob("*.safetensors"))[0]
+    lost.unlink()
+    same = make(tmp_path, "pp", trainer__max_steps=2)
+    for message in pool.run(2, refused, same, tmp_path / "small", timeout=240):
+        assert message == f"{lost} is missing, so this checkpoint cannot be read"
