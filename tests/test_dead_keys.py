@@ -319,7 +319,7 @@ EFFECTS: dict[str, str] = {
     },
     **{
         f"parallel/deep_speed.{name}": "parallel/test_deepspeed.py::test_what_the_engine_is_told"
-        for name in ("stage", "offload", "offload_dir")
+        for name in ("stage", "offload")
     },
     "parallel/deep_speed.backend": "parallel/test_deepspeed.py::test_processes_are_data_parallel",
     "parallel/deep_speed.timeout_s": "parallel/test_deepspeed.py::test_processes_are_data_parallel",

@@ -39,9 +39,7 @@ def engine_config(spec: DeepSpeed, clip_norm: float | None, pinned: bool) -> dic
     """DeepSpeed's configuration. `pinned`: transfers from host memory go to a GPU."""
     zero: dict[str, Any] = {"stage": spec.stage}
     if spec.offload is not Offload.none:
-        place: dict[str, Any] = {"device": "cpu", "pin_memory": pinned}
-        if spec.offload is Offload.disk:
-            place = {"device": "nvme", "nvme_path": spec.offload_dir, "pin_memory": pinned}
+        place = {"device": "cpu", "pin_memory": pinned}
         zero["offload_optimizer"] = place
         if spec.stage == 3:
             zero["offload_param"] = place
@@ -96,7 +94,6 @@ class DeepSpeedStrategy(MeshStrategy):
         warnings.filterwarnings("ignore", message=".*torch.distributed.* is deprecated", category=FutureWarning)
         import deepspeed
         from deepspeed.accelerator import get_accelerator
-        from deepspeed.ops.op_builder import AsyncIOBuilder
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         if get_accelerator().device_name() != self.world.device.type:
@@ -104,24 +101,11 @@ class DeepSpeedStrategy(MeshStrategy):
                 f"trainer.device={self.world.device.type}, but DeepSpeed takes this machine for {get_accelerator().device_name()}: "
                 f"use trainer.device=auto"
             )
-        needed = []
         if self.world.device.type == "cpu":
             from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-            needed.append(ShareMemCommBuilder())
-        if self.spec.offload is Offload.disk:
-            needed.append(AsyncIOBuilder())
-
-        def build() -> None:  # two processes at once wait for each other's lock, for ever if one was killed
-            for builder in needed:
-                if not builder.is_compatible(verbose=False):
-                    raise UserError(
-                        f"DeepSpeed's extension {builder.name} cannot be built here (async_io needs libaio and its headers, "
-                        f"all need a C++ compiler): use parallel=deepspeed_offload, or parallel=zero3"
-                    )
-                builder.load()
-
-        self.world.once(build)
+            # Two processes that build it at once wait for each other's lock, for ever if one was killed.
+            self.world.once(lambda: ShareMemCommBuilder().load())
         return deepspeed
 
     # ---- the step
