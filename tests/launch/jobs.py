@@ -18,7 +18,7 @@ def overrides(folder: Path) -> list[str]:
         *("data/tokenizer=bytes", "data.seq_len=32", "data.held_out=0.2", f"data.cache={folder}/cache", "data.workers=1"),
         *("trainer.max_steps=3", "trainer.batch_size=4", "trainer.eval_every=3", "trainer.save_every=2", "trainer.log_every=1"),
         *("trainer.sample=false", "trainer.device=cpu", "trainer.threads=1", "trainer.progress=false"),
-        *("parallel.timeout_s=60", f"output_dir={folder}/outputs"),
+        *("parallel.timeout_s=300", f"output_dir={folder}/outputs"),
     ]
 
 

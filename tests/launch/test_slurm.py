@@ -162,3 +162,20 @@ def test_without_submitit_its_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(MissingExtra, match=r"pip install 'llmfactory\[slurm\]'"):
         run_slurm(Slurm(submit=Submit.submitit, time="10"), CPU, tmp_path)
+
+
+@pytest.mark.dist
+def test_a_job_through_submitit(tmp_path, monkeypatch):
+    """Its executor for this machine stands for Slurm."""
+    pytest.importorskip("submitit")
+    from llmfactory.launch import requeue
+
+    common = overrides(tmp_path)
+    alone = start(compose_job([*common, "name=alone"]))
+    submit = requeue.submit
+    monkeypatch.setattr(requeue, "submit", lambda spec, folder, logs, gpus: submit(spec, folder, logs, gpus, cluster="local"))
+    line = [*common, "name=r", "parallel=ddp", "launch=slurm", "launch.processes=2", "launch.submit=submitit", "launch.time=10"]
+    result = start(compose_job([*line, "launch.wait=true"]))
+    assert result["status"] == "finished"
+    assert result["held_out_loss"] == pytest.approx(alone["held_out_loss"], rel=1e-9)
+    np.testing.assert_allclose(curve(tmp_path / "outputs" / "r"), curve(tmp_path / "outputs" / "alone"), rtol=1e-9)
