@@ -318,8 +318,7 @@ EFFECTS: dict[str, str] = {
         for name in ("axis", "min_bytes", "max_bytes", "factor", "warm_up", "repeats")
     },
     **{
-        f"parallel/deep_speed.{name}": "parallel/test_deepspeed.py::test_what_the_engine_is_told"
-        for name in ("stage", "offload")
+        f"parallel/deep_speed.{name}": "parallel/test_deepspeed.py::test_what_the_engine_is_told" for name in ("stage", "offload")
     },
     "parallel/deep_speed.backend": "parallel/test_deepspeed.py::test_processes_are_data_parallel",
     "parallel/deep_speed.timeout_s": "parallel/test_deepspeed.py::test_processes_are_data_parallel",
@@ -497,6 +496,11 @@ EFFECTS: dict[str, str] = {
     ),
     "parallel/mesh.offload": "distributed/test_layout_keys.py::test_weights_live_on_the_host",
     "parallel/mesh.offload_dir": "distributed/test_tensor_parallel.py::test_state_in_files",
+    "parallel/mesh.pp": "distributed/test_pipeline.py::test_four_processes",
+    **dict.fromkeys(
+        ("parallel/mesh.schedule", "parallel/mesh.virtual_stages"),
+        "parallel/test_stages.py::test_where_layers_lie_follows_from_the_schedule",
+    ),
     "parallel/mesh.cp": "distributed/test_context_parallel.py::test_the_same_steps",
     "parallel/mesh.context_method": "parallel/test_context.py::test_what_each_method_sends",
     "parallel/mesh.backend": "parallel/test_mesh.py::test_nccl_without_gpus",

@@ -7,13 +7,15 @@ form comes by, on the CPU; from then on it knows.
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from llmfactory.core.errors import UserError
 
 LABEL_BYTES = 4096
 """Room for the description of a message."""
@@ -42,9 +44,15 @@ class Arriving(NamedTuple):
 
 
 class Link:
-    """To the other processes of a pipeline, by their place in it."""
+    """To the other processes of a pipeline, by their place in it.
+
+    Raises:
+        UserError: GPU tensors over gloo.
+    """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        if device.type != "cpu" and dist.get_backend(group) == "gloo":
+            raise UserError("gloo sends no GPU tensor from one process to another, as a pipeline must; use parallel.backend=nccl")
         self.group, self.device = group, device
         self._forms: dict[Hashable, list[Form]] = {}
         self._leaving: list[tuple[dist.Work, Tensor]] = []
@@ -64,18 +72,21 @@ class Link:
         """Say what messages of this key consist of, unless that has been said."""
         if self._forms.get(key) == forms:
             return
-        text = pickle.dumps(forms)
+        text = json.dumps(
+            [(form.name, form.shape, str(form.dtype).removeprefix("torch."), form.trains) for form in forms]
+        ).encode()
         if key in self._forms or len(text) > LABEL_BYTES:
             raise RuntimeError(f"stages cannot agree on what they send: {self._forms.get(key)}, then {forms}")
         self._forms[key] = forms
-        self._isend(torch.frombuffer(bytearray(text.ljust(LABEL_BYTES, b"\0")), dtype=torch.uint8), to)
+        self._isend(torch.frombuffer(bytearray(text.ljust(LABEL_BYTES)), dtype=torch.uint8), to)
 
     def ask(self, key: Hashable, source: int) -> list[Form]:
         """What messages of this key consist of."""
         if key not in self._forms:
             label = torch.empty(LABEL_BYTES, dtype=torch.uint8)
             self._irecv(label, source).wait()
-            self._forms[key] = pickle.loads(label.numpy().tobytes())
+            told = json.loads(label.numpy().tobytes())
+            self._forms[key] = [Form(name, tuple(shape), getattr(torch, dtype), trains) for name, shape, dtype, trains in told]
         return self._forms[key]
 
     def finish(self) -> None:
