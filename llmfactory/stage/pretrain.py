@@ -65,7 +65,9 @@ class Root(nn.Module):
             for step in steps[part]:
                 step.run(going)
             if part.stop < len(steps):
-                return going.carried, {} if record is None else record.sums
+                # No views: FSDP2 hangs its hooks on what a unit returns, and could lose them on a view.
+                carried = {name: x if x._base is None else x.clone() for name, x in going.carried.items()}
+                return carried, {} if record is None else record.sums
             outputs = Outputs(going.carried[HIDDEN], self.model.head)
         sums = {name: total for name, (total, _) in objective(outputs, batch).items()}
         sums |= {} if record is None else record.sums

@@ -104,7 +104,8 @@ class Recurrence(Part):
             keeps_P1 = cut.continues_P[:, None]
             first = tuple((state[cut.row_P] * keeps_P1)[None] for state in states)
             y_NH, *last = self.steps(x_BTH.flatten(0, 1)[cut.token_N], cut.sizes, first)
-            y_BTH = y_BTH.to(y_NH.dtype).index_copy(0, cut.token_N, y_NH)
+            # In the format of the input: under autocast, that of the kernels depends on how long the runs are.
+            y_BTH = y_BTH.index_copy(0, cut.token_N, y_NH.to(y_BTH.dtype))
             has_B1 = (cut.last_B >= 0)[:, None]
             states = [torch.where(has_B1, new[0][cut.last_B], old) for new, old in zip(last, states, strict=True)]
         if context.state is not None:
