@@ -199,9 +199,9 @@ def _data(volume: Counter[str], layout: Mesh, copies: int, shards: int, micros: 
 
 def _weights(volume: Counter[str], layout: Mesh, copies: int, shards: int, micros: int, blocks: float, rest: float) -> None:
     """Bytes of blocks and of the other weights."""
-    once = layout.pp > 1  # its micro-batches come one after the other within a stage: nothing is given back between them
-    gathered = micros * (2 * blocks + rest) if layout.zero is Zero.parameters and not once else blocks + rest
-    reduced = (1 if layout.zero is Zero.optimizer or once else micros) * (blocks + rest)
+    kept = layout.zero is not Zero.parameters or layout.pp > 1  # a pipeline's stage gives no weights back between micro-batches
+    gathered = blocks + rest if kept else micros * (2 * blocks + rest)
+    reduced = _reductions(layout, micros) * (blocks + rest)
     if shards > 1:
         volume["all_gather"] += (shards - 1) / shards * gathered
         volume["reduce_scatter"] += (shards - 1) / shards * reduced
@@ -209,11 +209,16 @@ def _weights(volume: Counter[str], layout: Mesh, copies: int, shards: int, micro
         volume["all_reduce"] += 2 * (copies - 1) / copies * (blocks + rest) / shards
 
 
+def _reductions(layout: Mesh, micros: int) -> int:
+    """How often a step reduces gradients: once where they are whole in each process until its end, as they are in a pipeline."""
+    return 1 if layout.zero is Zero.optimizer or layout.pp > 1 else micros
+
+
 def _tensor(volume: Counter[str], layout: Mesh, micros: int, activations: int) -> None:
     """Matrices cut along one dimension."""
     pp, share = layout.pp, (layout.tp - 1) / layout.tp
-    norms = (2 * LAYERS + 1) * DIM * NUMBER
-    volume["all_reduce"] += 2 * share * micros * (2 * activations + norms) / pp  # the embedding's sum, and its gradient
+    gains = (2 * LAYERS + 1) * DIM * NUMBER * _reductions(layout, micros)  # of norms, of which all have a copy
+    volume["all_reduce"] += 2 * share * (micros * 2 * activations + gains) / pp  # the embedding's sum, and its gradient
     if layout.sequence_parallel:
         volume["all_gather"] += share * micros * (4 * LAYERS + 1) * activations / pp
         volume["reduce_scatter"] += share * micros * (4 * LAYERS + 1) * activations / pp
@@ -242,8 +247,8 @@ def _grid(volume: Counter[str], layout: Mesh, micros: int, activations: int) -> 
     ):  # the width of both tables; the head's vocabulary and the width of its input
         volume[operation] += share * micros * (2 * tables / side + tables + activations / side) / pp
     norms = 2 * LAYERS + 1
-    moments, gains = 2 * norms * activations / DIM / side, 2 * norms * DIM * NUMBER
-    volume["all_reduce"] += 2 * share * micros * (2 * activations / side + moments + gains) / pp
+    moments, gains = 2 * norms * activations / DIM / side, 2 * norms * DIM * NUMBER * _reductions(layout, micros)
+    volume["all_reduce"] += 2 * share * (micros * (2 * activations / side + moments) + gains) / pp
 
 
 def main() -> None:
