@@ -13,7 +13,7 @@ from llmfactory.parallel.plan.arrangement import Arrangement
 from llmfactory.parallel.plan.forecast import dealt_to
 from llmfactory.parallel.plan.pieces import Bundle, Where, Work
 
-WIDTH, HEIGHT, GAP, MARGIN = 152, 98, 10, 16
+WIDTH, HEIGHT, GAP, MARGIN = 172, 98, 10, 16
 """Of a device's box, between boxes, around a machine: pixels."""
 MACHINES = 8
 """Machines that are drawn."""
@@ -88,7 +88,7 @@ def _device(x: int, y: int, where: Place, at: Arrangement, holds: Sequence[str])
     ]
     stages = at.stages_of(stage)
     label = f"stage {', '.join(map(str, stages))}: " if at.pp > 1 else ""
-    lines.append(_text(x + 8, y + 34, _short(label + holds[stage], 27), 10))
+    lines.append(_text(x + 8, y + 34, _short(label + holds[stage], 32), 10))
     below = 50
     for axis in AXES:
         group = at.group(axis)

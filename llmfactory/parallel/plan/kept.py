@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from llmfactory.model.attention.spec import AttentionSpec, Cross, Gqa, Mla, MultiHeadSpec, RelativeSpec
+from llmfactory.model.attention.spec import AttentionSpec, Cross, Gqa, Mla, MultiHeadSpec, RelativeSpec, TwoStream
 from llmfactory.model.block.spec import BlockSpec, Parallel, Sandwich
 from llmfactory.model.ffn.spec import Activation, FfnSpec, Glu, Mlp, Moe, MoeSpec
 from llmfactory.model.norm.spec import LayerNorm, NormSpec, RmsNorm
@@ -90,7 +90,7 @@ def kept_by_dropout(rate: float, width: int, form: Formats, low: bool = True) ->
 
 def readers(part: AttentionSpec | FfnSpec) -> int:
     """Linear maps that read the input of a part."""
-    if isinstance(part, (Glu, Mla)):
+    if isinstance(part, (Glu, Mla, TwoStream)):  # keys and values of one of two streams
         return 2
     return 3 if isinstance(part, AttentionSpec) and not part.of_memory else 1
 
@@ -150,7 +150,7 @@ def _kept_by_mla(part: Mla, form: Formats) -> Kept:
 
 def _kept_by_relative(part: RelativeSpec, width: int, form: Formats) -> Kept:
     """Scores of distances are a bias that trains, so attention keeps them."""
-    inner = (4.0 * form.wide + 2.0 * form.low) * width if form.mixed else 6.0 * width * form.wide
+    inner = (3.0 * form.wide + 2.5 * form.low) * width if form.mixed else 6.0 * width * form.wide
     return Kept(inner=inner, pairs=1.0 * part.n_heads * form.wide)
 
 

@@ -89,7 +89,7 @@ def tokens_of(at: Arrangement, work: Work) -> float:
 
 def kept_by(piece: Piece, rows: float, at: Arrangement, work: Work) -> float:
     """Bytes that a piece's forward pass keeps of one micro-batch."""
-    queries, keys = piece.tokens * tokens_of(at, work), piece.tokens * work.seq_len
+    queries, keys = piece.tokens * tokens_of(at, work), work.seq_len  # of two streams, one has keys
     stream_cut = at.tp if at.sequence_parallel and piece.where is Where.layer else 1
     return piece.kept.total(rows, queries, keys, stream_cut, at.tp)
 

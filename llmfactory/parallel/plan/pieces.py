@@ -198,7 +198,7 @@ class Work:
 
 def forward_flops(piece: Piece, seq_len: int) -> float:
     """Of a piece for one token of a row, forward."""
-    return 2.0 * piece.tokens * (piece.products + piece.pair_products * piece.seen * piece.tokens * seq_len)
+    return 2.0 * piece.tokens * (piece.products + piece.pair_products * piece.seen * seq_len)
 
 
 @dataclass(frozen=True, slots=True)

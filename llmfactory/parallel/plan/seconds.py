@@ -78,7 +78,7 @@ def _piece_seconds(piece: Piece, at: Arrangement, rate: Pace, work: Work, machin
     tokens = rate.rows * tokens_of(at, work) * piece.tokens
     is_head = piece.where is Where.head
     cut = at.tp if not is_head or (at.mesh.loss_parallel and work.vocab % at.tp == 0) else 1
-    pairs = piece.pair_products * piece.seen * work.seq_len * piece.tokens / at.tp
+    pairs = piece.pair_products * piece.seen * work.seq_len / at.tp
     flops = 2 * tokens * (piece.cut_products / cut + piece.whole_products + pairs)
     traffic = TRAFFIC * kept_by(piece, rate.rows, at, work)
     if is_head and work.vocab:
