@@ -90,6 +90,7 @@ SAME = {"fsdp": "zero3", "pp_2bw": "pp_1f1b"}
 """Presets that are another one by another name."""
 PRODUCTS = {
     "ddp of three": _product(3, COPIES),
+    "tp of four": _product(4, "tp=4"),
     "tp x ddp": _product(4, COPIES, "tp=2"),
     "tp_sp x zero3": _product(4, SHARDS, "tp=2", "sequence_parallel=true", "loss_parallel=true"),
     "cp x ddp": _product(4, COPIES, "cp=2"),
@@ -286,9 +287,12 @@ def make(case: Case, folder: Path, precision: str = "fp64") -> Job:
 
 
 def _micro_batch(mesh: Mesh, world: int) -> int:
-    """Rows at once: two, and what is left of seven makes an uneven micro-batch; one where a pipeline wants more micro-batches."""
-    rows = -(-BATCH // mesh.data_degree(world))
-    return next((size for size in (2, 1) if mesh.pp == 1 or (rows > size and mesh.fills_pipeline(-(-rows // size)))), 1)
+    """Rows at once: two, and what is left of seven makes an uneven micro-batch. In pipelines that share rows: one, so that those
+    with fewer rows repeat a micro-batch."""
+    ranks = mesh.data_degree(world)
+    rows = -(-BATCH // ranks)
+    fitting = [size for size in (2, 1) if mesh.fills_pipeline(-(-rows // size))]
+    return fitting[-1 if mesh.pp > 1 and ranks > 1 else 0] if fitting else 1
 
 
 def refusals(case: Case, folder: Path) -> list[Problem]:

@@ -43,10 +43,11 @@ def run(world: int, function: Callable[..., Any], *arguments: Any, timeout: floa
 
 
 class Crew:
-    """`world` processes that stay, in one process group; started when they are needed."""
+    """`world` processes that stay, in one process group; started when they are needed. `package`: a folder to import the project
+    from, which the server must not have imported; None: as everybody does."""
 
-    def __init__(self, world: int) -> None:
-        self.world = world
+    def __init__(self, world: int, package: Path | None = None) -> None:
+        self.world, self.package = world, package
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -83,7 +84,7 @@ class Crew:
         self._folder = tempfile.TemporaryDirectory()
         for rank in range(self.world):
             ours, theirs = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=_serve, args=(rank, self.world, self._folder.name, theirs))
+            process = CONTEXT.Process(target=_serve, args=(rank, self.world, self._folder.name, theirs, self.package))
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -111,9 +112,11 @@ def _receive(pipe: Connection, rank: int) -> tuple[bool, Any]:
     return good, result
 
 
-def _serve(rank: int, world: int, folder: str, pipe: Connection) -> None:
+def _serve(rank: int, world: int, folder: str, pipe: Connection, package: Path | None) -> None:
     """One process of a crew: function after function, until one fails or the other end of the pipe is closed."""
     good = True
+    if package is not None:
+        sys.path.insert(0, str(package))
     try:
         while good:
             path, name, arguments = pickle.loads(pipe.recv_bytes())

@@ -28,9 +28,10 @@ from llmfactory.stage.rows import read_data
 STEPS = 5
 EXACT = 1e-9
 """Largest relative difference in float64: some hundred roundings of 1e-16, multiplied up by five steps of Adam."""
-BF16 = 0.02
-"""For products in bfloat16, of which the order of sums alone changes gradient norms by up to 0.007 (measured over all workloads:
-micro-batches of two rows against whole steps; losses by 0.002): see `test_what_the_order_of_sums_does_in_bf16`."""
+BF16 = 0.03
+"""For products in bfloat16. The order of sums alone, micro-batches of two rows in a single process against whole steps, changes
+losses by up to 0.002 and gradient norms by up to 0.007 (measured over all workloads; where a router's choice flips, by twice
+that): see `test_what_the_order_of_sums_does_in_bf16`."""
 FLOAT32 = 1e-5
 ALL = ("loss", "norm", "held_out", "weights")
 WHAT = {"bf16_mixed": ("loss", "norm", "held_out", "together")}

@@ -13,7 +13,7 @@ from llmfactory.core.spec import stem
 from llmfactory.data.spec import Labelled
 from llmfactory.objective.spec import BlankInfilling, Causal, Prefix
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
-from llmfactory.parallel.spec import Mesh
+from llmfactory.parallel.spec import Auto, Mesh
 from llmfactory.stage.spec import Evaluate, TrainingSpec
 
 
@@ -109,6 +109,8 @@ def preflight_has_two_to_compare(job: Job) -> Iterator[Problem]:
     reason = None
     if job.launch.world() == 1:
         reason = "it compares a layout with a single process, and this is one"
+    elif isinstance(job.parallel, Auto):
+        return  # the layout is found when the job starts
     elif not isinstance(job.parallel, Mesh):
         reason = f"it compares steps in float64, which {stem(type(job.parallel))} does not make"
     else:
