@@ -13,7 +13,8 @@ LAYERS = [
     {"run"},
     {"stage"},
     {"objective", "inference", "checkpoint", "metric"},
-    {"model", "data", "optim", "parallel", "precision", "peft", "tracking", "launch"},
+    {"parallel"},  # walks over the parts of a model
+    {"model", "data", "optim", "precision", "peft", "tracking", "launch"},
     {"kernel"},
     {"core"},
 ]
