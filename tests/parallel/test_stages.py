@@ -123,6 +123,12 @@ def test_where_layers_lie_follows_from_the_schedule(layout: Mesh, homes: list[in
     assert [owners[block] for block in blocks] == [(home,) for home in homes]
 
 
+def test_what_no_step_uses_stays_with_the_last() -> None:
+    model = built("tied")
+    model.spare = nn.Parameter(torch.zeros(1))
+    assert stages(model, 0, Mesh(pp=2)).owners["spare"] == (1,)
+
+
 def test_layers_are_dealt_evenly() -> None:
     def cut(text: str, n: int) -> list[str]:
         steps = [Step((), lambda going: None, layer=kind == "L") for kind in text]
