@@ -57,6 +57,7 @@ NEEDS = {
     "stage=generate": ["stage.prompt=Hello", "init=."],
     "stage=evaluate": ["init=."],
     "stage=bench_comm": ["launch=local", "parallel=ddp"],
+    "hardware=measured": ["hardware.file=comm.yaml"],
     **{f"parallel=deepspeed_{name}": ["launch=local"] for name in ("zero1", "zero2", "zero3", "offload", "infinity")},
     "stage=embed": ["init=.", "stage.texts=[a]", "model=minilm", "model/head=sentence"],
     "stage=export": ["init=.", "stage.path=exported"],

@@ -308,6 +308,28 @@ EFFECTS: dict[str, str] = {
     "job.parallel": "distributed/test_same_step.py::test_data_parallel",
     "job.peft": "peft/test_none.py::test_training_asks_the_method_what_to_train",
     "job.tracking": "run/test_start.py::test_tracking_none_leaves_no_metrics",
+    "job.hardware": "parallel/plan/test_hardware.py::test_a_number_changes_the_plan",
+    **{
+        f"hardware/accelerator.{name}": "parallel/plan/test_hardware.py::test_a_number_changes_the_plan"
+        for name in ("memory_gib", "usable", "fp64_tflops", "fp32_tflops", "bf16_tflops", "fp16_tflops", "efficiency")
+    },
+    **{
+        f"hardware/accelerator.{name}": "parallel/plan/test_hardware.py::test_a_number_changes_the_plan"
+        for name in ("memory_gb_per_s", "devices_per_node", "host_gb_per_s", "price_per_hour", "link_gb_per_s", "link_latency_us")
+    },
+    **{
+        f"hardware/accelerator.{name}": "parallel/plan/test_hardware.py::test_a_number_changes_the_plan"
+        for name in ("network_gb_per_s", "network_latency_us")
+    },
+    "hardware/accelerator.names": "parallel/plan/test_hardware.py::test_names_and_price_per_hour_of_what_is_detected",
+    "hardware/detected.price_per_hour": "parallel/plan/test_hardware.py::test_names_and_price_per_hour_of_what_is_detected",
+    **{
+        f"hardware/measured.{name}": "parallel/plan/test_hardware.py::test_file_device_and_price_per_hour_of_what_is_measured"
+        for name in ("file", "device", "price_per_hour")
+    },
+    "parallel/auto.backend": "parallel/plan/test_hardware.py::test_backend_and_timeout_s_of_auto",
+    "parallel/auto.timeout_s": "parallel/plan/test_hardware.py::test_backend_and_timeout_s_of_auto",
+    "stage/plan.tokens": "parallel/plan/test_hardware.py::test_tokens_are_what_a_plan_costs",
     "job.launch": "run/test_start.py::test_two_processes_give_the_numbers_of_one",
     **{
         f"model/attention/cross.{field}": "model/attention/test_cross.py::test_equals_the_equation"

@@ -85,7 +85,7 @@ def test_the_rules_are_those_of_composing() -> None:
     job = compose_job([*LARGE, "parallel=auto"]).job
     ask = legal(job)
     assert ask(Mesh(dp_replicate=None), 1) is None
-    assert "parallel.tp" in (ask(Mesh(dp_replicate=None, tp=16), 4) or "")
+    assert "parallel.loss_parallel" in (ask(Mesh(dp_replicate=None, loss_parallel=True), 1) or "")
     assert "parallel.zero" in (ask(Mesh(dp_shard=None, pp=2), 1) or "")
 
 

@@ -1,4 +1,4 @@
-"""What forward passes keep, and how many parameters there are: reckoned against counted ones of real models."""
+"""What forward passes keep (`kept.py`, `mixers.py`), and how many parameters there are: reckoned against counted ones of real models."""
 
 from __future__ import annotations
 
