@@ -30,7 +30,7 @@ THROUGH = {
     "source": "config/test_register.py",
     "deepspeed": "config/test_rules.py",
     "summa": "distributed/test_tensor_parallel.py",
-    "mixers": "parallel/plan/test_count.py",
+    "mixers": "parallel/plan/test_arithmetic.py",
     "communication": "config/test_rules.py",
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
     **dict.fromkeys(("family", "families", "reading"), "parity/test_transformers.py"),
