@@ -99,8 +99,10 @@ class Pipeline:
     def norm(self) -> Tensor:
         """The global norm of the gradients, those of shared parameters once."""
         counted = {id(p) for name, p in self.stages.model.named_parameters() if self.stages.counted(name)}
-        gradients = [p.grad for p in self.stages.model.parameters() if p.grad is not None and id(p) in counted]
-        return global_norm(gradients, self.stages.group)
+        parameters = list(self.stages.model.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None and id(p) in counted]
+        nothing = torch.zeros(1, dtype=parameters[0].dtype, device=self.link.device)  # all of its parameters may be shared
+        return global_norm([*gradients, nothing], self.stages.group)
 
     def _table(self, n: int, train: bool) -> list[Action]:
         key = n, train

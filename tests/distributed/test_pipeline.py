@@ -96,10 +96,11 @@ def test_other_graphs(tmp_path: Path) -> None:
 
 
 def test_four_processes(tmp_path: Path) -> None:
-    """Some parameters are shared by three of four stages. Five rows for two data-parallel processes are 3 and 2."""
+    """Some parameters are shared by three of four stages, and some stages have no other. Five rows for two data-parallel processes are 3 and 2."""
     rows = ["trainer.batch_size=5", "parallel.zero=optimizer"]
     cases = [
         ("encoder-decoder", on(ONE, 4)),
+        ("shared layers", on(GPIPE, 4, "model.n_layers=4")),
         ("tied decoder", on(ZERO, 4, SINGLE, "trainer.batch_size=8")),
         ("mixture", on(V, 2, "parallel.dp_shard=2", "model.n_layers=4", *rows)),
         ("two streams", on(ONE, 2, "parallel.dp_replicate=2", "parallel.recompute=true", *rows[:1])),
