@@ -3,10 +3,10 @@
     python benchmarks/pipeline_bubble.py                       4 processes, 8 micro-batches
     python benchmarks/pipeline_bubble.py --micro-batches 16 --unit 0.2
 
-A real job on real processes and messages, with a tiny model whose stages sleep after each piece of work: a forward, the gradient
-of inputs and that of weights each take `unit` seconds for all layers of a process (an unsplit backward pass twice that), so
-that two cores can stand for four devices. The idle share is that of the process that spans the longest time from its first
-work to the end of its last (Qi et al. 2023, section 5), in the second step.
+A real job on real processes and messages, with a tiny model whose stages sleep until each piece of work has lasted: a forward, the
+gradient of inputs and that of weights each take `unit` seconds for all layers of a process (an unsplit backward pass twice
+that) from when they have what they need, so that two cores can stand for four devices. The idle share is that of the process
+that spans the longest time from its first work to the end of its last (Qi et al. 2023, section 5), in the second step.
 
 With p processes, n micro-batches, v stages a process and a backward pass of twice the forward's time:
 
@@ -85,25 +85,44 @@ def sleeping(line: list[str], unit: float, folder: Path) -> None:
     job = compose_job(line).job
     times: list[tuple[float, float]] = []
 
-    def then_sleep(work: Any, seconds: float) -> Any:
+    ready = 0.0
+
+    def when_ready(wait: Any) -> Any:
+        """Note when what a piece of work waits for is there."""
+
+        def noted(*arguments: Any) -> Any:
+            nonlocal ready
+            found = wait(*arguments)
+            ready = time.monotonic()
+            return found
+
+        return noted
+
+    def lasting(work: Any, seconds: float) -> Any:
+        """From when it has what it needs, the work takes so long, its own computing included."""
+
         def slow(*arguments: Any) -> None:
-            work(*arguments)  # also waits for what it needs
-            begin = time.monotonic()
-            time.sleep(seconds)
+            nonlocal ready
+            ready = time.monotonic()
+            work(*arguments)
+            begin = ready
+            time.sleep(max(0.0, begin + seconds - time.monotonic()))
             times.append((begin, time.monotonic()))
 
         return slow
 
     run, share = pipeline._Run, unit / job.parallel.stages_per_process  # type: ignore[attr-defined]
-    for name, seconds in (("forward", share), ("backward_of_inputs", share), ("backward_of_weights", share)):
-        setattr(run, f"_{name}", then_sleep(getattr(run, f"_{name}"), seconds))
+    for name in ("inputs", "ends"):
+        setattr(run, f"_{name}", when_ready(getattr(run, f"_{name}")))
+    for name in ("forward", "backward_of_inputs", "backward_of_weights"):
+        setattr(run, f"_{name}", lasting(getattr(run, f"_{name}"), share))
     backward = run._backward
 
     def unsplit(self: Any, stage: int, micro: int) -> None:
         put_off = (
             self.going[stage, micro].later is not None
         )  # by the first stage: then it is the part of the weights, which sleeps
-        (backward if put_off else then_sleep(backward, 2 * share))(self, stage, micro)
+        (backward if put_off else lasting(backward, 2 * share))(self, stage, micro)
 
     run._backward = unsplit  # type: ignore[method-assign]
     step = pipeline.Pipeline.step
