@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,23 @@ def test_a_named_plan_leaves_a_report_and_starts_nothing(tmp_path: Path, monkeyp
     assert "communication buffers" in page
     assert "<svg" in page
     assert (folder / "layout.svg").read_text() in page
+
+
+def test_the_table_of_published_runs_is_what_plans_say() -> None:
+    """All published layouts fit, and none is off by a factor of two."""
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("planning", root / "benchmarks" / "planning.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["planning"] = module
+    spec.loader.exec_module(module)
+    table = module.table()
+    assert table in (root / "docs" / "planning.md").read_text(encoding="utf-8"), "python -m benchmarks.planning writes it anew"
+    for line in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[4] == "yes", line
+        assert 0.5 < float(cells[7]) < 2, line
 
 
 @pytest.mark.dist

@@ -93,6 +93,14 @@ class Arrangement:
         }
         return Group(name, *sizes[name])
 
+    def losses_in_flight(self, micro_batches: int) -> int:
+        """Micro-batches whose loss has been computed and not yet been back-propagated to the weights: of GPipe all, where the
+        weights' part of backward passes waits as many as there are processes, else one."""
+        if self.pp == 1:
+            return 1
+        waits = self.mesh.schedule in (Schedule.zero_bubble, Schedule.zero_bubble_v)
+        return micro_batches if self.mesh.schedule is Schedule.gpipe else min(micro_batches, self.pp) if waits else 1
+
     def stages_of(self, process: int) -> list[int]:
         """Numbers of the stages that a process of a pipeline runs."""
         return stages_of(process, self.pp, self.stages_per_process, self.mesh.schedule) if self.pp > 1 else [0]

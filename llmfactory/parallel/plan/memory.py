@@ -118,7 +118,7 @@ def memory_of(bundles: Sequence[Bundle], process: int, at: Arrangement, rate: Pa
     under_way = in_flight(process, at.pp, at.mesh, rate.micro_batches)
     activations = _activations(bundles, under_way, at, rate, work)
     buffers = _buffers(bundles, at, rate, work)
-    logits = _logits(bundles, under_way, at, rate, work)
+    logits = _logits(bundles, at, rate, work)
     host = 0.0
     if at.mesh.offload is Offload.cpu:
         host, parameters, gradients, state = parameters + gradients + state, 0.0, 0.0, 0.0
@@ -166,7 +166,7 @@ def _buffers(bundles: Sequence[Bundle], at: Arrangement, rate: Pace, work: Work)
     return (gathered + unreduced) * work.formats.wide + sent
 
 
-def _logits(bundles: Sequence[Bundle], under_way: float, at: Arrangement, rate: Pace, work: Work) -> float:
+def _logits(bundles: Sequence[Bundle], at: Arrangement, rate: Pace, work: Work) -> float:
     head = next((bundle.piece for bundle in bundles if bundle.piece.where is Where.head), None)
     if head is None or not work.vocab:
         return 0.0
@@ -178,4 +178,4 @@ def _logits(bundles: Sequence[Bundle], under_way: float, at: Arrangement, rate: 
     matrix = columns * head.width * form.wide
     if at.tp > 1 and cut == 1 and work.vocab % at.tp == 0:
         made += work.vocab * head.width * form.wide  # all rows of the matrix, gathered
-    return made + under_way * (matrix + tokens * head.width * form.low)
+    return made + at.losses_in_flight(rate.micro_batches) * (matrix + tokens * head.width * form.low)
