@@ -65,6 +65,8 @@ class Hunt:
         pool.CONTEXT.set_forkserver_preload(["torch", "lightning.pytorch"])
         self.clean = copy_of_package(folder / "clean")
         (folder / "references").mkdir()
+        self._sound: set[str] = set()
+        """Tests that pass without a bug."""
 
     def kill(self, bug: Bug) -> Outcome:
         """Run the bug's proofs until one finds it."""
@@ -100,10 +102,18 @@ class Hunt:
         return int(world)
 
     def _test(self, name: str, package: Path) -> str | None:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--durations=0", name]
+        if name not in self._sound:
+            assert self._run(name, self.clean) is None, f"{name} fails without a bug"
+            self._sound.add(name)
+        return self._run(name, package)
+
+    def _run(self, name: str, package: Path) -> str | None:
+        # Python's path begins with the working folder: that must be the copy.
+        settings = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-x", *settings, str(ROOT / name)]
         environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
         try:
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2 * LIMIT_S)
+            done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, timeout=2 * LIMIT_S)
         except subprocess.TimeoutExpired:
             return "a hang"
         if done.returncode not in (0, 1):
