@@ -110,12 +110,15 @@ def speak(config: dict[str, Any]) -> dict[str, Any]:
 
     print(f"python of rank {rank()}")
     subprocess.run(["echo", f"library of rank {rank()}"], check=True)
+    Path(config["folder"], f"spoke_{rank()}").touch()
+    while not Path(config["folder"], "spoke_0").exists():
+        time.sleep(0.01)
     if config.get("fail") and rank() == int(os.environ["WORLD_SIZE"]) - 1:
         raise UserError("the disk is full")
     if config.get("fail"):
         time.sleep(60)
     result = {"rank": rank(), "node": int(os.environ["GROUP_RANK"]), "world": int(os.environ["WORLD_SIZE"])}
-    if rank() == 0 and "folder" in config:
+    if rank() == 0:
         Path(config["folder"], "result.json").write_text(json.dumps(result))
     return result
 

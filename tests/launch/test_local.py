@@ -125,7 +125,7 @@ def test_a_rank_that_dies_at_the_start_without_a_word(tmp_path):
 
 def test_each_rank_has_a_log_and_the_failing_one_s_is_named(tmp_path, capfd):
     with pytest.raises(UserError, match=f"the disk is full\n.rank 1 on .*; its log: {tmp_path}/logs/rank_1.txt") as caught:
-        run("speak", {"fail": True}, tmp_path, processes=2)
+        run("speak", {"fail": True, "folder": str(tmp_path)}, tmp_path, processes=2)
     log = (tmp_path / "logs" / "rank_1.txt").read_text()
     assert "python of rank 1" in log
     assert "library of rank 1" in log
