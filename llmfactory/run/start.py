@@ -41,7 +41,9 @@ FINISHED = ("finished", "early")
 
 
 def start(composed: Composed) -> dict[str, Any]:
-    """Run the job and return its results, or `status: prepared` if it is for others to run it. Raises ConfigError, UserError, or whatever the first failing process raised.
+    """Run the job and return its results, or `status: prepared` if it is for others to run.
+
+    Raises ConfigError, UserError, or whatever the first failing process raised.
 
     Training always has a run folder, and what is started from a saved config. Other jobs have one if they are given a name;
     else they only print.
