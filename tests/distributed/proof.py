@@ -104,10 +104,10 @@ def differences(ours: Numbers, theirs: Numbers) -> dict[str, float]:
         squares[0] += float((ours.weights[name] - weight).square().sum())
         squares[1] += float(weight.square().sum())
         # The floor is for biases of keys, which have no gradient but rounding: they stay at zero but for rounding.
-        apart = float((ours.weights[name] - weight).norm() / (weight.norm() + 1e-3))
-        if not apart <= found["weights"]:
+        apart = _number(float((ours.weights[name] - weight).norm() / (weight.norm() + 1e-3)))
+        if apart > found["weights"]:
             found["weights"], found["where"] = apart, name  # type: ignore[assignment]
-    found["together"] = (squares[0] / squares[1]) ** 0.5
+    found["together"] = _number((squares[0] / squares[1]) ** 0.5)
     return found
 
 
@@ -125,7 +125,12 @@ def insist(found: dict[str, float], tolerance: float, names: tuple[str, ...] = A
 
 def _apart(ours: list[float], theirs: list[float]) -> float:
     assert len(ours) == len(theirs)
-    return max((abs(one - other) / abs(other) for one, other in zip(ours, theirs, strict=True)), default=0.0)
+    return max((_number(abs(one - other) / abs(other)) for one, other in zip(ours, theirs, strict=True)), default=0.0)
+
+
+def _number(apart: float) -> float:
+    """Infinite where it is no number, so that it is the largest difference of all."""
+    return apart if apart == apart else float("inf")
 
 
 # ---- what a proof needs besides the product
