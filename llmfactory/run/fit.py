@@ -301,6 +301,7 @@ def _quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     with io.quiet():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="The `srun` command is available", category=UserWarning)
         try:
             yield
         finally:
