@@ -312,7 +312,7 @@ def _lightest(split: Split, recompute: bool, question: Question, offload: Offloa
 
 def _look(question: Question, legal: Legal, found: Found, mesh: Mesh, size: int, split: Split) -> bool:
     """At the data-parallel forms of a layout; whether any fits. Forms that share less need more memory, and are faster only by
-    sending less."""
+    sending less: of weights and gradients, or over the tensor-parallel group, of copies' gradients, with each reduction."""
     lightest = None
     for shard in shards_of(split):
         for form in _forms(mesh, split, shard):
@@ -322,20 +322,22 @@ def _look(question: Question, legal: Legal, found: Found, mesh: Mesh, size: int,
                 if form.zero is zeros(split.pp)[0]:
                     return lightest is not None
                 break
-            if lightest is None:
-                lightest = one
-                if one.rejected is None and not _waits_for_weights(one):
-                    return True
+            lightest = lightest or one
+            if lightest.rejected is None and not _waits_for_weights(lightest) and not _sums_copies(lightest):
+                return True
+        if lightest is not None and lightest.rejected is None and not _waits_for_weights(lightest):
+            return True
     return True
 
 
 def _waits_for_weights(one: Candidate) -> bool:
-    """Whether another way to share data parallelism out could be faster: by fewer messages that are waited for, those of copies over
-    the tensor-parallel group included, which go with every reduction."""
-    if one.forecast.arrangement.tp > 1 and one.forecast.pace.micro_batches > 1:
-        return True
     groups = ("shards", "copies", "expert_shards", "expert_copies")
     return any(process.seconds.exposed.get(group) for process in one.forecast.processes for group in groups)
+
+
+def _sums_copies(one: Candidate) -> bool:
+    """Whether gradients of copies are summed more often than once a step."""
+    return one.forecast.arrangement.tp > 1 and one.forecast.pace.micro_batches > 1
 
 
 @dataclass(frozen=True, slots=True)
