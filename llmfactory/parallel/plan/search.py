@@ -43,14 +43,12 @@ class Candidate:
     rejected: str | None = None
     """Why not; None: it can be used."""
 
-    @property
-    def seconds(self) -> float:
-        return self.forecast.seconds
+    order: tuple[float, bool, float] = (0.0, False, 0.0)
+    """Faster first; of two that are as fast, the one that computes less, then the one that needs less memory."""
 
     @property
-    def order(self) -> tuple[float, bool, float]:
-        """Faster first; of two that are as fast, the one that computes less, then the one that needs less memory."""
-        return (self.seconds, self.mesh.recompute, self.forecast.fullest.memory.total)
+    def seconds(self) -> float:
+        return self.order[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class Found:
     def limit(self, split: Split) -> float:
         """Seconds that a layout must stay below to be shown: those of the tenth best, and of the best of the same split."""
         known = self.best.get((split.pp, split.cp, split.tp, split.ep))
-        tenth = self.ranking[TOP - 1].seconds if len(self.best) >= TOP else math.inf
+        tenth = sorted(one.seconds for one in self.best.values())[TOP - 1] if len(self.best) >= TOP else math.inf
         return tenth if known is None else min(tenth, known.seconds)
 
     @property
@@ -117,7 +115,8 @@ class Question:
 
     def candidate(self, mesh: Mesh, micro_batch_size: int, legal: Legal) -> Candidate:
         found = forecast(mesh, self.world, micro_batch_size, self.work, self.machine)
-        return Candidate(mesh, micro_batch_size, found, _reason(found) or legal(mesh, micro_batch_size))
+        order = (found.seconds, mesh.recompute, found.fullest.memory.total)
+        return Candidate(mesh, micro_batch_size, found, _reason(found) or legal(mesh, micro_batch_size), order)
 
 
 def _reason(found: Forecast) -> str | None:
