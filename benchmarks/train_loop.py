@@ -179,7 +179,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="compare the torch.compile variants instead")
-    parser.add_argument("--layouts", action="store_true", help="compare parallel=single, parallel=ddp of one rank and the bare loop")
+    parser.add_argument(
+        "--layouts", action="store_true", help="compare parallel=single, parallel=ddp of one rank and the bare loop"
+    )
     parser.add_argument("--sample", nargs=2, metavar=("SIZE", "VARIANT"), help="one measurement in this process")
     arguments = parser.parse_args()
     if arguments.sample:

@@ -144,9 +144,7 @@ def first_error(failures: list[Failure], exit_codes: Mapping[int, int], logs: Pa
     killed = {rank: code for rank, code in exit_codes.items() if rank not in spoke and code < 0}
     silent = {rank: code for rank, code in exit_codes.items() if rank not in spoke}
     first = failures[0] if failures else None
-    if (killed and (first is None or first.follows)) or (
-        silent and (first is None or (first.follows and first.message is None))
-    ):
+    if (killed and (first is None or first.follows)) or (silent and (first is None or (first.follows and first.message is None))):
         rank, code = next(iter((killed or silent).items()))
         log = f"; its log: {log_of(logs, rank)}" if logs else ""
         if code >= 0:

@@ -209,9 +209,7 @@ class Slurm(MachinesSpec):
     @property
     def waits(self) -> str | None:
         return (
-            None
-            if self.wait
-            else f"launch.submit={'submitit' if self.submit is Submit.submitit else 'sbatch'} launch.wait=true"
+            None if self.wait else f"launch.submit={'submitit' if self.submit is Submit.submitit else 'sbatch'} launch.wait=true"
         )
 
     def run(self, worker: Worker, config: dict[str, Any], folder: Path | None = None) -> dict[str, Any] | None:

@@ -57,8 +57,9 @@ if TYPE_CHECKING:
 class Trainable(Protocol):
     """What the strategy asks of a stage."""
 
-    root: nn.Module
-    """The training module: its forward takes a micro-batch and returns the loss's sums by name."""
+    root: Any
+    """The training module: its forward takes a micro-batch and returns the loss's sums by name. Layouts set its `multiple` and
+    `cut` (`stage/pretrain.py`)."""
     model: nn.Module
     """What it trains, a part of `root`."""
     clip_norm: float | None

@@ -103,9 +103,7 @@ def is_finished(result: dict[str, Any], config: dict[str, Any]) -> bool:
     if "max_steps" not in result:  # not training: done is done
         return True
     if result["status"] == "early":
-        return bool(
-            result["max_steps"] == config["trainer"]["max_steps"] and result["patience"] == config["trainer"]["patience"]
-        )
+        return bool(result["max_steps"] == config["trainer"]["max_steps"] and result["patience"] == config["trainer"]["patience"])
     return bool(result["step"] >= config["trainer"]["max_steps"])
 
 

@@ -70,9 +70,7 @@ def test_an_error_is_kept_and_told(store, tmp_path):
 def test_a_consequence_makes_room_for_its_cause(store, tmp_path):
     from llmfactory.launch.failure import Failure
 
-    cause = Failure(
-        rank=1, host="other", time=2.0, log=None, follows=False, problems=None, message="the disk is full", trace=""
-    )
+    cause = Failure(rank=1, host="other", time=2.0, log=None, follows=False, problems=None, message="the disk is full", trace="")
     with pytest.raises(RuntimeError, match="Connection closed"), rank_of_job(CONFIG, tmp_path, None):
         store.set("failure", cause.as_text())
         raise RuntimeError("Connection closed by peer")

@@ -110,9 +110,7 @@ def test_what_ray_is_asked_for(cluster, tmp_path):
     assert any(word.startswith("--rdzv-endpoint=10.0.0.7:") for word in words)
 
 
-@pytest.mark.parametrize(
-    ("given", "config", "gpus"), [({}, CPU, 0), ({"gpus": 1}, CPU, 1), ({"gpus": 0}, GPU, 0), ({}, GPU, 2)]
-)
+@pytest.mark.parametrize(("given", "config", "gpus"), [({}, CPU, 0), ({"gpus": 1}, CPU, 1), ({"gpus": 0}, GPU, 0), ({}, GPU, 2)])
 def test_gpus_are_reserved_where_the_job_runs_on_them(cluster, tmp_path, given, config, gpus):
     run_ray(Ray(processes=2, **given), config, folder_with_result(tmp_path))
     assert cluster.said["bundles"][0].get("GPU", 0) == gpus
