@@ -111,11 +111,16 @@ def differences(ours: Numbers, theirs: Numbers) -> dict[str, float]:
     return found
 
 
-def prove(case: Case, folder: Path, precision: str = "fp64") -> dict[str, float]:
-    """Called by every process of a layout: its differences from the reference, which stands in the folder already."""
-    numbers = train(case, folder, precision)
-    known = Numbers(**torch.load(reference(case, folder, precision)))
-    return differences(numbers, known)
+def prove(
+    case: Case, folder: Path, precision: str = "fp64", job: Job | None = None, known: Path | None = None
+) -> dict[str, float]:
+    """Called by every process of a layout: its differences from the reference, which stands in the folder already.
+
+    `job` and `known`: what the case is composed to, and its reference, so that not every process has to find out; None: it has.
+    """
+    job, known = job or make(case, folder, precision), known or reference(case, folder, precision)
+    numbers = train_job(job, folder / f"{case.file}_{precision}", WORKLOADS[case.workload].pictures)
+    return differences(numbers, Numbers(**torch.load(known)))
 
 
 def insist(found: dict[str, float], tolerance: float, names: tuple[str, ...] = ALL) -> None:

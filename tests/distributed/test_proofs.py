@@ -15,7 +15,7 @@ import pool
 import proof
 import proof_page
 import pytest
-from cases import LAYOUTS, Case, refusals
+from cases import LAYOUTS, Case, make, refusals
 from plan import cases, planned
 from proof import ALL, BF16, EXACT, FLOAT32, WHAT, insist, reference
 
@@ -49,8 +49,8 @@ def crews() -> Iterator[Crews]:
 
 
 def prove(case: Case, folder: Path, crews: Crews, precision: str = "fp64") -> list[dict[str, float]]:
-    reference(case, folder, precision)
-    return crews.of(case.layout).run(proof.prove, case, folder, precision, timeout=120)
+    job, known = make(case, folder, precision), reference(case, folder, precision)
+    return crews.of(case.layout).run(proof.prove, case, folder, precision, job, known, timeout=120)
 
 
 def by_layout() -> list[tuple[Case, str]]:
