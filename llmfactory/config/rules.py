@@ -16,7 +16,12 @@ from llmfactory.config.rule.context import (
     rows_are_cut_into_equal_blocks,
     ulysses_deals_heads_evenly,
 )
-from llmfactory.config.rule.deepspeed import deepspeed_is_not_compiled, deepspeed_keeps_float32, deepspeed_shares_over_several
+from llmfactory.config.rule.deepspeed import (
+    deepspeed_is_not_compiled,
+    deepspeed_is_proven_for_decoders,
+    deepspeed_keeps_float32,
+    deepspeed_shares_over_several,
+)
 from llmfactory.config.rule.expert import expert_parallel_deals_experts
 from llmfactory.config.rule.init import (
     a_family_can_say_the_model,
@@ -128,6 +133,7 @@ RULES: tuple[Rule, ...] = (
     deepspeed_shares_over_several,
     deepspeed_keeps_float32,
     deepspeed_is_not_compiled,
+    deepspeed_is_proven_for_decoders,
     keys_of_an_axis_need_the_axis,
     tensor_parallel_has_matrices_to_cut,
     tensor_parallel_cuts_evenly,

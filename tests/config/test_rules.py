@@ -235,6 +235,10 @@ FIRES = {
         ["parallel=deepspeed_zero1", "launch=local", "precision=fp64"],
         ["parallel=deepspeed_zero3", "launch=local", "precision=fp16_mixed"],
     ],
+    "deepspeed_is_proven_for_decoders": [
+        ["parallel=deepspeed_zero1", "launch=local", "model=bert_tiny", "stage/objective=masked"],
+        ["parallel=deepspeed_zero3", "launch=local", "model=mixtral_8x7b", "toy=true", "data.seq_len=32"],
+    ],
     "deepspeed_is_not_compiled": [["parallel=deepspeed_zero2", "launch=local", "trainer.compile=true"]],
     "an_axis_has_several_processes": [["stage=bench_comm", "stage.axis=tp", "launch=local", "parallel=ddp"]],
 }

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
+from llmfactory.core.spec import walk
+from llmfactory.model.ffn.spec import MoeSpec
 from llmfactory.parallel.spec import DeepSpeed
 from llmfactory.precision.spec import Fp16Mixed, Fp64
 from llmfactory.stage.spec import TrainingSpec
@@ -31,3 +33,15 @@ def deepspeed_is_not_compiled(job: Job) -> Iterator[Problem]:
     if isinstance(job.parallel, DeepSpeed) and isinstance(job.stage, TrainingSpec) and job.trainer.compile:
         reason = "DeepSpeed's engine gathers weights in hooks of modules, which torch.compile would take apart"
         yield Problem("trainer.compile", True, reason, "trainer.compile=false")
+
+
+def deepspeed_is_proven_for_decoders(job: Job) -> Iterator[Problem]:
+    """Its engine has been compared with ours on decoders without experts; elsewhere nothing shows that the steps are the same."""
+    if not isinstance(job.parallel, DeepSpeed) or not isinstance(job.stage, TrainingSpec):
+        return
+    mixture = any(isinstance(part, MoeSpec) for _, part in walk(job.model, "model"))
+    if job.model.graph == "decoder" and not mixture:
+        return
+    kind = "a mixture of experts" if mixture else f"a model of the kind {job.model.graph}"
+    reason = f"DeepSpeed's engine is proven on decoders without experts, and this is {kind}"
+    yield Problem("parallel.stage", job.parallel.stage, reason, f"parallel=zero{job.parallel.stage}")
