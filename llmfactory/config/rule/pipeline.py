@@ -49,7 +49,8 @@ def micro_batches_fill_the_pipeline(job: Job) -> Iterator[Problem]:
         f"the {rows} rows of a process are {count} micro-batch{'es' if count > 1 else ''}, but the schedule "
         f"{layout.schedule.name} of {layout.pp} processes (parallel.pp) needs {wanted}"
     )
-    fitting = next((size for size in range(rows, 0, -1) if layout.fills_pipeline(-(-rows // size))), None)
+    sizes = sorted(range(1, rows + 1), key=lambda size: (rows % size > 0, -size))  # even ones first
+    fitting = next((size for size in sizes if layout.fills_pipeline(-(-rows // size))), None)
     if fitting is None:
         whole = ranks * layout.pp
         fitting, repair = 1, f"trainer.batch_size={-(-batch // whole) * whole} "
