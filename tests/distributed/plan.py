@@ -2,7 +2,8 @@
 
 Factors are the layout, the skeleton, the objective, how rows are made, and the variant of training. All their pairs count, except
 those of one layout with one objective: an objective sees what an axis of a layout does to rows, tokens or logits, not which of the
-products of that axis it is in. So objectives pair with the kinds of layouts instead; `-m matrix` runs them under all.
+products of that axis it is in. So objectives pair with the kinds of layouts instead; `-m matrix` runs them under all. Every preset
+pairs with every skeleton; the products of axes, the largest runs, do so as if they were one preset.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def row_of(case: Case) -> Row:
     return {
         "layout": case.layout,
         "skeleton": work.skeleton,
+        "preset": "product" if case.layout in PRODUCTS or case.layout == "survey_3d" else case.layout,  # the axes of 3d
         "variant": case.variant,
         "packing": case.packing,
         "kind": kind_of(case.layout),
@@ -55,7 +57,11 @@ def row_of(case: Case) -> Row:
 def wanted(one: str, other: str) -> bool:
     if "workload" in (one, other):
         return {one, other} in ({"workload", "packing"}, {"workload", "variant"}, {"workload", "kind"})
-    return ({one, other} != {"layout", "objective"} and "kind" not in (one, other)) or {one, other} == {"kind", "objective"}
+    if "preset" in (one, other):
+        return {one, other} == {"preset", "skeleton"}
+    if "layout" in (one, other) and {one, other} & {"objective", "skeleton"}:
+        return False
+    return "kind" not in (one, other) or {one, other} == {"kind", "objective"}
 
 
 def case_of(row: Row) -> Case:

@@ -34,7 +34,8 @@ layout equal those of the single process to 1e-5 in float32.
 
 ## Layouts and skeletons
 
-A cell names the objectives that ran, or the rules that refuse the pair while composing. {same}.
+A cell names the objectives that ran, or the rules that refuse the pair while composing. {same}. Of products, the largest runs, the
+suite tries each with some skeletons and all skeletons with some; a dash is a pair that only `-m matrix` tries or that a rule refuses.
 """
 
 
@@ -64,9 +65,11 @@ def _skeletons(layout: str, cases: list[Case], refused: dict[Any, list[str]], nu
     row = [layout, str(LAYOUTS[layout].world)]
     for skeleton in SKELETONS:
         found = [WORKLOADS[c.workload] for c in cases if c.layout == layout and WORKLOADS[c.workload].skeleton == skeleton]
-        rules = refused.get((("layout", layout), ("skeleton", skeleton)), [])
+        preset = (("preset", layout), ("skeleton", skeleton))
+        rules = refused.get(preset, refused.get(preset[::-1], []))
         marks = [f"[{numbers.setdefault(rule, len(numbers) + 1)}]" for rule in rules]
-        row.append(", ".join(dict.fromkeys(work.objective for work in found)) or f"refused {' '.join(marks)}")
+        ran = ", ".join(dict.fromkeys(work.objective for work in found))
+        row.append(ran or (f"refused {' '.join(marks)}" if rules else "-"))
     return row
 
 
