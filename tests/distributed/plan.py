@@ -2,8 +2,8 @@
 
 Factors are the layout, the skeleton, the objective, how rows are made, and the variant of training. All their pairs count, except
 those of one layout with one objective: an objective sees what an axis of a layout does to rows, tokens or logits, not which of the
-products of that axis it is in. So objectives pair with the kinds of layouts instead; `-m matrix` runs them under all. Every preset
-pairs with every skeleton; the products of axes, the largest runs, do so as if they were one preset.
+products of that axis it is in. So objectives pair with the kinds of layouts instead; `-m matrix` runs them under all. The products of
+axes, the largest runs, count as one preset, of which each takes a turn.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def wanted(one: str, other: str) -> bool:
     if "workload" in (one, other):
         return {one, other} in ({"workload", "packing"}, {"workload", "variant"}, {"workload", "kind"})
     if "preset" in (one, other):
-        return {one, other} == {"preset", "skeleton"}
-    if "layout" in (one, other) and {one, other} & {"objective", "skeleton"}:
-        return False
+        return bool({one, other} & {"skeleton", "variant", "packing"})
+    if "layout" in (one, other):
+        return {one, other} == {"layout", "kind"}  # each at least once
     return "kind" not in (one, other) or {one, other} == {"kind", "objective"}
 
 

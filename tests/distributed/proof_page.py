@@ -28,14 +28,14 @@ work at every step, seven rows a step in micro-batches, documents of uneven leng
 gradient norm of each step, the held-out loss and every weight at the end, on every process, must equal those of the single process
 to 1e-9 in float64. `bf16_mixed` is compared with a single process in bf16_mixed, to {bf16:g} (see `tests/distributed/test_proofs.py`);
 `lora` is a stand-in: most weights are frozen, by name, and a few are trained in every layer. Besides, the loss and norm of every
-layout equal those of the single process to 1e-5 in float32.
+preset equal those of the single process to 1e-5 in float32.
 
 `pytest --update-golden tests/distributed/test_proof_plan.py` makes this page from what the rules say; a test compares them.
 
 ## Layouts and skeletons
 
 A cell names the objectives that ran, or the rules that refuse the pair while composing. {same}. Of products, the largest runs, the
-suite tries each with some skeletons and all skeletons with some; a dash is a pair that only `-m matrix` tries or that a rule refuses.
+suite tries each with a few and all skeletons with some; a dash is a pair that only `-m matrix` tries or that a rule refuses.
 """
 
 
@@ -79,7 +79,7 @@ def _variants(layout: str, cases: list[Case], refused: dict[Any, list[str]]) -> 
     for factor, values in (("variant", VARIANTS), ("packing", MADE)):
         for value in values:
             count = sum(getattr(case, factor) == value for case in own)
-            row.append(str(count) if count else "refused")
+            row.append(str(count) if count else "-")
     return row
 
 
