@@ -68,6 +68,14 @@ NEEDS = {
     "launch=torchrun": ["parallel=ddp", "launch.endpoint=localhost:29500"],
     "launch=slurm": ["parallel=ddp"],
     "launch=ray": ["parallel=ddp"],
+    **{f"parallel={name}": ["launch=local"] for name in ("tp", "tp_sp", "cp_ring", "cp_ulysses", "cp_gather", "offload")},
+    **{
+        f"parallel=pp_{name}": ["launch=local", "trainer.micro_batch_size=1"]
+        for name in ("gpipe", "1f1b", "2bw", "interleaved", "zero_bubble", "zero_bubble_v")
+    },
+    **{f"parallel={name}": ["launch=local", "launch.processes=4"] for name in ("hsdp", "tp_summa")},
+    **{f"parallel={name}": ["launch=local", "launch.processes=8", "trainer.micro_batch_size=1"] for name in ("3d", "4d")},
+    "parallel=survey_3d": ["launch=local", "launch.processes=32", "trainer.micro_batch_size=1"],
     "parallel=ep": ["model/ffn=moe", "launch=local", "launch.processes=2"],
     "parallel=ep_tp": ["model/ffn=moe", "launch=local", "launch.processes=4"],
     "model/attention=gqa_kv8": ["model.attention.n_heads=8"],

@@ -46,7 +46,7 @@ def run() -> dict[str, tuple[Tensor, Tensor, float, float]]:
         y = operation(x)
         weights = torch.randn(y.shape, dtype=torch.float64, generator=generator)
         (gradient,) = torch.autograd.grad(y, x, weights)
-        found[name] = x.detach(), y.detach(), float((y * weights).sum()), float((x * gradient).sum())
+        found[name] = x.detach(), y.detach(), float((y * weights).sum().detach()), float((x * gradient).sum().detach())
     return found
 
 

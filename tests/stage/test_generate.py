@@ -143,7 +143,7 @@ def test_what_was_cut_is_told_in_words(job, capsys):
 def test_weights_that_are_no_numbers_are_named(job, monkeypatch):
     from llmfactory.stage import initial
 
-    def broken(path, model, new=None):
+    def broken(path, model, *others):
         model.norm.weight.data[3] = float("nan")
 
     monkeypatch.setattr(initial.io, "load_weights", broken)

@@ -18,7 +18,8 @@ def kept_by_mixer(part: MixerSpec, dim: int, seq_len: int, form: Formats) -> Kep
     wide, low = float(form.wide), float(form.low)
     chunk = min(seq_len, CHUNK)
     if isinstance(part, Lstm):
-        return Kept(stream=dim * (8.67 * wide + 10 * low))
+        outputs = 0.67 * wide if form.mixed else 0.0  # what the kernels give in fewer bits goes on in the format of the stream
+        return Kept(stream=dim * (8.67 * wide + 10 * low + outputs))
     if isinstance(part, Gru):
         return Kept(stream=dim * (2 * wide + 7 * low))
     if isinstance(part, Rnn):
