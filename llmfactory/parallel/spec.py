@@ -158,11 +158,6 @@ class Mesh(ParallelSpec):
         looped = (Schedule.interleaved, Schedule.zero_bubble)
         return self.virtual_stages if self.schedule in looped else 2 if self.schedule is Schedule.zero_bubble_v else 1
 
-    @property
-    def is_plain(self) -> bool:
-        """Only copies of the model, or a single process."""
-        return all(size == 1 for size in (self.dp_shard, self.cp, self.tp, self.pp, self.ep))
-
 
 @dataclass(kw_only=True, slots=True)
 class Auto(ParallelSpec):
