@@ -14,13 +14,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
+from llmfactory.parallel.weights import local
+
 EPSILON = 1e-6
 """Added to the norm that is divided by, as `torch.nn.utils.clip_grad_norm_` does."""
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's piece of a tensor; the tensor itself where it is not distributed."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from llmfactory.core.sharding import Layout
 from llmfactory.model.ffn.experts import Experts, Visit
 from llmfactory.parallel.collectives import Group, exchange_rows
 from llmfactory.parallel.mesh import World
-from llmfactory.parallel.tensor import see_pieces
+from llmfactory.parallel.tensor import keep_piece, same
 
 
 def deal_experts(model: nn.Module, world: World) -> None:
@@ -92,14 +92,8 @@ def _cut(experts: Experts, name: str, attribute: str, mesh: DeviceMesh, cuts: li
     assert whole is not None
     if isinstance(whole, DTensor):  # a part that stands at two places
         return
-    local = whole.detach()
     for axis, cut in enumerate(cuts):
-        size = mesh.size(axis)
-        if whole.shape[cut.dim] % size:
+        if whole.shape[cut.dim] % mesh.size(axis):
             what = "experts" if cut.dim == 0 else "hidden units"
-            raise UserError(f"{name} has {whole.shape[cut.dim]} {what}, which {size} processes cannot share evenly")
-        local = local.chunk(size, cut.dim)[mesh.get_local_rank(axis)]
-    local = local.clone(memory_format=torch.contiguous_format)  # so that the whole can be freed
-    dealt = DTensor.from_local(local, mesh, cuts, run_check=False, shape=whole.shape, stride=whole.stride())
-    experts._parameters[attribute] = nn.Parameter(dealt, requires_grad=whole.requires_grad)
-    see_pieces(experts, attribute, lambda piece: piece, axes=mesh.ndim)
+            raise UserError(f"{name} has {whole.shape[cut.dim]} {what}, which {mesh.size(axis)} processes cannot share evenly")
+    keep_piece(experts, attribute, mesh, cuts, same)

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmfactory.parallel.clip import local
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.schedule import stages_of
 from llmfactory.parallel.spec import Mesh
+from llmfactory.parallel.weights import local
 
 
 class Step(Protocol):

@@ -26,18 +26,16 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from llmfactory.core.batch import IGNORE
-from llmfactory.core.context import Context
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Layout, Parameter
 from llmfactory.model.embedding.table import TokenTable
-from llmfactory.model.head.lm import VocabularyHead
 from llmfactory.model.norm.layer_norm import LayerNormalization
 from llmfactory.model.norm.rms_norm import RootMeanSquareNorm
 from llmfactory.model.part import Part
 from llmfactory.parallel.collectives import Group, gather, piece, total
 from llmfactory.parallel.mesh import World
-from llmfactory.parallel.tensor import Pieces, View, see_pieces, towers
-from llmfactory.parallel.vocabulary import cut_cross_entropy, cut_look_up, gathered_rows
+from llmfactory.parallel.tensor import Pieces, View, keep_piece, own_heads, same, towers
+from llmfactory.parallel.vocabulary import cut_look_up, cut_losses, gathered_rows
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -66,9 +64,7 @@ def cut_on_grid(model: nn.Module, world: World, *, loss: bool) -> None:
             partial(gather, dim=FEATURES, group=grid.columns),
         )
     if loss:
-        for part in model.modules():
-            if isinstance(part, VocabularyHead):
-                part.cross_entropy = partial(cut_cross_entropy, part, grid.columns)  # type: ignore[method-assign]
+        cut_losses(model, grid.columns)
 
 
 def own_rows_of(batch: Batch, world: World) -> Batch:
@@ -110,14 +106,7 @@ class _Grid:
             units = whole.shape[placement.dim] // declared.unit if isinstance(placement, Shard) and axis else 0
             if isinstance(placement, Shard) and (whole.shape[placement.dim] % self.side or units % self.side):
                 raise UserError(f"{name} {list(whole.shape)} cannot be cut evenly on a grid of {self.side} x {self.side}")
-        local = whole.detach()
-        for placement, group in zip(placements, (self.rows, self.columns), strict=True):
-            if isinstance(placement, Shard):
-                local = piece(local, placement.dim, group)
-        local = local.contiguous()
-        cut = DTensor.from_local(local, self.mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
-        module._parameters[attribute] = nn.Parameter(cut, requires_grad=whole.requires_grad)
-        see_pieces(module, attribute, view, axes=2)
+        keep_piece(module, attribute, self.mesh, placements, view)
         if isinstance(module, nn.Linear) and declared.layout in (Layout.column, Layout.row):
             module.__class__ = _SummaLinear
             module.__dict__.update(rows=self.rows, columns=self.columns)
@@ -129,10 +118,10 @@ class _Grid:
             return (width, Shard(0)), partial(self._whole_width, cut=whole.dim() > 1)
         linear = isinstance(module, nn.Linear) and declared.layout in (Layout.column, Layout.row)
         if linear and whole.dim() > 1:
-            return (Shard(1), Shard(0)), _same
+            return (Shard(1), Shard(0)), same
         if declared.layout is Layout.column:  # what goes with the outputs: a bias, a number for each head
-            return (Replicate(), Shard(0)), _same
-        return (Replicate(), Replicate()), _same
+            return (Replicate(), Shard(0)), same
+        return (Replicate(), Replicate()), same
 
     def _whole_width(self, local: Tensor, cut: bool) -> Tensor:
         return gathered_rows(gather(local, 1, self.rows) if cut else local, self.columns)
@@ -142,16 +131,7 @@ class _Grid:
         norm.forward = partial(_spread_norm, norm, self.columns)  # type: ignore[method-assign]
 
     def _own_heads(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        def own(value: Any) -> Any:
-            if not isinstance(value, Context) or value.bias is None:
-                return value
-            return value.with_(bias=piece(value.bias, 1, self.columns))
-
-        return tuple(own(value) for value in args), {key: own(value) for key, value in kwargs.items()}
-
-
-def _same(local: Tensor) -> Tensor:
-    return local
+        return own_heads(args, kwargs, self.columns)
 
 
 def _spread_norm(norm: LayerNormalization | RootMeanSquareNorm, columns: Group, x: Tensor) -> Tensor:

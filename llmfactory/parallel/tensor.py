@@ -21,26 +21,26 @@ once. Its router sees whole rows, so that all processes route them alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from llmfactory.core.context import Context
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Layout, Parameter, name_seed
 from llmfactory.model.embedding.table import TokenTable
-from llmfactory.model.head.lm import VocabularyHead
 from llmfactory.model.part import Part
 from llmfactory.model.tower import Tower
 from llmfactory.model.vision import VisionEncoder
-from llmfactory.parallel.collectives import gather, piece, scatter_total, total
+from llmfactory.parallel.collectives import Group, gather, piece, scatter_total, total
 from llmfactory.parallel.mesh import World
-from llmfactory.parallel.vocabulary import cut_cross_entropy, cut_look_up, gathered_rows
+from llmfactory.parallel.vocabulary import cut_look_up, cut_losses, gathered_rows
 
 ROW = 1
 """The dimension of a row of tokens in [B, T, D]."""
@@ -68,9 +68,7 @@ def cut_tensors(model: nn.Module, world: World, *, sequence: bool, loss: bool) -
         if isinstance(part, Part):
             cutter.cut(name, part, sequence=id(part) in inside, summed=id(part) not in partial_parts)
     if loss:
-        for part in model.modules():
-            if isinstance(part, VocabularyHead):
-                part.cross_entropy = partial(cut_cross_entropy, part, world.groups["tp"])  # type: ignore[method-assign]
+        cut_losses(model, world.groups["tp"])
 
 
 class _Cutter:
@@ -89,7 +87,7 @@ class _Cutter:
         for key in rows:
             linear = part.get_submodule(key.rpartition(".")[0])
             # Of several sums in one part, the first ones feed what follows in it; they stay whole.
-            linear.__dict__["join"] = self._sum(scattered=sequence and len(rows) == 1) if summed else _same
+            linear.__dict__["join"] = self._sum(scattered=sequence and len(rows) == 1) if summed else same
             linear.__class__ = _RowLinear
             if not summed and linear.bias is not None:
                 raise TypeError(f"{name}.{key}: its bias would be added once for each tensor-parallel process")
@@ -98,7 +96,7 @@ class _Cutter:
         elif rows and summed:
             heads = any(one.layout is Layout.column and one.unit > 1 for one in declared.values())
             cut = partial(piece, dim=ROW, group=self.group)
-            self._surround(part, heads, sequence, end=cut if sequence and len(rows) > 1 else _same)
+            self._surround(part, heads, sequence, end=cut if sequence and len(rows) > 1 else same)
         if isinstance(part, TokenTable) and part._parameters["weight"].placements == (Shard(0),):  # type: ignore[union-attr]
             part.look_up = partial(cut_look_up, part, self.group)  # type: ignore[method-assign]
 
@@ -111,24 +109,19 @@ class _Cutter:
         if isinstance(whole, DTensor):  # a module that stands at two places
             return
         placement, view = self._placed(name, whole, declared)
-        local = whole.detach()
-        if isinstance(placement, Shard):
-            local = piece(local, placement.dim, self.group).contiguous()
-        cut = DTensor.from_local(local, self.mesh, [placement], run_check=False, shape=whole.shape, stride=whole.stride())
-        module._parameters[attribute] = nn.Parameter(cut, requires_grad=whole.requires_grad)
-        see_pieces(module, attribute, view)
+        keep_piece(module, attribute, self.mesh, [placement], view)
 
     def _placed(self, name: str, whole: Tensor, declared: Parameter) -> tuple[Placement, View]:
         if declared.layout is Layout.replicated:
-            return Replicate(), _same
+            return Replicate(), same
         if declared.layout is Layout.vocab:
             if whole.shape[0] % self.size:
-                return Replicate(), _same
+                return Replicate(), same
             return Shard(0), partial(gathered_rows, group=self.group)
         dim = 1 if declared.layout is Layout.row else 0
         units = whole.shape[dim] // (declared.unit if dim == 0 else 1)
         if units % self.size == 0:
-            return Shard(dim), _same
+            return Shard(dim), same
         if declared.shared and self.size % units == 0:
             return Replicate(), partial(_unit, start=self.rank * units // self.size * declared.unit, size=declared.unit)
         raise UserError(f"{name} has {units} features or heads, which {self.size} tensor-parallel processes cannot share evenly")
@@ -141,8 +134,7 @@ class _Cutter:
             if sequence:
                 args = (gather(args[0], ROW, self.group), *args[1:])
             if heads:
-                args = tuple(self._own_heads(one) if isinstance(one, Context) else one for one in args)
-                kwargs = {key: self._own_heads(one) if isinstance(one, Context) else one for key, one in kwargs.items()}
+                args, kwargs = own_heads(args, kwargs, self.group)
                 if module.training and getattr(module, "dropout", None) and not sequence:
                     # Outside, all draw the same numbers; each has its own heads here, so its own numbers.
                     seed = int(torch.randint(2**62, ()).item())
@@ -158,8 +150,16 @@ class _Cutter:
         part.register_forward_pre_hook(before, with_kwargs=True)
         part.register_forward_hook(after)
 
-    def _own_heads(self, context: Context) -> Context:
-        return context if context.bias is None else context.with_(bias=piece(context.bias, 1, self.group))
+
+def own_heads(args: tuple[Any, ...], kwargs: dict[str, Any], group: Group) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a part whose heads are dealt to `group`: score biases are those of this process's heads."""
+
+    def own(value: Any) -> Any:
+        if not isinstance(value, Context) or value.bias is None:
+            return value
+        return value.with_(bias=piece(value.bias, 1, group))
+
+    return tuple(own(value) for value in args), {key: own(value) for key, value in kwargs.items()}
 
 
 def towers(model: nn.Module) -> list[Tower]:
@@ -187,7 +187,8 @@ def cut_rows(world: World) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor
 # ---- what a forward sees of a parameter
 
 
-def _same(local: Tensor) -> Tensor:
+def same(local: Tensor) -> Tensor:
+    """The piece as it is."""
     return local
 
 
@@ -219,12 +220,22 @@ class _RowLinear(Pieces, nn.Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-def see_pieces(module: nn.Module, attribute: str, view: View, axes: int = 1) -> None:
-    """Let `module.<attribute>`, a DTensor over a mesh of so many axes, be what `view` makes of its local piece."""
+def keep_piece(module: nn.Module, attribute: str, mesh: DeviceMesh, placements: Sequence[Placement], view: View) -> None:
+    """Replace a whole parameter by a DTensor over `mesh` that holds this process's piece; `module.<attribute>` is then what `view`
+    makes of that piece."""
+    whole = module._parameters[attribute]
+    assert whole is not None
+    local = whole.detach()
+    for axis, placement in enumerate(placements):
+        if isinstance(placement, Shard):
+            local = local.chunk(mesh.size(axis), placement.dim)[mesh.get_local_rank(axis)]
+    local = local.clone(memory_format=torch.contiguous_format)  # so that the whole can be freed
+    cut = DTensor.from_local(local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
+    module._parameters[attribute] = nn.Parameter(cut, requires_grad=whole.requires_grad)
     kind = type(module)
     if not issubclass(kind, Pieces):
         module.__class__ = type(kind.__name__, (Pieces, kind), {})
-    module.__dict__.setdefault("_views", {})[attribute] = view, axes
+    module.__dict__.setdefault("_views", {})[attribute] = view, mesh.ndim
 
 
 def _random_state() -> list[Tensor]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmfactory.core.batch import IGNORE
@@ -78,6 +79,13 @@ def cut_cross_entropy(
     return _CutCrossEntropy.apply(  # type: ignore[no-any-return,no-untyped-call]
         features.flatten(0, -2), weight_VD, bias_V, labels_N.where(kept_N, 0), scale_N, label_smoothing, head.softcap, group
     )
+
+
+def cut_losses(model: nn.Module, group: Group) -> None:
+    """Let the vocabulary heads of `model` compute their loss from cut logits, in place."""
+    for part in model.modules():
+        if isinstance(part, VocabularyHead):
+            part.cross_entropy = partial(cut_cross_entropy, part, group)  # type: ignore[method-assign]
 
 
 class _CutCrossEntropy(torch.autograd.Function):

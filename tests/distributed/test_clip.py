@@ -6,7 +6,8 @@ import pool
 import pytest
 import torch
 
-from llmfactory.parallel.clip import clip_factor, global_norm, local, scale_
+from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+from llmfactory.parallel.weights import local
 
 
 def cut_and_whole() -> tuple[float, float, float]:

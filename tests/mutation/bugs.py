@@ -206,8 +206,8 @@ BUGS = (
     Bug(
         "every rank's heads get the bias of the first ones",
         TENSOR,
-        "context.with_(bias=piece(context.bias, 1, self.group))",
-        "context.with_(bias=context.bias.chunk(self.size, 1)[0])",
+        "value.with_(bias=piece(value.bias, 1, group))",
+        "value.with_(bias=value.bias.chunk(group.size(), 1)[0])",
         (case("tp", "falcon and ALiBi, causal"),),
     ),
     Bug(
