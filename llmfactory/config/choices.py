@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmfactory.config.arguments import Argument
@@ -16,6 +17,20 @@ NULLABLE = ("experiment",)
 """Groups that need no option."""
 
 
+@dataclass(frozen=True, slots=True)
+class Several:
+    """A group of which a config may have several options at once, each under its own name or one of the user's."""
+
+    key: str
+    """What overrides the list."""
+    whole: tuple[str, str] | None = None
+    """Group and option of the config that takes a list, where others take one; None: the usual one does."""
+
+
+SEVERAL = {"data/source": Several("data/source@data.sources", ("data", "mixture")), "data/clean": Several("data/clean")}
+Choice = str | list[str] | None
+
+
 def wants_group(argument: Argument, known: Sequence[str]) -> bool:
     """Whether an override is about a group. `model={dim: 64}` is about values."""
     if isinstance(argument.value, dict):
@@ -25,17 +40,53 @@ def wants_group(argument: Argument, known: Sequence[str]) -> bool:
 
 def choose(
     arguments: Sequence[Argument], known: Sequence[str], folders: Sequence[Path]
-) -> tuple[dict[str, str | None], list[Problem]]:
-    """Option by override key, and what is wrong with the rest."""
-    choices: dict[str, str | None] = {}
-    problems = []
+) -> tuple[dict[str, Choice], list[Problem]]:
+    """Option by override key (several where a list is given), and what is wrong with the rest."""
+    choices: dict[str, Choice] = {}
+    problems, wholes = [], []
     for argument in arguments:
-        problem = _wrong(argument, known, folders)
+        several = SEVERAL.get(argument.key)
+        a_list = several is not None and isinstance(argument.value, list)
+        problem = _wrong_list(argument, known, folders) if a_list else _wrong(argument, known, folders)
         if problem is not None:
             problems.append(problem)
+            continue
+        key = argument.group_key
+        if several is not None and a_list and argument.package is None:
+            key = several.key
+        if several is not None and several.whole is not None and (key == several.key or adds(key)):
+            wholes.append(several.whole)
+        if a_list:
+            choices[key] = [str(item) for item in argument.value]
         else:
-            choices[argument.group_key] = None if _is_null(argument) else argument.raw.strip().strip("'\"")
+            choices[key] = None if _is_null(argument) else argument.raw.strip().strip("'\"")
+    for group, option in wholes:
+        choices.setdefault(group, option)
     return choices, problems
+
+
+def adds(key: str) -> bool:
+    """`data/source@data.sources.mine`: one more, under a name of the user's."""
+    return any(key.startswith(f"{several.key if '@' in several.key else _placed(several.key)}.") for several in SEVERAL.values())
+
+
+def _placed(group: str) -> str:
+    return f"{group}@{group.replace('/', '.')}"
+
+
+def _wrong_list(argument: Argument, known: Sequence[str], folders: Sequence[Path]) -> Problem | None:
+    chosen = [str(item) for item in argument.value]
+    if len(set(chosen)) < len(chosen):
+        once = ",".join(dict.fromkeys(chosen))
+        reason = "names an option twice; each is known by its name, so a second one needs a file of its own in --config-dir"
+        return Problem(argument.group_key, chosen, reason, f"'{argument.group_key}=[{once}]'")
+    for option in chosen:
+        problem = _wrong(replace(argument, raw=option, value=option), known, folders)
+        if problem is not None:
+            better = (problem.repair or "").partition("=")[2]
+            mended = ",".join(better if one == option else one for one in chosen)
+            return replace(problem, repair=f"'{argument.group_key}=[{mended}]'" if better else None)
+    return None
 
 
 def _is_null(argument: Argument) -> bool:

@@ -136,10 +136,11 @@ def grow(pieces: Pieces, folders: Sequence[Path]) -> Tree:
     """The tree that the files make."""
     tree = Tree(Branch.of(Job, "default"), folders)
     for piece in pieces.pieces:
+        package = tree.entry(piece.package, piece.option)
         if piece.schema is not None:
-            tree.place(piece.package, piece.schema, piece.origin)
+            tree.place(package, piece.schema, piece.origin)
         elif piece.package:
-            tree.assign(piece.package, piece.body, piece.origin)
+            tree.assign(package, piece.body, piece.origin)
         else:
             tree.merge("", piece.body, piece.origin)
     return tree

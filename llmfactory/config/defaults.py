@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llmfactory.config.choices import SEVERAL, Choice, adds
 from llmfactory.config.register import conf_folder, option_folders
 from llmfactory.config.source import SCHEMA, make_repository
 from llmfactory.config.tree import COMMAND_LINE
@@ -37,6 +38,8 @@ class Piece:
     """The class that it places, or"""
     body: dict[Any, Any]
     """the values that it sets."""
+    option: str = ""
+    """Name of the option that the file is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +48,23 @@ class Pieces:
 
     pieces: list[Piece]
     choices: dict[str, str | None]
-    """Option of each group, by override key."""
+    """Option of each group, by override key; without groups of which there may be several."""
     chosen_by: dict[str, str]
     """Who overrode the option of a group, by override key."""
 
 
-def collect(config_name: str, choices: dict[str, str | None], names: Sequence[str], config_dirs: Sequence[Path]) -> Pieces:
+def collect(config_name: str, choices: dict[str, Choice], names: Sequence[str], config_dirs: Sequence[Path]) -> Pieces:
     """Files of the primary config with these choices of groups. Raises ConfigError."""
     files = [file for folder in option_folders(config_dirs, names) for file in sorted(folder.rglob("*.yaml"))]
     state = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _collect(config_name, tuple(choices.items()), tuple(names), tuple(config_dirs), state, os.getcwd())
+    chosen = tuple((key, tuple(option) if isinstance(option, list) else option) for key, option in choices.items())
+    return _collect(config_name, chosen, tuple(names), tuple(config_dirs), state, os.getcwd())
 
 
 @functools.lru_cache(maxsize=64)
 def _collect(
     config_name: str,
-    chosen: tuple[tuple[str, str | None], ...],
+    chosen: tuple[tuple[str, str | tuple[str, ...] | None], ...],
     names: tuple[str, ...],
     config_dirs: tuple[Path, ...],
     *state: Any,
@@ -68,7 +72,7 @@ def _collect(
     """Members of a sweep differ in values most of the time; `state` tells when a file has changed."""
     choices = dict(chosen)
     repository = make_repository(names, config_dirs)
-    lines = [f"~{key}" if option is None else f"{key}={option}" for key, option in choices.items()]
+    lines = [f"~{key}" if option is None else f"{'+' if adds(key) else ''}{key}={_typed(option)}" for key, option in choices.items()]
     try:
         parsed = OverridesParser.create().parse_overrides(lines)
         found = create_defaults_list(repository, config_name, parsed, prepend_hydra=False, skip_missing=False)
@@ -90,13 +94,21 @@ def _piece(repository: IConfigRepository, default: Any) -> Piece:
         cls = OmegaConf.get_type(loaded.config)
         assert cls is not None
         parent = repository.load_config(default.parent)
-        return Piece(package, _shown(parent.path if parent else "", default.parent), cls, {})
+        return Piece(package, _shown(parent.path if parent else "", default.parent), cls, {}, _option(default.parent))
     body = OmegaConf.to_container(loaded.config, resolve=False)
     if not isinstance(body, dict):
         raise ValueError(f"In '{path}': a config must be a mapping")
     if not package:
         body.pop("hydra", None)
-    return Piece(package, _shown(loaded.path, path), None, body)
+    return Piece(package, _shown(loaded.path, path), None, body, _option(path))
+
+
+def _typed(option: str | tuple[str, ...]) -> str:
+    return option if isinstance(option, str) else f"[{','.join(option)}]"
+
+
+def _option(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _shown(source: str, path: str) -> str:
@@ -127,7 +139,7 @@ def _line(mark: Any) -> str:
         return ""
 
 
-def _in_our_words(message: str, choices: dict[str, str | None]) -> Problem:
+def _in_our_words(message: str, choices: Mapping[str, str | tuple[str, ...] | None]) -> Problem:
     """What Hydra says about a defaults list."""
     text = " ".join(message.partition("Config search path:")[0].split())
     file = re.match(r"In '([^']+)': ", text)
@@ -139,7 +151,10 @@ def _in_our_words(message: str, choices: dict[str, str | None]) -> Problem:
         return Problem(unused[1], f"{file[1]}.yaml", reason, "experiment=null")
     if unused:
         key, others = unused[1], unused[2]
-        value = choices.get(key)
+        value = _typed(choices.get(key) or "")
+        if several := next((one for one in SEVERAL.values() if one.whole and one.key == key), None):
+            assert several.whole is not None
+            return Problem(key, value, "this config takes one of them, not several", "=".join(several.whole))
         if others:
             others = others.removeprefix("one of ")
             first = others.split(", ")[0]

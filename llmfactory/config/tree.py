@@ -93,6 +93,12 @@ class Tree:
         if isinstance(holder, Branch):
             holder.origins[name] = origin
 
+    def entry(self, path: str, option: str) -> str:
+        """Where an option that goes to a path is put: into a mapping of parts, under its own name."""
+        kind = self.type_at(path) if path else None
+        into_mapping = kind is not None and kind.base is dict and kind.item is not None and kind.item.is_spec
+        return f"{path}.{option}" if into_mapping else path
+
     @staticmethod
     def _keep(fresh: Branch, old: Branch) -> None:
         for name, value in old.values.items():

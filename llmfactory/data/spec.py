@@ -1,12 +1,15 @@
-"""Catalogue of data: a source of documents, a tokenizer, a way of packing, and how they are split."""
+"""Catalogue of data: sources of documents, what they mean and how they are cleaned, a tokenizer, packing, and how they are split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
+from llmfactory.data.clean.spec import CleanSpec
+from llmfactory.data.form.spec import FormSpec
 from llmfactory.data.pack.spec import PackSpec
 from llmfactory.data.source.spec import SourceSpec
 from llmfactory.data.task.spec import TaskSpec
@@ -30,19 +33,57 @@ class DataSpec(Spec):
 
 
 @dataclass(kw_only=True, slots=True)
-class Corpus(DataSpec):
-    """Documents of one source, tokenized once, kept as memory-mapped token files, cut into rows when read."""
+class Documents(DataSpec):
+    """Base of documents that are read and cleaned once, tokenized once, kept as memory-mapped token files, and cut into rows when
+    they are read."""
 
-    source: SourceSpec
+    form: FormSpec
+    """What a document means."""
+    clean: dict[str, CleanSpec] = field(default_factory=dict)
+    """Steps that documents go through, in order, by name: 'data/clean=[unicode,exact]'."""
     pack: PackSpec
     cache: str | None = None
     """Folder of prepared data; None: llmfactory/ in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
     workers: int | None = None
-    """Threads that tokenize; None: as many as the machine has cores. The result does not depend on it."""
+    """Processes that read, clean and tokenize; None: as many as the machine has cores. The result does not depend on it."""
+
+    @abstractmethod
+    def named(self) -> Mapping[str, SourceSpec]:
+        """The sources by name."""
 
     def problems(self) -> Iterator[Problem]:
         yield from DataSpec.problems(self)
         yield from at_least(self, 1, "workers")
+
+
+CORPUS = "corpus"
+"""Name of the only source."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Corpus(Documents):
+    """Documents of one source."""
+
+    source: SourceSpec
+
+    def named(self) -> Mapping[str, SourceSpec]:
+        return {CORPUS: self.source}
+
+
+@dataclass(kw_only=True, slots=True)
+class Mixture(Documents):
+    """Documents of several sources, drawn from in proportions.    llmfactory 'data/source=[pydocs,pycode]'"""
+
+    sources: dict[str, SourceSpec] = field(default_factory=dict)
+    """By name."""
+
+    def named(self) -> Mapping[str, SourceSpec]:
+        return self.sources
+
+    def problems(self) -> Iterator[Problem]:
+        yield from Documents.problems(self)
+        if not self.sources:
+            yield Problem("sources", {}, "a mixture needs a source at least", "data/source=[pydocs,pycode]")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,14 +1,13 @@
-"""A document, a source of them, and the account of everything that a source had to leave out."""
+"""A document, a source of them in pieces, and the account of everything that a source could not read."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-SAMPLES = 5
-"""How many dropped records of a reason are shown."""
+from llmfactory.data.source.account import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,34 +23,15 @@ class Document:
     """False: trained on, and left out where its group is held out."""
 
 
-@dataclass(slots=True)
-class Dropped:
-    """Records that were left out for one reason."""
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of a source that can be read by itself: a file, some of its bytes, a member of an archive."""
 
-    documents: int = 0
-    bytes: int = 0
-    samples: list[str] = field(default_factory=list)
-    """The first few, as `where: what`."""
-
-
-@dataclass(slots=True)
-class Drops:
-    """Everything that was left out, by reason. Nothing is ever left out silently."""
-
-    by_reason: dict[str, Dropped] = field(default_factory=dict)
-
-    def add(self, reason: str, sample: str, size: int = 0) -> None:
-        dropped = self.by_reason.setdefault(reason, Dropped())
-        dropped.documents += 1
-        dropped.bytes += size
-        if len(dropped.samples) < SAMPLES:
-            dropped.samples.append(sample)
-
-    def plain(self) -> dict[str, dict[str, Any]]:
-        return {
-            reason: {"documents": dropped.documents, "bytes": dropped.bytes, "samples": dropped.samples}
-            for reason, dropped in sorted(self.by_reason.items())
-        }
+    name: str
+    size: int
+    """About how many bytes are read for it: for the progress bar, and to deal units to processes."""
+    place: tuple[Any, ...] = ()
+    """What the source needs to find it: plain data."""
 
 
 class Source(ABC):
@@ -61,15 +41,18 @@ class Source(ABC):
     """Share of a held-out document's 13-word sequences that may also stand in the training part; above it, it is dropped."""
     can_cut: bool = True
     """Whether one document may be cut in two where the documents are too few or too large to hold out a share of them."""
+    bad_share: float = 0.0
+    """Share of the records that may be unreadable; 0: the first one is an error."""
 
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash of everything that `documents` depends on: contents and options, not names of folders or dates."""
 
     @abstractmethod
-    def documents(self, drops: Drops) -> Iterator[Document]:
-        """All of them, in order. What is left out goes to `drops`; what cannot be read at all is a `UserError`."""
+    def units(self) -> Sequence[Unit]:
+        """All pieces, in order. They depend on the contents alone, not on who reads them."""
 
     @abstractmethod
-    def size(self) -> int:
-        """About how many bytes `documents` reads: for the progress bar only."""
+    def documents(self, unit: Unit, account: Account) -> Iterator[Document]:
+        """All of a piece, in order. Records that cannot be read go to `account.bad`, empty ones to `account.left_out`; what
+        cannot be read at all is a `UserError` that names it."""
