@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.core.errors import UserError
-from llmfactory.data.source.document import Drops
-from llmfactory.data.source.files import BadLines, digest, lines, resolve
+from llmfactory.data.source.account import Account, insist_on_share
+from llmfactory.data.source.files import digest, lines, resolve
 from llmfactory.data.spec import Labelled
 from llmfactory.data.task.task import BadRecord, ExampleRows, Record, Row, Task
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
@@ -49,10 +49,10 @@ def read_examples(spec: Labelled, vocab_size: int, labels: Sequence[str] | None 
 
     Raises UserError: a file that is missing, a record that is none, nothing to train on.
     """
-    task, drops = spec.task.build(), Drops()
-    parts = {"train": list(_records(spec, spec.files, task, drops))}
+    task, account = spec.task.build(), Account(spec.bad_share, "data.bad_share")
+    parts = {"train": list(_records(spec, spec.files, task, account))}
     if spec.held_out_files:
-        parts["held_out"] = list(_records(spec, spec.held_out_files, task, drops))
+        parts["held_out"] = list(_records(spec, spec.held_out_files, task, account))
     else:
         parts = _split(parts["train"], spec.held_out)
     if not parts["train"]:
@@ -72,7 +72,7 @@ def read_examples(spec: Labelled, vocab_size: int, labels: Sequence[str] | None 
         name: {"examples": len(part), "rows": len(rows[name]), "tokens": sum(len(row.fields["tokens"]) for row in rows[name])}
         for name, part in parts.items()
     }
-    counts["dropped"] = drops.plain()
+    counts["dropped"] = account.drops.plain()
     told = sha256(tokenizer_words(tokenizer).encode()).hexdigest()
     files = resolve([*spec.files, *spec.held_out_files], SUFFIXES)
     name = digest(files, repr(spec.task), spec.held_out, spec.seq_len, task.labels, told)[:24]
@@ -93,8 +93,8 @@ def saved_labels(folder: Path) -> list[str] | None:
 SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
-def _records(spec: Labelled, names: Sequence[str], task: Task, drops: Drops) -> Iterator[Record]:
-    bad = BadLines(spec.bad_share, drops)
+def _records(spec: Labelled, names: Sequence[str], task: Task, account: Account) -> Iterator[Record]:
+    good, before = 0, len(account.bads)
     for path in resolve(names, SUFFIXES):
         for number, raw in lines(path):
             if not raw.strip():
@@ -105,13 +105,15 @@ def _records(spec: Labelled, names: Sequence[str], task: Task, drops: Drops) -> 
                     raise BadRecord(f"a {type(record).__name__} where an object is expected")
                 task.check(record)
             except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                bad.add(path, number, "invalid JSON", str(error), len(raw))
+                account.bad(f"{path}, line {number}", "invalid JSON", str(error), len(raw), raw)
             except BadRecord as error:
-                bad.add(path, number, "bad example", str(error), len(raw))
+                account.bad(f"{path}, line {number}", "bad example", str(error), len(raw), raw)
             else:
-                bad.good += 1
+                good += 1
                 yield record
-    bad.close()
+    if bads := account.bads[before:]:
+        first = f"{bads[0].where}: {bads[0].reason}: {bads[0].detail}"
+        insist_on_share(len(bads), good + len(bads), account.allowed, first, account.key)
 
 
 def _split(records: Sequence[Record], share: float) -> dict[str, list[Record]]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.overlap import overlap
-from llmfactory.data.source.document import Document, Drops, Source
+from llmfactory.data.source.account import Drops
+from llmfactory.data.source.document import Document, Source
 from llmfactory.data.spool import Spool
 
 

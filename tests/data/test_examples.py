@@ -74,7 +74,7 @@ def test_a_bad_line_is_named_or_within_the_share_dropped(file):
         "bad example": 1,
         "invalid JSON": 1,
     }
-    with pytest.raises(UserError, match=r"2 of 62 lines"):
+    with pytest.raises(UserError, match=r"2 of 62 records"):
         read_examples(spec(file, bad_share=0.01), 300)
 
 

@@ -63,6 +63,8 @@ class Account:
     """Share of the records that may be bad; 0: the first one is an error."""
     key: str = "data.source.bad_share"
     """What says so, for messages."""
+    good: int = 0
+    """Records that could be read: what bad ones are a share of. A source counts them: lines of a plain text, else records."""
     bads: list[BadRecord] = field(default_factory=list)
     drops: Drops = field(default_factory=Drops)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llmfactory.core.errors import UserError
-from llmfactory.data.source.document import Drops
 
 MANY = 20
 """From so many files on, the documents of one file are held out together; below it each document stands alone."""
@@ -55,10 +54,6 @@ def digest(paths: Sequence[Path], *options: object) -> str:
     return total.hexdigest()
 
 
-def sizes(paths: Sequence[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)
-
-
 class opened:
     """`open(path, "rb")` whose failures name the file."""
 
@@ -73,33 +68,6 @@ class opened:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
-
-
-class BadLines:
-    """Counts bad lines of a corpus against the share that is allowed, naming file and line of the first one too many."""
-
-    def __init__(self, allowed: float, drops: Drops) -> None:
-        self.allowed, self.drops = allowed, drops
-        self.good, self.bad, self.first = 0, 0, ""
-
-    def add(self, path: Path, line: int, reason: str, detail: str, size: int) -> None:
-        where = f"{path}, line {line}"
-        if not self.allowed:
-            raise UserError(
-                f"{where}: {reason}: {detail}. Mend the line, or let a share of bad lines be dropped: data.source.bad_share=0.01"
-            )
-        self.first = self.first or f"{where}: {reason}: {detail}"
-        self.bad += 1
-        self.drops.add(reason, f"{where}: {detail}", size)
-
-    def close(self) -> None:
-        """Call after the last line: only then the share is known."""
-        total = self.good + self.bad
-        if self.bad > self.allowed * total:
-            raise UserError(
-                f"{self.bad} of {total} lines cannot be read, more than data.source.bad_share={self.allowed} allows; "
-                f"the first is {self.first}"
-            )
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:

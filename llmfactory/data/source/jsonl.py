@@ -5,43 +5,42 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from hashlib import sha256
+from pathlib import Path
 
-from llmfactory.data.source.document import Document, Drops, Source
-from llmfactory.data.source.files import BadLines, by_file, digest, lines, resolve, sizes
+from llmfactory.data.source.account import Account
+from llmfactory.data.source.document import Document, Source, Unit
+from llmfactory.data.source.files import by_file, digest, lines, resolve
 from llmfactory.data.source.spec import Jsonl
 
 
 class JsonLines(Source):
     def __init__(self, spec: Jsonl) -> None:
-        self.spec = spec
+        self.spec, self.bad_share = spec, spec.bad_share
         self.files = resolve(spec.files, (".jsonl", ".ndjson", ".json"))
         self.groups = by_file(self.files)
 
     def fingerprint(self) -> str:
         return digest(self.files, "jsonl", self.spec.field, self.spec.bad_share, *self.groups.values())
 
-    def size(self) -> int:
-        return sizes(self.files)
+    def units(self) -> list[Unit]:
+        return [Unit(str(path), path.stat().st_size) for path in self.files]
 
-    def documents(self, drops: Drops) -> Iterator[Document]:
-        bad = BadLines(self.spec.bad_share, drops)
-        for path in self.files:
-            for number, raw in lines(path):
-                if not raw.strip():
-                    continue
-                found = self._text(raw)
-                if isinstance(found, tuple):
-                    bad.add(path, number, *found, len(raw))
-                    continue
-                bad.good += 1
-                name = f"{path}, line {number}"
-                if not found.strip():
-                    drops.add("empty document", name)
-                    continue
-                # The hash of the text as group puts copies of a document on the same side of the split.
-                group = self.groups[path] if self.groups else sha256(found.encode()).hexdigest()
-                yield Document(name, found, group)
-        bad.close()
+    def documents(self, unit: Unit, account: Account) -> Iterator[Document]:
+        path = Path(unit.name)
+        for number, raw in lines(path):
+            if not raw.strip():
+                continue
+            name, found = f"{path}, line {number}", self._text(raw)
+            if isinstance(found, tuple):
+                account.bad(name, *found, len(raw), raw)
+                continue
+            account.good += 1
+            if not found.strip():
+                account.left_out("empty document", name)
+                continue
+            # The hash of the text as group puts copies of a document on the same side of the split.
+            group = self.groups[path] if self.groups else sha256(found.encode()).hexdigest()
+            yield Document(name, found, group)
 
     def _text(self, raw: bytes) -> str | tuple[str, str]:
         """The document, or (reason, detail) of why there is none."""

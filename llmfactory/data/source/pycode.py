@@ -18,7 +18,8 @@ from functools import cached_property
 from pathlib import Path
 
 from llmfactory.core.errors import UserError
-from llmfactory.data.source.document import Document, Drops, Source
+from llmfactory.data.source.account import Account
+from llmfactory.data.source.document import Document, Source, Unit
 
 LEFT_OUT = re.compile(
     r"site-packages|dist-packages|tests?|idle_test|idlelib|turtledemo|lib2to3|distutils|encodings|pydoc_data|ensurepip"
@@ -88,13 +89,14 @@ class PythonCode(Source):
     def fingerprint(self) -> str:
         return f"pycode {self.library.fingerprint()}"
 
-    def size(self) -> int:
-        return self.library.size()
+    def units(self) -> list[Unit]:
+        return [Unit("pycode", self.library.size())]
 
-    def documents(self, drops: Drops) -> Iterator[Document]:
+    def documents(self, unit: Unit, account: Account) -> Iterator[Document]:
         for path in self.library.files:
             text, module = self.library.read(path), self.library.module(path)
+            account.good += 1
             if text.strip():
                 yield Document(module, text, group(module))
             else:
-                drops.add("empty document", module)
+                account.left_out("empty document", module)

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.source import builtin_docs, docstrings
-from llmfactory.data.source.document import Document, Drops, Source
+from llmfactory.data.source.account import Account
+from llmfactory.data.source.document import Document, Source, Unit
 from llmfactory.data.source.pycode import StandardLibrary, group
 
 
@@ -33,22 +34,23 @@ class PythonDocs(Source):
             total.update(f"{document.name} {len(document.text)} {document.text}".encode())
         return f"pydocs {total.hexdigest()}"
 
-    def size(self) -> int:
-        return self.library.size()
+    def units(self) -> list[Unit]:
+        return [Unit("pydocs", self.library.size())]
 
-    def documents(self, drops: Drops) -> Iterator[Document]:
+    def documents(self, unit: Unit, account: Account) -> Iterator[Document]:
         yield from self._topics()
         yield from self._builtins()
         for path in self.library.files:
             source, module = self.library.read(path), self.library.module(path)
+            account.good += 1
             if not source.strip():
-                drops.add("empty document", module)
+                account.left_out("empty document", module)
                 continue
             try:
                 for name, text in docstrings.pages(source, module):
                     yield Document(f"docs of {name}", text, group(module))
             except SyntaxError as error:
-                drops.add("no page: source does not parse", f"{module}: {error.msg}, line {error.lineno}")
+                account.left_out("no page: source does not parse", f"{module}: {error.msg}, line {error.lineno}")
             yield Document(f"source of {module}", source, group(module), evaluated=False)
 
     def _topics(self) -> Iterator[Document]:

@@ -7,14 +7,15 @@ from hashlib import sha256
 from pathlib import Path
 
 from llmfactory.core.errors import UserError
-from llmfactory.data.source.document import Document, Drops, Source
-from llmfactory.data.source.files import BadLines, by_file, digest, lines, resolve, sizes
+from llmfactory.data.source.account import Account
+from llmfactory.data.source.document import Document, Source, Unit
+from llmfactory.data.source.files import by_file, digest, lines, resolve
 from llmfactory.data.source.spec import Text
 
 
 class TextFiles(Source):
     def __init__(self, spec: Text) -> None:
-        self.spec = spec
+        self.spec, self.bad_share = spec, spec.bad_share
         self.files = resolve(spec.files, (".txt", ".md", ".rst"))
         self.groups = by_file(self.files)
         # UTF-16 and UTF-32 hold zero bytes and line ends of several bytes: those files are decoded whole.
@@ -23,34 +24,32 @@ class TextFiles(Source):
     def fingerprint(self) -> str:
         return digest(self.files, "text", self.spec.encoding, self.spec.split_on, self.spec.bad_share, *self.groups.values())
 
-    def size(self) -> int:
-        return sizes(self.files)
+    def units(self) -> list[Unit]:
+        return [Unit(str(path), path.stat().st_size) for path in self.files]
 
-    def documents(self, drops: Drops) -> Iterator[Document]:
-        bad = BadLines(self.spec.bad_share, drops)
-        for path in self.files:
-            piece: list[str] = []
-            start = 1
-            for number, line in self._lines(path, bad):
-                if self.spec.split_on is not None and line.rstrip("\r\n") == self.spec.split_on:
-                    yield from self._document(path, start, piece, drops)
-                    piece, start = [], number + 1
-                else:
-                    piece.append(line)
-            yield from self._document(path, start, piece, drops)
-        bad.close()
+    def documents(self, unit: Unit, account: Account) -> Iterator[Document]:
+        path = Path(unit.name)
+        piece: list[str] = []
+        start = 1
+        for number, line in self._lines(path, account):
+            if self.spec.split_on is not None and line.rstrip("\r\n") == self.spec.split_on:
+                yield from self._document(path, start, piece, account)
+                piece, start = [], number + 1
+            else:
+                piece.append(line)
+        yield from self._document(path, start, piece, account)
 
-    def _document(self, path: Path, line: int, piece: list[str], drops: Drops) -> Iterator[Document]:
+    def _document(self, path: Path, line: int, piece: list[str], account: Account) -> Iterator[Document]:
         text = "".join(piece)
         name = str(path) if self.spec.split_on is None else f"{path}, line {line}"
         if not text.strip():
-            drops.add("empty document", name)
+            account.left_out("empty document", name)
             return
         # The hash of the text as group puts copies of a document on the same side of the split.
         group = self.groups[path] if self.groups else sha256(text.encode()).hexdigest()
         yield Document(name, text, group)
 
-    def _lines(self, path: Path, bad: BadLines) -> Iterator[tuple[int, str]]:
+    def _lines(self, path: Path, account: Account) -> Iterator[tuple[int, str]]:
         if self.wide:
             try:
                 text = path.read_text(encoding=self.spec.encoding)
@@ -64,7 +63,8 @@ class TextFiles(Source):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 and self.spec.encoding == "utf-8" else self.spec.encoding)
             except UnicodeDecodeError as error:
-                bad.add(path, number, f"invalid {self.spec.encoding}", f"{error.reason} at byte {error.start}", len(raw))
+                where, reason = f"{path}, line {number}", f"invalid {self.spec.encoding}"
+                account.bad(where, reason, f"{error.reason} at byte {error.start}", len(raw), raw)
                 continue
-            bad.good += 1
+            account.good += 1
             yield number, line

@@ -8,21 +8,30 @@ from pathlib import Path
 import pytest
 
 from llmfactory.core.errors import UserError
-from llmfactory.data.source.document import Document, Drops
+from llmfactory.data.source.account import Account, insist_on_share
+from llmfactory.data.source.document import Document
 from llmfactory.data.source.jsonl import JsonLines
 from llmfactory.data.source.spec import Jsonl
 
 
-def read(drops: Drops | None = None, **fields: object) -> list[Document]:
-    return list(JsonLines(Jsonl(**fields)).documents(Drops() if drops is None else drops))  # type: ignore[arg-type]
+def read(account: Account | None = None, **fields: object) -> list[Document]:
+    source = JsonLines(Jsonl(**fields))  # type: ignore[arg-type]
+    account = Account(source.bad_share) if account is None else account
+    documents = [document for unit in source.units() for document in source.documents(unit, account)]
+    if account.bads:
+        insist_on_share(len(account.bads), len(account.bads) + account.good, source.bad_share, account.bads[0].where)
+    return documents
 
 
 def test_the_field_is_the_document(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one\\n", "body": "1"}\n\n{"text": "  ", "body": "2"}\n{"text": "\\u00e9", "body": "3"}')
-    drops = Drops()
-    assert [(d.text, d.name) for d in read(drops, files=[str(path)])] == [("one\n", f"{path}, line 1"), ("é", f"{path}, line 4")]
-    assert drops.plain()["empty document"]["documents"] == 1
+    account = Account(1.0)
+    assert [(d.text, d.name) for d in read(account, files=[str(path)])] == [
+        ("one\n", f"{path}, line 1"),
+        ("é", f"{path}, line 4"),
+    ]
+    assert account.drops.plain()["empty document"]["documents"] == 1
     assert [d.text for d in read(files=[str(tmp_path)], field="body")] == ["1", "2", "3"]
 
 
@@ -46,10 +55,10 @@ def test_a_bad_line_is_named_or_within_the_share_dropped(tmp_path: Path, line: b
         read(files=[str(path)])
     assert str(found.value).startswith(f"{path}, line 2: {reason}")
     assert detail in str(found.value)
-    drops = Drops()
-    assert [d.text for d in read(drops, files=[str(path)], bad_share=0.34)] == ["fine", "good"]
-    assert drops.plain()[reason]["documents"] == 1
-    with pytest.raises(UserError, match="1 of 3 lines"):
+    account = Account(1.0)
+    assert [d.text for d in read(account, files=[str(path)], bad_share=0.34)] == ["fine", "good"]
+    assert account.drops.plain()[reason]["documents"] == 1
+    with pytest.raises(UserError, match="1 of 3 records"):
         read(files=[str(path)], bad_share=0.3)
 
 

@@ -9,19 +9,26 @@ from pathlib import Path
 import pytest
 
 from llmfactory.core.errors import UserError
-from llmfactory.data.source.document import Drops
+from llmfactory.data.source.account import Account
+from llmfactory.data.source.document import Document, Source
 from llmfactory.data.source.pycode import PythonCode, StandardLibrary, group
 from llmfactory.data.source.pydocs import PythonDocs
 
 HASH = """
 import hashlib
-from llmfactory.data.source.document import Drops
+from llmfactory.data.source.account import Account
 from llmfactory.data.source.pydocs import PythonDocs
 total = hashlib.sha256(PythonDocs().fingerprint().encode())
-for document in PythonDocs().documents(Drops()):
+source = PythonDocs()
+for document in source.documents(source.units()[0], Account(0.0)):
     total.update(repr(document).encode())
 print(total.hexdigest())
 """
+
+
+def read(source: Source, account: Account | None = None) -> list[Document]:
+    (unit,) = source.units()
+    return list(source.documents(unit, account or Account(0.0)))
 
 
 def test_it_is_the_same_in_every_process(root: Path) -> None:
@@ -40,7 +47,7 @@ def test_it_is_the_same_in_every_process(root: Path) -> None:
 
 
 def test_what_it_holds() -> None:
-    documents = {d.name: d for d in PythonDocs().documents(Drops())}
+    documents = {d.name: d for d in read(PythonDocs())}
     assert {name.split()[0] for name in documents} == {"topic", "docs", "source"}
     assert all(d.evaluated == (not d.name.startswith("source")) for d in documents.values())
     assert 'The "assert" statement' in documents["topic assert"].text
@@ -61,7 +68,7 @@ def test_parts_of_one_module_share_a_group(module: str, expected: str) -> None:
 
 
 def test_code_alone() -> None:
-    documents = list(PythonCode().documents(Drops()))
+    documents = read(PythonCode())
     assert len({d.name for d in documents}) == len(documents)
     assert {"json", "json.decoder", "argparse"} <= {d.name for d in documents}
     assert all(d.evaluated for d in documents)
@@ -76,13 +83,13 @@ def test_a_python_without_sources_is_an_error(tmp_path: Path, monkeypatch: pytes
 def test_a_python_without_topics_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(UserError, match="comes without pydoc_data"):
-        list(PythonDocs().documents(Drops()))
+        read(PythonDocs())
 
 
 def test_a_module_that_does_not_parse_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text("def f(:\n")
     monkeypatch.setattr(StandardLibrary, "files", [tmp_path / "broken.py"])
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    drops = Drops()
-    assert list(PythonDocs().documents(drops))[-1].name == "source of broken"
-    assert "broken" in drops.plain()["no page: source does not parse"]["samples"][0]
+    account = Account(0.0)
+    assert read(PythonDocs(), account)[-1].name == "source of broken"
+    assert "broken" in account.drops.plain()["no page: source does not parse"]["samples"][0]

@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 
 from llmfactory.core.errors import ConfigError, UserError
-from llmfactory.data.source.document import Document, Drops
+from llmfactory.data.source.account import Account, insist_on_share
+from llmfactory.data.source.document import Document
 from llmfactory.data.source.files import MANY
 from llmfactory.data.source.spec import Text
 from llmfactory.data.source.text import TextFiles
 
 
-def read(drops: Drops | None = None, **fields: object) -> list[Document]:
-    return list(TextFiles(Text(**fields)).documents(Drops() if drops is None else drops))  # type: ignore[arg-type]
+def read(account: Account | None = None, **fields: object) -> list[Document]:
+    source = TextFiles(Text(**fields))  # type: ignore[arg-type]
+    account = Account(source.bad_share) if account is None else account
+    documents = [document for unit in source.units() for document in source.documents(unit, account)]
+    if account.bads:
+        insist_on_share(len(account.bads), len(account.bads) + account.good, source.bad_share, account.bads[0].where)
+    return documents
 
 
 @pytest.fixture
@@ -56,9 +62,9 @@ def test_what_is_not_there_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_separator_cuts_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\nmore\n---\r\n\n---\n--- not a separator\n")
-    drops = Drops()
-    assert [d.text for d in read(drops, files=[str(path)], split_on="---")] == ["one\nmore\n", "--- not a separator\n"]
-    assert drops.plain()["empty document"]["samples"] == [f"{path}, line 4"]
+    account = Account(1.0)
+    assert [d.text for d in read(account, files=[str(path)], split_on="---")] == ["one\nmore\n", "--- not a separator\n"]
+    assert account.drops.plain()["empty document"]["samples"] == [f"{path}, line 4"]
 
 
 def test_text_is_kept_as_it_is_but_for_the_byte_order_mark(tmp_path: Path) -> None:
@@ -84,11 +90,11 @@ def test_an_undecodable_line_is_named(tmp_path: Path) -> None:
 def test_undecodable_lines_within_the_share_are_dropped_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"fine\nbad \xff here\nfine\nfine\n")
-    drops = Drops()
-    assert [d.text for d in read(drops, files=[str(path)], bad_share=0.25)] == ["fine\nfine\nfine\n"]
-    assert drops.plain()["invalid utf-8"]["documents"] == 1
-    assert "line 2" in drops.plain()["invalid utf-8"]["samples"][0]
-    with pytest.raises(UserError, match=r"1 of 4 lines cannot be read, more than data.source.bad_share=0.2 .*line 2"):
+    account = Account(1.0)
+    assert [d.text for d in read(account, files=[str(path)], bad_share=0.25)] == ["fine\nfine\nfine\n"]
+    assert account.drops.plain()["invalid utf-8"]["documents"] == 1
+    assert "line 2" in account.drops.plain()["invalid utf-8"]["samples"][0]
+    with pytest.raises(UserError, match=r"1 of 4 records cannot be read, more than data.source.bad_share=0.2 .*line 2"):
         read(files=[str(path)], bad_share=0.2)
 
 
