@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from llmfactory.data.clean.characters import is_unspaced, words_of
+
 
 class Page:
     """A step that changes the text makes a new page of it, so what was worked out here always fits the text."""
@@ -17,8 +19,18 @@ class Page:
     @cached_property
     def size(self) -> int:
         """UTF-8 bytes."""
-        return len(self.text) if self.text.isascii() else len(self.text.encode())
+        return len(self.text) if self.text.isascii() else len(self.text.encode(errors="surrogatepass"))
 
     @cached_property
     def lines(self) -> list[str]:
         return self.text.splitlines()
+
+    @cached_property
+    def unspaced(self) -> bool:
+        """Whether it has Chinese characters or kana, which are a word each."""
+        return is_unspaced(self.text)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Cut at white space; a Chinese character or kana is a word of its own, and the marks between them are none."""
+        return words_of(self.text) if self.unspaced else self.text.split()
