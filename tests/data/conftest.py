@@ -16,10 +16,10 @@ END = 0
 
 @pytest.fixture
 def token_file(tmp_path: Path) -> Callable[..., TokenFile]:
-    """`token_file([3, 0, 5])`: documents of 3, 0 and 5 tokens, all of them different."""
+    """`token_file([3, 0, 5])`: documents of 3, 0 and 5 tokens, all of them different; `mask`: 1 for each token that is a target."""
     names = itertools.count()
 
-    def make(lengths: Sequence[int], dtype: str = "<u2") -> TokenFile:
+    def make(lengths: Sequence[int], dtype: str = "<u2", mask: Sequence[int] | None = None) -> TokenFile:
         fresh = itertools.count(1)
         stream, offsets = [END], [0]
         for length in lengths:
@@ -28,6 +28,8 @@ def token_file(tmp_path: Path) -> Callable[..., TokenFile]:
         path = tmp_path / str(next(names))
         np.array(stream, dtype).tofile(path.with_suffix(".bin"))
         np.array(offsets, "<i8").tofile(path.with_suffix(".offsets"))
-        return TokenFile(path.with_suffix(".bin"), path.with_suffix(".offsets"), np.dtype(dtype), END)
+        if mask is not None:
+            np.array(mask, np.uint8).tofile(path.with_suffix(".mask"))
+        return TokenFile.beside(path.with_suffix(".bin"), np.dtype(dtype), END)
 
     return make

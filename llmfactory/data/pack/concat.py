@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmfactory.core.batch import IGNORE
-from llmfactory.data.pack.rows import Int64, Rows, batch
+from llmfactory.data.pack.rows import Int64, Rows, batch, spans
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -26,17 +26,22 @@ class ConcatRows(Rows):
         self.isolated = spec.isolate
 
     def __len__(self) -> int:
-        return -(-self.targets // self.seq_len)
+        return -(-self.file.inputs // self.seq_len)
+
+    def cut_documents(self) -> int:
+        """Those that run over the end of a row."""
+        T = self.seq_len
+        return sum(int((start // T != (stop - 1) // T).sum()) for start, stop in spans(self.offsets))
 
     def read(self, indices: Int64) -> Batch:
-        B, T = len(indices), self.seq_len
+        B, T, inputs = len(indices), self.seq_len, self.file.inputs
         numbers = self.check(indices)
         # One slice a row into its file's small type, then one conversion of all: faster than slices or one fancy index into int64.
         stream_BT1 = np.empty((B, T + 1), self.tokens.dtype)
         short: list[tuple[int, int]] = []  # the stream's last row, wherever the batch has it (twice where epochs meet)
         for row, start in enumerate(number * T for number in numbers):
-            if start + T > self.targets:
-                size = self.targets - start
+            if start + T > inputs:
+                size = inputs - start
                 short.append((row, size))
                 stream_BT1[row, : size + 1] = self.tokens[start:]
                 stream_BT1[row, size + 1 :] = self.file.end_id
@@ -44,6 +49,10 @@ class ConcatRows(Rows):
                 stream_BT1[row] = self.tokens[start : start + T + 1]
         tokens_BT = stream_BT1[:, :-1].astype(np.int64)
         labels_BT = stream_BT1[:, 1:].astype(np.int64)
+        if self.file.mask is not None:
+            for row, start in enumerate(number * T for number in numbers):
+                mask = self.file.mask[start + 1 : start + T + 1]  # shorter in the stream's last row
+                labels_BT[row, : len(mask)][mask == 0] = IGNORE
         if self.isolated:
             positions_BT, segments_BT = self._documents(indices * T)
         else:

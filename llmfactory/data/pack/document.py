@@ -1,4 +1,4 @@
-"""One document a row, padded on the right; what is longer than T goes on in further rows, with positions from 0."""
+"""One document a row, padded on the right; a longer one goes on in further rows with positions from 0."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llmfactory.core.batch import IGNORE
-from llmfactory.data.pack.rows import Int64, Rows, batch
+from llmfactory.data.pack.rows import Int64, Rows, laid_out, spans
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.data.tokens import TokenFile
+
+BLOCK = 1024
+"""Documents between two marks: a row is found among the marks, then within its block, so that memory stays small."""
 
 
 class DocumentRows(Rows):
@@ -20,25 +22,25 @@ class DocumentRows(Rows):
 
     def __init__(self, tokens: TokenFile, seq_len: int) -> None:
         Rows.__init__(self, tokens, seq_len)
-        rows_D = -(-np.diff(self.offsets) // seq_len)
-        self._last_D = np.cumsum(rows_D)  # rows of all documents up to and with this one
-        self._first_D = self._last_D - rows_D
+        rows_K = [int((-(-(stop - start) // seq_len)).sum()) for start, stop in spans(self.offsets, BLOCK)]
+        self._first_K = np.concatenate([[0], np.cumsum(rows_K, dtype=np.int64)])  # of each block; at the end, of all
 
     def __len__(self) -> int:
-        return int(self._last_D[-1]) if len(self._last_D) else 0
+        return int(self._first_K[-1])
 
     def read(self, indices: Int64) -> Batch:
         self.check(indices)
+        pieces = [self._piece(row) for row in indices.tolist()]
+        start_B, size_B = np.array(pieces, np.int64).T
+        return laid_out(self.file, start_B, size_B, np.ones(len(indices), np.int64), self.seq_len)
+
+    def _piece(self, row: int) -> tuple[int, int]:
+        """(place in the stream, tokens) of a row."""
         T = self.seq_len
-        document_B = np.searchsorted(self._last_D, indices, side="right")
-        start_B = self.offsets[document_B] + (indices - self._first_D[document_B]) * T
-        size_B = np.minimum(self.offsets[document_B + 1] - start_B, T)
-        shape = (len(indices), T)
-        tokens_BT, labels_BT = np.full(shape, self.file.end_id, np.int64), np.full(shape, IGNORE, np.int64)
-        for row, (start, size) in enumerate(zip(start_B.tolist(), size_B.tolist(), strict=True)):
-            stream = self.tokens[start : start + size + 1]
-            tokens_BT[row, :size] = stream[:-1]
-            labels_BT[row, :size] = stream[1:]
-        column_T = np.arange(T)
-        real_BT = column_T < size_B[:, None]
-        return batch(tokens_BT, labels_BT, np.where(real_BT, column_T, 0), real_BT.astype(np.int64))
+        block = int(self._first_K.searchsorted(row, side="right")) - 1
+        offsets = self.offsets[block * BLOCK : (block + 1) * BLOCK + 1]
+        rows_D = -(-np.diff(offsets) // T)
+        last_D = rows_D.cumsum() + self._first_K[block]  # rows up to and with this document
+        document = int(last_D.searchsorted(row, side="right"))
+        start = int(offsets[document]) + (row - int(last_D[document] - rows_D[document])) * T
+        return start, min(T, int(offsets[document + 1]) - start)

@@ -76,7 +76,7 @@ def test_every_target_stands_once(token_file: Callable[..., TokenFile], isolate:
 def test_the_target_of_a_document_s_first_token_is_seen_from_its_own_document_only(token_file: Callable[..., TokenFile]) -> None:
     tokens = token_file([5, 5, 5])
     batch = Concat().build(tokens, 18).read(np.array([0]))
-    first = torch.isin(torch.arange(18), torch.from_numpy(tokens.offsets))
+    first = torch.isin(torch.arange(18), torch.from_numpy(tokens.offsets.copy()))
     assert (batch["tokens"][0][first] == tokens.end_id).all()
     assert (batch["positions"][0][first] == 0).all()
     assert (batch["segments"][0].diff() == first[1:].long()).all()
