@@ -7,6 +7,7 @@ write no spaces either, are not cut.
 from __future__ import annotations
 
 import re
+import string
 
 HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 KANA = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
@@ -22,6 +23,13 @@ TERMINAL = frozenset(
     "\ua877\ua8ce\ua8cf\ua92f\ua9c8\ua9c9\uaa5d\uaa5e\uaa5f\uaaf0\uaaf1\uabeb\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61"
 )
 """Marks that end a sentence: those of Unicode's property Sentence_Terminal in the basic plane."""
+MARKS = (
+    string.punctuation
+    + "".join(map(chr, [*range(32), *range(127, 160)]))
+    + "«»´–—“”„’…∶━►、〈〉《》「」【】％（），：；～"
+    + "".join(sorted(TERMINAL))
+)
+"""A word of these only is none."""
 WIDE_TERMINAL = frozenset("。！？｡．")
 CLOSING = frozenset("”’」』）》】\"'")
 """What may stand behind the mark of a sentence that is quoted or in brackets."""
@@ -29,6 +37,7 @@ CLOSING = frozenset("”’」』）》】\"'")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}{WIDE_MARKS}]+")
 _END = re.compile(r"[.!?]+[\"'”’)\]]*\s+(?=\S)|[。！？｡]+[”’」』）》】]*(?=.)", re.DOTALL)
+_LETTER = re.compile("[A-Za-z]")
 FIRST_WIDE = "\u3005"
 _FAR = re.compile(f"[{FIRST_WIDE}-\U0010ffff]")
 
@@ -60,3 +69,7 @@ def ends_sentence(line: str) -> bool:
     """Whether its last character is a terminal mark, or one that closes a quotation behind a Chinese terminal mark."""
     last = line[-1:]
     return last in TERMINAL or (last in CLOSING and line[-2:-1] in WIDE_TERMINAL)
+
+
+def has_letter(word: str) -> bool:
+    return _LETTER.search(word) is not None or (not word.isascii() and any(map(str.isalpha, word)))

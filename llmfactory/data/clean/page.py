@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import filterfalse
 
-from llmfactory.data.clean.characters import is_unspaced, words_of
+from llmfactory.data.clean.characters import MARKS, is_unspaced, words_of
 
 
 class Page:
@@ -34,3 +35,22 @@ class Page:
     def words(self) -> list[str]:
         """Cut at white space; a Chinese character or kana is a word of its own, and the marks between them are none."""
         return words_of(self.text) if self.unspaced else self.text.split()
+
+    @cached_property
+    def word_characters(self) -> int:
+        """Characters of all words together."""
+        return sum(map(len, self.words))
+
+    @cached_property
+    def odd_words(self) -> list[str]:
+        """Words with a character that is no letter: few."""
+        return list(filterfalse(str.isalpha, self.words))
+
+    @cached_property
+    def mark_words(self) -> list[str]:
+        """Words of marks only."""
+        return [word for word in self.odd_words if not word.strip(MARKS)]
+
+    @cached_property
+    def ellipses(self) -> int:
+        return self.text.count("...") + self.text.count("…")

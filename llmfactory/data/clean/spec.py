@@ -6,3 +6,13 @@ A job has a list of them, and they work in its order. Each is known by the name 
 from __future__ import annotations
 
 from llmfactory.data.clean.base_spec import CleanSpec as CleanSpec
+from llmfactory.data.clean.quality_spec import C4 as C4
+from llmfactory.data.clean.quality_spec import BadWords as BadWords
+from llmfactory.data.clean.quality_spec import Code as Code
+from llmfactory.data.clean.quality_spec import Fineweb as Fineweb
+from llmfactory.data.clean.quality_spec import GopherQuality as GopherQuality
+from llmfactory.data.clean.quality_spec import GopherRepetition as GopherRepetition
+from llmfactory.data.clean.quality_spec import Html as Html
+from llmfactory.data.clean.quality_spec import Language as Language
+from llmfactory.data.clean.quality_spec import Length as Length
+from llmfactory.data.clean.quality_spec import Unicode as Unicode
