@@ -11,11 +11,11 @@ from typing import Any
 
 from llmfactory.config.spec import Job
 from llmfactory.data.corruption.vocabulary import Vocabulary
+from llmfactory.data.form.template.prompt import chat_ids
 from llmfactory.data.task.rewrite import start_id
 from llmfactory.data.task.task import separator_id
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
 from llmfactory.inference.beam import beam_search
-from llmfactory.inference.chat import chat_ids
 from llmfactory.inference.generate import Shortened, generate
 from llmfactory.inference.sampler import Sampling
 from llmfactory.inference.text import UNFINISHED, TextStream

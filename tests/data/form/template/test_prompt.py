@@ -9,7 +9,8 @@ from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.spec import ByteBpe
 from llmfactory.data.tokenizer.tokenizer import Usage
-from llmfactory.inference.chat import chat_ids, render
+from llmfactory.data.form.template.prompt import OF_MODEL, chat_ids
+from llmfactory.data.form.template.sandbox import render
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>' + '\n' }}"
@@ -60,13 +61,13 @@ def test_what_templates_know_besides() -> None:
         ("{{ messages.append(1) }}", "is not safely callable|unsafe"),
         ("{% for", "unexpected|Expected|expected"),
         ("{{ 1 / 0 }}", "division by zero"),
-        ("{{ range(10 ** 9) }}", "too big|Range"),
+        ("{{ range(10 ** 9) }}", "too large"),
         ("{{ messages + 1 }}", "can only concatenate"),
     ],
 )
 def test_a_template_that_fails_is_told(template: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as raised:
-        render(template, [QUESTION], {})
+        render(template, {"messages": [QUESTION]}, OF_MODEL)
     assert "the chat template of the model cannot be filled in" in str(raised.value)
 
 
