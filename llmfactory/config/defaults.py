@@ -72,7 +72,9 @@ def _collect(
     """Members of a sweep differ in values most of the time; `state` tells when a file has changed."""
     choices = dict(chosen)
     repository = make_repository(names, config_dirs)
-    lines = [f"~{key}" if option is None else f"{'+' if adds(key) else ''}{key}={_typed(option)}" for key, option in choices.items()]
+    lines = [
+        f"~{key}" if option is None else f"{'+' if adds(key) else ''}{key}={_typed(option)}" for key, option in choices.items()
+    ]
     try:
         parsed = OverridesParser.create().parse_overrides(lines)
         found = create_defaults_list(repository, config_name, parsed, prepend_hydra=False, skip_missing=False)

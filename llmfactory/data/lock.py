@@ -1,4 +1,4 @@
-"""One process at a time. The kernel gives the lock back when its holder ends, however it ends."""
+"""Locks on files. The kernel gives one back when its holder ends, however it ends."""
 
 from __future__ import annotations
 
@@ -15,3 +15,27 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Hold it together with others who share it."""
+    import fcntl
+
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def tried(path: Path) -> Iterator[bool]:
+    """Whether it could be had at once, for oneself alone."""
+    import fcntl
+
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -14,28 +14,40 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from llmfactory.core.errors import UserError
 from llmfactory.data.prepared import Prepared
-from llmfactory.data.split import Parts
-from llmfactory.data.spool import Spool
+from llmfactory.data.shard import Shards
+from llmfactory.data.sides import Sides
+from llmfactory.data.split import Side
 
 WINDOW = 64 << 20
 """Bytes that `xz -9` looks back."""
 TRAIN, HELD_OUT, FOUND = "train_end.txt", "held_out.txt", "marks.json"
 
 
-def write_texts(spool: Spool, parts: Parts, folder: Path) -> None:
+def write_texts(shards: Shards, sides: Sides, folder: Path) -> None:
     """Keep what the marks need: the held-out text, and the last 64 MiB of the training text."""
     with (folder / HELD_OUT).open("wb") as file:
-        for index in parts.held_out:
-            file.write(spool.text(index).encode())
-    first, size = len(parts.train), 0
-    while first and size < WINDOW:
-        first -= 1
-        size += spool.size(parts.train[first])
+        for shard, start in zip(shards.shards, shards.starts.tolist(), strict=False):
+            wanted = np.flatnonzero(sides.side[start : start + len(shard)] == Side.held_out).tolist()
+            wanted += [document - start for document in sides.cuts if start <= document < start + len(shard)]
+            for number, entry in zip(sorted(wanted), shard.some(sorted(wanted)), strict=True):
+                file.writelines(text.encode() for part, text in sides.parts(start + number, entry.text) if part == "held_out")
+    first, size = len(shards), 0
+    for shard, start in reversed(list(zip(shards.shards, shards.starts.tolist(), strict=False))):
+        trained = np.flatnonzero(sides.side[start : start + len(shard)] == Side.train)
+        behind = np.cumsum(shard.sizes[trained][::-1])
+        enough = int(np.searchsorted(behind, WINDOW - size))
+        if enough < len(trained):
+            first = start + int(trained[len(trained) - 1 - enough])
+            break
+        first, size = start, size + (int(behind[-1]) if len(behind) else 0)
     with (folder / TRAIN).open("wb") as file:
-        for index in parts.train[first:]:
-            file.write(spool.text(index).encode())
+        for shard, start in zip(shards.shards, shards.starts.tolist(), strict=False):
+            for number, entry in enumerate(shard.read(max(0, min(first - start, len(shard)))), max(start, first)):
+                file.writelines(text.encode() for part, text in sides.parts(number, entry.text) if part == "train")
 
 
 def prepared_marks(prepared: Prepared) -> dict[str, float]:

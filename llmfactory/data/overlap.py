@@ -18,26 +18,46 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)
 Words = NDArray[np.uint64]
 
 
+Seen = dict[int, NDArray[np.bool_]]
+"""By length of sequences: which of the held-out ones were met."""
+
+
+class HeldOut:
+    """The sequences of some held-out texts. Built in each process that looks through a piece of the training part."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._vocabulary: dict[str, int] = {}
+        known = self._vocabulary
+        numbers = [np.array([known.setdefault(w, len(known) + 1) for w in _words(text)], np.uint64) for text in texts]
+        self._lengths = [min(N, len(words)) for words in numbers]
+        self._own = [_hashes(words, length) for words, length in zip(numbers, self._lengths, strict=True)]
+        self._known = {length: _unique(self._own, self._lengths, length) for length in sorted(set(self._lengths) - {0})}
+
+    def look(self, training: Iterable[str]) -> Seen:
+        """Which sequences stand in these texts."""
+        seen = {length: np.zeros(len(hashes), bool) for length, hashes in self._known.items()}
+        get = self._vocabulary.get
+        for text in training:
+            words = np.array([get(word, 0) for word in _words(text)], np.uint64)
+            for length, hashes in self._known.items():
+                found = _hashes(words, length)
+                place = np.searchsorted(hashes, found).clip(max=len(hashes) - 1)
+                seen[length][place[hashes[place] == found]] = True
+        return seen
+
+    def shares(self, seen: Seen) -> NDArray[np.float64]:
+        """Of each text the share of its sequences that were met."""
+        shares = np.zeros(len(self._own))
+        for index, (length, hashes) in enumerate(zip(self._lengths, self._own, strict=True)):
+            if length:
+                shares[index] = seen[length][np.searchsorted(self._known[length], hashes)].mean()
+        return shares
+
+
 def overlap(held_out: Sequence[str], training: Iterable[str]) -> NDArray[np.float64]:
     """Of each held-out text the share of its 13-word sequences that stand in a training text, too."""
-    vocabulary: dict[str, int] = {}
-    numbers = [np.array([vocabulary.setdefault(w, len(vocabulary) + 1) for w in _words(text)], np.uint64) for text in held_out]
-    lengths = [min(N, len(words)) for words in numbers]
-    own = [_hashes(words, length) for words, length in zip(numbers, lengths, strict=True)]
-    known = {length: _unique(own, lengths, length) for length in sorted(set(lengths) - {0})}
-    seen = {length: np.zeros(len(hashes), bool) for length, hashes in known.items()}
-    get = vocabulary.get
-    for text in training:
-        words = np.array([get(word, 0) for word in _words(text)], np.uint64)
-        for length, hashes in known.items():
-            found = _hashes(words, length)
-            place = np.searchsorted(hashes, found).clip(max=len(hashes) - 1)
-            seen[length][place[hashes[place] == found]] = True
-    shares = np.zeros(len(held_out))
-    for index, (length, hashes) in enumerate(zip(lengths, own, strict=True)):
-        if length:
-            shares[index] = seen[length][np.searchsorted(known[length], hashes)].mean()
-    return shares
+    known = HeldOut(held_out)
+    return known.shares(known.look(training))
 
 
 def _words(text: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""From a corpus spec to token files: read, split, train the tokenizer, encode; once for each content, kept in the cache.
+"""From a data spec to token files: read and clean, split, train the tokenizer, encode; once for each content, kept in the cache.
 
-The result is a function of the documents and of the spec alone: not of the number of threads, of the process, or of who else
-prepares the same at the same time. A process that is killed leaves a temporary folder that nobody reads and the next one removes.
+The result is a function of the documents and of the spec alone: not of the number of processes, or of who else prepares the same
+at the same time. Finished tasks of a process that was killed are kept, and the next one goes on with them.
 """
 
 from __future__ import annotations
@@ -12,164 +12,245 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmfactory.core.errors import UserError
 from llmfactory.core.special import Special
-from llmfactory.data.encode import encode
-from llmfactory.data.lock import locked
+from llmfactory.data.checksum import Damaged
+from llmfactory.data.clean.models import Models, NoModels
+from llmfactory.data.documents import Documents, Plan, make_documents, publish
+from llmfactory.data.encode import PARTS, Encoding, join
+from llmfactory.data.learning import Learning
+from llmfactory.data.lock import tried
 from llmfactory.data.marks import write_texts
 from llmfactory.data.pack.spec import Concat
-from llmfactory.data.prepared import FORMAT, Damaged, Prepared, read, write_manifest
-from llmfactory.data.source.document import Drops, Source
-from llmfactory.data.spec import Corpus
-from llmfactory.data.split import split
-from llmfactory.data.spool import Spool
+from llmfactory.data.prepared import FORMAT, SOURCES, Prepared, read, write_manifest
+from llmfactory.data.shard import read_about, write_about
+from llmfactory.data.sides import Deciding, Looking, Sides, SourceTraits, Splitting, account
+from llmfactory.data.spec import Documents as DocumentsSpec
+from llmfactory.data.tally import Tally
+from llmfactory.data.tasks import Phase, Progress, Workers, run
 from llmfactory.data.tokenizer.tokenizer import FOLDER, TokenizerSource
 from llmfactory.data.tokens import dtype_for
 
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what is done, bytes or documents done, of how many)."""
 
-
-def prepare(spec: Corpus, vocab_size: int, progress: Progress | None = None, *, specials: Sequence[Special] = ()) -> Prepared:
-    """The corpus, from the cache or made now.
+def prepare(
+    spec: DocumentsSpec,
+    vocab_size: int,
+    progress: Progress | None = None,
+    *,
+    specials: Sequence[Special] = (),
+    models: Models | None = None,
+) -> Prepared:
+    """The corpus, from the cache or made now. Several processes may call it at once, and share the work.
 
     `vocab_size` is the model's: no id reaches it. `specials`: tokens that the objective needs besides those of the text; a
-    tokenizer that is trained leaves the highest ids to them.
+    tokenizer that is trained leaves the highest ids to them. `models`: opens trained models for the steps that ask one.
     """
-    source, tokenizer = spec.source.build(), spec.tokenizer.build(vocab_size, specials)
-    folder = cache_folder(spec) / content_hash(spec, source, tokenizer)
-    prepared = _cached(folder) or _make(spec, source, tokenizer, folder, progress or _silent)
-    if isinstance(spec.pack, Concat) and prepared.train.targets < spec.seq_len:
-        raise UserError(
-            f"the training part of the corpus has {prepared.train.targets} tokens, less than one row of data.seq_len={spec.seq_len}. "
-            f"Try data.seq_len={max(2, prepared.train.targets // 4)}, or more text"
-        )
+    plan = Plan.of(spec.named(), spec.clean, spec.form, models or NoModels())
+    tokenizer = spec.tokenizer.build(vocab_size, specials)
+    cache, report = cache_folder(spec), progress or _silent
+    about_documents = plan.fingerprint()
+    folder = cache / content_hash(spec, about_documents, tokenizer)
+    workers = Workers(spec.workers or os.cpu_count() or 1)
+    fresh = False
+
+    def opened() -> Prepared | None:
+        try:
+            return read(folder, fresh) if folder.is_dir() else None
+        except Damaged:
+            return None
+
+    def make(work: Path) -> None:
+        nonlocal fresh
+        fresh = True
+        documents = make_documents(plan, cache / f"documents-{about_documents}", workers, report)
+        if not len(documents.shards):
+            raise UserError(f"the corpus is empty: {describe(spec)} holds no text" + _reasons(documents.tally))
+        _tokens(spec, vocab_size, specials, plan, documents, folder, work, workers, report)
+
+    try:
+        with _disk(folder):
+            prepared: Prepared = publish(folder, opened, make)
+            if fresh and not spec.clean:  # nothing but a copy of what was read
+                _forget(cache / f"documents-{about_documents}")
+    finally:
+        workers.close()
+    if isinstance(spec.pack, Concat):
+        _insist_on_a_row(spec, prepared)
     return prepared
 
 
-def cache_folder(spec: Corpus) -> Path:
+def _insist_on_a_row(spec: DocumentsSpec, prepared: Prepared) -> None:
+    for name, source in prepared.sources.items():
+        if source.train.inputs < spec.seq_len:
+            of = "" if len(prepared.sources) == 1 else f" of {name}"
+            raise UserError(
+                f"the training part{of} has {source.train.inputs} tokens, less than one row of data.seq_len={spec.seq_len}. "
+                f"Try data.seq_len={max(2, source.train.inputs // 4)}, or more text"
+            )
+
+
+def _forget(documents: Path) -> None:
+    with tried(documents.with_name(f"{documents.name}.lock")) as alone:
+        if alone:
+            shutil.rmtree(documents, ignore_errors=True)
+
+
+def cache_folder(spec: DocumentsSpec) -> Path:
     if spec.cache is not None:
         return Path(spec.cache).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmfactory" / "prepared"
 
 
-def content_hash(spec: Corpus, source: Source, tokenizer: TokenizerSource) -> str:
-    """Of everything that the files depend on. How rows are cut and how many threads work is not among it."""
-    parts = [FORMAT, type(spec.source).__name__, source.fingerprint(), tokenizer.fingerprint(), spec.held_out]
+def content_hash(spec: DocumentsSpec, documents: str, tokenizer: TokenizerSource) -> str:
+    """Of everything that the files depend on. How rows are cut and how many processes work is not among it."""
+    parts = [FORMAT, documents, tokenizer.fingerprint(), spec.held_out, spec.held_out_bytes]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
-def _cached(folder: Path) -> Prepared | None:
-    """What the cache has; a damaged folder counts as nothing and is made again."""
-    if not folder.exists():
-        return None
-    try:
-        return read(folder, fresh=False)
-    except Damaged:
-        return None
+def _tokens(
+    spec: DocumentsSpec,
+    vocab_size: int,
+    specials: Sequence[Special],
+    plan: Plan,
+    documents: Documents,
+    target: Path,
+    work: Path,
+    workers: Workers,
+    progress: Progress,
+) -> None:
+    """Every task after the documents are there."""
+    shards = documents.folder / "shards"
+    traits = {name: SourceTraits(source.can_cut, source.max_overlap) for name, source in plan.sources.items()}
+    form = spec.form.build()
+    if form.records:  # a record is no text that could be cut, and its likeness to others is not told by 13 words of JSON
+        traits = {name: SourceTraits(False, 1.0) for name in traits}
+    splitting = Splitting(shards_folder=shards, share=spec.held_out, most=spec.held_out_bytes, traits=traits)
+    split = run(splitting, work, workers, progress) / "00000"
+    looking = Looking(shards_folder=shards, split_folder=split)
+    looked = run(looking, work, workers, progress)
+    deciding = Deciding(looking=looking, looked_folder=looked, share=spec.held_out, traits=traits)
+    sides = run(deciding, work, workers, progress) / "00000"
+    learning = Learning(
+        tokenizer=spec.tokenizer,
+        vocab_size=vocab_size,
+        specials=tuple(specials),
+        form=spec.form,
+        shards_folder=shards,
+        sides_folder=sides,
+    )
+    tokenizer = run(learning, work, workers, progress) / "00000" / FOLDER
+    encoding = Encoding(shards_folder=shards, sides_folder=sides, tokenizer_folder=tokenizer, form=spec.form)
+    encoded = run(encoding, work, workers, progress)
+    joining = Joining(
+        encoding=encoding,
+        encoded_folder=encoded,
+        named=tuple(plan.specs),
+        about=dict(documents.about),
+        described=_plain(spec),
+        texts=not form.records,
+        target=target,
+    )
+    run(joining, work, workers, progress)
 
 
-def _make(spec: Corpus, source: Source, tokenizer: TokenizerSource, folder: Path, progress: Progress) -> Prepared:
-    with _disk(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f"{folder.name}.lock")):
-            if found := _cached(folder):  # another process was faster
-                return found
-            for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # of processes that were killed: we hold the lock
-                shutil.rmtree(left, ignore_errors=True)
-            work = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-            try:
-                work.mkdir()
-                _write(spec, source, tokenizer, work, progress)
-                if folder.exists():
-                    shutil.rmtree(folder)  # damaged, or it would have been taken
-                work.rename(folder)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-        return read(folder, fresh=True)
+@dataclass(kw_only=True)
+class Joining(Phase):
+    """One task: the pieces of the token files joined, under the corpus's name."""
+
+    name: str = "join"
+    label: str = "tokenizing"
+    encoding: Encoding
+    encoded_folder: Path
+    named: tuple[str, ...]
+    about: dict[str, Any]
+    described: dict[str, Any]
+    texts: bool
+    """Keep what compressors are measured on."""
+    target: Path
+
+    def sizes(self) -> Sequence[int]:
+        return [1]
+
+    def do(self, number: int, folder: Path) -> None:
+        if self.target.is_dir():  # we were killed between its rename and the task's
+            write_about(folder)
+            return
+        whole, tokenizer = folder / "whole", self.encoding.tokenizer
+        dtype = dtype_for(tokenizer.vocab_size)
+        pieces = [self.encoded_folder / f"{place:05d}" for place in range(len(self.encoding.pieces))]
+        abouts = [read_about(piece, whole=False) for piece in pieces]
+        counts: dict[str, Any] = {}
+        for name in self.named:
+            place = whole / SOURCES / name
+            place.mkdir(parents=True)
+            its = [(piece, about["counts"]) for piece, about in zip(pieces, abouts, strict=True) if about["source"] == name]
+            folders, counted = [piece for piece, _ in its], [one for _, one in its]
+            counts[name] = {
+                part: join(folders, [one[part] for one in counted], part, place, dtype, tokenizer.end_id) for part in PARTS
+            }
+        tokenizer.save(whole / FOLDER)
+        sides = Sides(self.encoding.sides_folder)
+        if self.texts:
+            write_texts(self.encoding.shards, sides, whole)
+        tally = Tally.of(self.about["tally"])
+        tally.merge(account(self.encoding.sides_folder))
+        write_manifest(
+            whole,
+            format=FORMAT,
+            corpus=self.described,
+            dtype=dtype.str,
+            end_id=tokenizer.end_id,
+            vocab_size=tokenizer.vocab_size,
+            records=not self.texts,
+            counts={
+                **{part: _total([counts[name][part] for name in self.named]) for part in PARTS},
+                SOURCES: {name: {**counts[name], "read": self.about["sources"].get(name, {})} for name in self.named},
+                "copies": self.about["copies"],
+                **tally.plain(),
+            },
+        )
+        whole.rename(self.target)
+        write_about(folder)
 
 
-def _write(spec: Corpus, source: Source, tokenizer_source: TokenizerSource, work: Path, progress: Progress) -> None:
-    drops = Drops()
-    spool = Spool(work / "spool")
-    try:
-        expected, done = source.size(), 0
-        for document in source.documents(drops):
-            spool.add(document)
-            done += len(document.text)
-            progress("reading", min(done, expected), expected)
-        if not len(spool):
-            raise UserError(f"the corpus is empty: {describe(spec)} holds no text" + _reasons(drops))
-        parts = split(source, spool, spec.held_out, drops)
-        progress("training the tokenizer", 0, 1)
-        tokenizer = tokenizer_source.make(spool.texts(_sample(spool, parts.train, tokenizer_source.sample_bytes)))
-        progress("training the tokenizer", 1, 1)
-        tokenizer.save(work / FOLDER)
-        counts: dict[str, object] = {}
-        total = sum(map(spool.size, parts.train)) + sum(map(spool.size, parts.held_out))
-        for name, indices in (("train", parts.train), ("held_out", parts.held_out)):
-            before = 0 if name == "train" else sum(map(spool.size, parts.train))
-            size = sum(map(spool.size, indices))
-            tokens = encode(
-                tokenizer,
-                spool,
-                indices,
-                work / f"{name}.bin",
-                work / f"{name}.offsets",
-                workers=spec.workers or os.cpu_count() or 1,
-                progress=lambda done, before=before: progress("tokenizing", before + done, total),  # type: ignore[misc]
-            )
-            counts[name] = {"documents": len(indices), "bytes": size, "tokens": tokens}
-        counts["dropped"] = drops.plain()
-        write_texts(spool, parts, work)
-    finally:
-        spool.close()
-    for path in spool.paths:
-        path.unlink()
-    write_manifest(
-        work,
-        format=FORMAT,
-        corpus=_plain(spec),
-        dtype=dtype_for(tokenizer.vocab_size).str,
-        end_id=tokenizer.end_id,
-        vocab_size=tokenizer.vocab_size,
-        counts=counts,
+def _total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {key: sum(one[key] for one in counts) for key in ("documents", "bytes", "tokens", "targets")}
+
+
+def describe(spec: DocumentsSpec) -> str:
+    named = [(name, getattr(source, "files", None), source) for name, source in spec.named().items()]
+    words = (f"data.source.files={files}" if files else f"{name} ({type(source).__name__})" for name, files, source in named)
+    return ", ".join(words)
+
+
+def _reasons(tally: Tally) -> str:
+    """Why there is nothing left."""
+    return "".join(
+        f"; {one.documents} × {reason} (step {name}), for instance {one.samples[0].name}"
+        for name, step in tally.steps.items()
+        for reason, one in step.dropped.items()
     )
 
 
-def _sample(spool: Spool, indices: list[int], size: int) -> Iterator[int]:
-    """Documents of about `size` bytes together, spread evenly over the corpus; all of them where they are no more."""
-    total = sum(map(spool.size, indices))
-    taken = seen = 0
-    for index in indices:
-        seen += spool.size(index)
-        if taken * total < seen * size:
-            taken += spool.size(index)
-            yield index
-
-
-def describe(spec: Corpus) -> str:
-    files = getattr(spec.source, "files", None)
-    return f"data.source.files={files}" if files else f"data.source ({type(spec.source).__name__})"
-
-
-def _reasons(drops: Drops) -> str:
-    plain = drops.plain()
-    return "".join(f"; {it['documents']} × {reason}, for instance {it['samples'][0]}" for reason, it in plain.items())
-
-
-def _plain(spec: Corpus) -> dict[str, object]:
+def _plain(spec: DocumentsSpec) -> dict[str, Any]:
+    """For people who look into the manifest."""
     return {
-        "source": type(spec.source).__name__,
-        "tokenizer": type(spec.tokenizer).__name__,
         "held_out": spec.held_out,
-        **{f"source.{key}": value for key, value in dataclasses.asdict(spec.source).items()},
-        **{f"tokenizer.{key}": str(value) for key, value in dataclasses.asdict(spec.tokenizer).items()},
+        "tokenizer": {"type": type(spec.tokenizer).__name__, **_texts(spec.tokenizer)},
+        "form": {"type": type(spec.form).__name__, **_texts(spec.form)},
+        "sources": {name: {"type": type(one).__name__, **_texts(one)} for name, one in spec.named().items()},
+        "clean": {name: {"type": type(one).__name__, **_texts(one)} for name, one in spec.clean.items()},
     }
+
+
+def _texts(spec: Any) -> dict[str, str]:
+    return {key: str(value) for key, value in dataclasses.asdict(spec).items()}
 
 
 def _silent(label: str, done: int, total: int) -> None:
@@ -185,5 +266,6 @@ def _disk(folder: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else error.strerror or str(error)
         raise UserError(
-            f"cannot write prepared data to {folder.parent}: {why}. Nothing half-written is left; name another folder: data.cache=..."
+            f"cannot write prepared data to {folder.parent}: {why}. Finished parts are kept there and are not made again; "
+            "make room, or name another folder: data.cache=..."
         ) from error

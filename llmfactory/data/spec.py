@@ -42,6 +42,8 @@ class Documents(DataSpec):
     clean: dict[str, CleanSpec] = field(default_factory=dict)
     """Steps that documents go through, in order, by name: 'data/clean=[unicode,exact]'."""
     pack: PackSpec
+    held_out_bytes: int = 16_000_000
+    """Bytes of text that are held out at most, over all sources, however large the share would be."""
     cache: str | None = None
     """Folder of prepared data; None: llmfactory/ in the user's cache folder (XDG_CACHE_HOME or ~/.cache)."""
     workers: int | None = None
@@ -53,7 +55,7 @@ class Documents(DataSpec):
 
     def problems(self) -> Iterator[Problem]:
         yield from DataSpec.problems(self)
-        yield from at_least(self, 1, "workers")
+        yield from at_least(self, 1, "workers", "held_out_bytes")
 
 
 CORPUS = "corpus"

@@ -6,94 +6,105 @@ on no order and no seed: adding a group moves few others.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llmfactory.core.errors import UserError
-from llmfactory.data.overlap import overlap
-from llmfactory.data.source.account import Drops
-from llmfactory.data.source.document import Document, Source
-from llmfactory.data.spool import Spool
-
-
-@dataclass(slots=True)
-class Parts:
-    """Numbers of the documents of each part, in order."""
-
-    train: list[int] = field(default_factory=list)
-    held_out: list[int] = field(default_factory=list)
-    ends: set[int] = field(default_factory=set)
-    """Those held-out ones that are the end of a document whose start is trained on."""
+UInt64 = NDArray[np.uint64]
+Int64 = NDArray[np.int64]
+MANY = 1 << 20
+"""From so many documents on, groups are held out by their hashes alone: the share comes out by itself, and no list of all is made."""
 
 
-def split(source: Source, spool: Spool, share: float, drops: Drops) -> Parts:
-    everything = list(range(len(spool)))
-    if share == 0:
-        return Parts(train=everything)
-    sizes = [spool.size(i) if spool.evaluated[i] else 0 for i in everything]
-    target = share * sum(sizes)
-    chosen, held = _choose_groups(spool, sizes, target)
-    parts = Parts()
-    for i in everything:
-        if spool.groups[i] not in chosen:
-            parts.train.append(i)
-        elif spool.evaluated[i]:
-            parts.held_out.append(i)
-        else:
-            drops.add("of a held-out group, for training only", spool.name(i), spool.size(i))
-    if held < target / 2 and source.can_cut:
-        _cut_largest(spool, parts, round(target - held))
-    _drop_overlap(source, spool, parts, drops)
-    if not parts.train:
-        raise UserError("data.held_out leaves nothing to train on: all documents are of one group. Try data.held_out=0")
-    if not parts.held_out:
-        raise UserError(
-            "nothing can be held out: every document that could be also stands in the training part, or there is only one. "
-            "Try data.held_out=0 (no evaluation), or more documents"
-        )
-    return parts
+class Side(IntEnum):
+    """Where a document goes."""
+
+    train = 0
+    held_out = 1
+    training_only = 2
+    """Nowhere: of a held-out group, and for training only."""
+    overlaps = 3
+    """Nowhere: it was to be held out, but stands in the training part, too."""
 
 
-def _choose_groups(spool: Spool, sizes: list[int], target: float) -> tuple[set[int], int]:
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A document whose start is trained on and whose end is held out."""
+
+    document: int
+    place: int
+    """Byte of the text at which the end begins."""
+
+
+def choose(group: UInt64, size: Int64, evaluated: NDArray[np.bool_], share: float, most: int) -> NDArray[np.uint8]:
+    """The side of each document: about `share` of the bytes that may be held out, and at most `most` bytes of text.
+
+    Args:
+        group: [N], number of the document's group.
+        size: [N], bytes of its text.
+        evaluated: [N], whether it may be held out.
+    """
+    side = np.zeros(len(group), np.uint8)
+    weight = np.where(evaluated, size, 0)
+    total = int(weight.sum())
+    target = min(share * total, most)
+    if target <= 0:
+        return side
+    if len(group) >= MANY:
+        held = group < np.uint64(min(target / total * 2.0**64, 2.0**64 - 1))
+    else:
+        held = np.isin(group, _groups(group, weight, target))
+    side[held & evaluated] = Side.held_out
+    side[held & ~evaluated] = Side.training_only
+    return side
+
+
+def _groups(group: UInt64, weight: Int64, target: float) -> UInt64:
     """Groups in the order of their hashes, each taken if that brings the total nearer to the target; never all of them.
 
     Those of more than a quarter of the target wait for a second round: a few large ones would not stand for the corpus.
     """
-    groups, place = np.unique(np.asarray(spool.groups, np.uint64), return_inverse=True)
-    totals = np.bincount(place, weights=sizes, minlength=len(groups)).astype(np.int64)
-    chosen: set[int] = set()
+    groups, place = np.unique(group, return_inverse=True)
+    totals = np.bincount(place, weights=weight, minlength=len(groups)).astype(np.int64).tolist()
+    chosen: list[int] = []
+    taken = [False] * len(groups)
     held = 0
     for most in (target / 4, target * 2):
-        for group, size in zip(groups.tolist(), totals.tolist(), strict=True):
+        for number, size in enumerate(totals):
             nearer = abs(held + size - target) < abs(held - target)
-            if nearer and 0 < size <= most and group not in chosen and len(chosen) + 1 < len(groups):
-                chosen.add(group)
+            if nearer and 0 < size <= most and not taken[number] and len(chosen) + 1 < len(groups):
+                chosen.append(number)
+                taken[number] = True
                 held += size
-    return chosen, held
+    return groups[chosen]
 
 
-def _cut_largest(spool: Spool, parts: Parts, size: int) -> None:
-    """Hold out the end of the largest document that has no copy: about `size` bytes, from a paragraph or at least a line on."""
-    members = Counter(spool.groups)
-    largest = max((i for i in parts.train if members[spool.groups[i]] == 1), key=spool.size, default=None)
-    if largest is None:
-        return
-    data = spool.text(largest).encode()
-    place = _border(data, len(data) - size, size // 2)
-    if not 0 < place < len(data):
-        return
-    name, first = spool.name(largest), len(spool)
-    for part, text in (("start", data[:place]), ("end", data[place:])):
-        spool.add(Document(f"{name} ({part})", text.decode(), f"{name} ({part})"))
-    parts.train[parts.train.index(largest)] = first
-    parts.held_out.append(first + 1)
-    parts.ends.add(first + 1)
+def missing(side: NDArray[np.uint8], size: Int64, evaluated: NDArray[np.bool_], share: float, most: int) -> int:
+    """Bytes that whole documents could not hold out, where that is more than half of what was wanted; else 0."""
+    target = min(share * int(size[evaluated].sum()), most)
+    held = int(size[side == Side.held_out].sum())
+    return round(target - held) if held < target / 2 else 0
+
+
+def largest(group: UInt64, size: Int64, side: NDArray[np.uint8]) -> int | None:
+    """Number of the largest training document whose group has no other; None: there is none."""
+    _, place, counts = np.unique(group, return_inverse=True, return_counts=True)
+    alone = (counts[place] == 1) & (side == Side.train)
+    if not alone.any():
+        return None
+    return int(np.argmax(np.where(alone, size, -1)))
+
+
+def border(data: bytes, wanted: int) -> int | None:
+    """Where to cut a text so that about `wanted` bytes stand behind: a paragraph's beginning, or a line's, or, if none is within
+    reach, a character's; None: nowhere."""
+    place = _border(data, len(data) - wanted, wanted // 2)
+    return place if 0 < place < len(data) else None
 
 
 def _border(data: bytes, place: int, reach: int) -> int:
-    """Where a paragraph begins nearest to the place, or a line, or, if none within reach, a character."""
     place = min(max(place, 1), len(data) - 1)
     for end in (b"\n\n", b"\n"):
         before = data.rfind(end, max(0, place - reach), place) + len(end)
@@ -104,16 +115,3 @@ def _border(data: bytes, place: int, reach: int) -> int:
     while 0 < place < len(data) and data[place] & 0xC0 == 0x80:  # inside a character
         place -= 1
     return place
-
-
-def _drop_overlap(source: Source, spool: Spool, parts: Parts, drops: Drops) -> None:
-    """Leave out held-out documents that stand in the training part. A cut document's end is not: it goes on where that stops."""
-    checked = [i for i in parts.held_out if i not in parts.ends]
-    shares = overlap([spool.text(i) for i in checked], spool.texts(parts.train))
-    dropped = set()
-    for i, share in zip(checked, shares.tolist(), strict=True):
-        if share > source.max_overlap:
-            sample = f"{spool.name(i)}: {share:.0%} of its 13-word sequences"
-            drops.add("held out, but also in the training part", sample, spool.size(i))
-            dropped.add(i)
-    parts.held_out = [i for i in parts.held_out if i not in dropped]

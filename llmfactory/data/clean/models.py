@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
+
+from llmfactory.core.errors import UserError
 
 
 class Models(Protocol):
@@ -17,3 +19,12 @@ class Models(Protocol):
 
     def fingerprint(self, init: str) -> str:
         """Hash of the model's weights and tokenizer."""
+
+
+class NoModels:
+    """Where nobody hands in any."""
+
+    def likelihood(self, init: str) -> NoReturn:
+        raise UserError(f"nothing here can open the model {init}")
+
+    classifier = fingerprint = likelihood

@@ -1,0 +1,273 @@
+"""One map over the corpus: documents are read (from a source, or from the shards of the map before), go through steps, and are
+written to new shards.
+
+The steps of a job are cut into segments where one must know the whole corpus: a comparison ends a segment by giving keys of its
+documents, and begins the next, when copies are known, by taking them out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmfactory.data.clean.comparison import Comparison
+from llmfactory.data.clean.models import Models
+from llmfactory.data.clean.page import Page
+from llmfactory.data.clean.spec import CleanSpec
+from llmfactory.data.clean.step import Drop, Kept, Outcome, Step
+from llmfactory.data.form.form import Form
+from llmfactory.data.form.spec import FormSpec
+from llmfactory.data.grouping import KeyWriter, Verdicts
+from llmfactory.data.shard import Entry, Piece, Shards, ShardWriter, group_number
+from llmfactory.data.source.account import Account
+from llmfactory.data.source.document import Source, Unit
+from llmfactory.data.source.spec import SourceSpec
+from llmfactory.data.tally import READ, Reason, Tally
+from llmfactory.data.tasks import Phase
+
+PIECE = 32 << 20
+"""Bytes of text that one task works on after the first segment."""
+CHUNK = 1 << 20
+"""Bytes of text that go through a step together."""
+QUARANTINE = "quarantine.jsonl"
+FORM = "form"
+"""The last step: whether the document is what its form says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Steps of one segment, by name."""
+
+    before: str | None
+    """Name of the comparison whose copies are taken out first."""
+    steps: tuple[str, ...]
+    after: str | None
+    """Name of the comparison that is given keys at the end."""
+    block_bytes: int | None = None
+    """How much text the first step must see at once."""
+    last: bool = False
+
+
+def cut(steps: Mapping[str, Step | Comparison]) -> list[Part]:
+    """The segments of a list of steps."""
+    parts: list[Part] = []
+    before: str | None = None
+    block: int | None = None
+    these: list[str] = []
+    for name, step in steps.items():
+        if isinstance(step, Comparison):
+            parts.append(Part(before, tuple(these), name, block))
+            before, these, block = name, [], None
+        elif step.block_bytes is not None:  # what it sees at once must not depend on how sources come in units
+            parts.append(Part(before, tuple(these), None, block))
+            before, these, block = None, [name], step.block_bytes
+        else:
+            these.append(name)
+    return [*parts, Part(before, tuple(these), None, block, last=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A document in a segment."""
+
+    page: Page
+    group: int
+    evaluated: bool
+    number: int
+    """Among all documents of the segment before."""
+
+
+@dataclass(kw_only=True)
+class Segment(Phase):
+    """The tasks of one segment: units of the sources, or pieces of the shards of the segment before."""
+
+    name: str
+    part: Part
+    sources: dict[str, SourceSpec]
+    clean: dict[str, CleanSpec]
+    form: FormSpec
+    models: Models
+    partitions: int
+    """Into how many the keys of the comparison are dealt."""
+    before: Path | None
+    """Shards of the segment before; None: this is the first one."""
+    verdicts: Path | None
+    """What the comparison found."""
+    label: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        named = [*([self.part.before] if self.part.before else []), *self.part.steps]
+        self.label = "reading" if self.before is None else "cleaning" + (f" ({', '.join(named)})" if named else "")
+
+    @cached_property
+    def opened(self) -> dict[str, Source]:
+        return {name: spec.build() for name, spec in self.sources.items()}
+
+    @cached_property
+    def units(self) -> list[tuple[str, Unit]]:
+        return [(name, unit) for name, source in self.opened.items() for unit in source.units()]
+
+    @cached_property
+    def shards(self) -> Shards:
+        assert self.before is not None
+        return Shards.of(self.before)
+
+    @cached_property
+    def built(self) -> dict[str, Step | Comparison]:
+        wanted = [*self.part.steps, *(name for name in (self.part.before, self.part.after) if name is not None)]
+        return {name: self.clean[name].build(self.models) for name in wanted}
+
+    @cached_property
+    def form_step(self) -> Form:
+        return self.form.build()
+
+    @cached_property
+    def found(self) -> Verdicts:
+        assert self.verdicts is not None
+        return Verdicts(self.verdicts)
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        return self.shards.pieces(self.part.block_bytes or PIECE)
+
+    def sizes(self) -> Sequence[int]:
+        if self.before is None:
+            return [unit.size for _, unit in self.units]
+        return [piece.bytes for piece in self.pieces]
+
+    def do(self, number: int, folder: Path) -> None:
+        tally = Tally()
+        about: dict[str, Any] = {}
+        if self.before is None:
+            name, unit = self.units[number]
+            account = Account(self.opened[name].bad_share, self._bad_key(name))
+            chunks = self._read(name, unit, account, tally)
+        else:
+            piece = self.pieces[number]
+            name = self.shards.shards[piece.shard].source
+            chunks = self._read_again(piece)
+        writer = ShardWriter(folder, name)
+        keys = KeyWriter(self.partitions) if self.part.after is not None else None
+        for items in chunks:
+            for step in self._names(name):
+                items = self._apply(step, items, tally)
+            if self.part.last:
+                items = self._apply(FORM, items, tally)
+                for item in items:
+                    tally.length("kept", item.page.size)
+            self._give_keys(name, items, keys)
+            for item in items:
+                writer.add(item.page.name, item.page.text, item.group, item.evaluated)
+        if keys is not None:
+            keys.write(folder)
+        if self.before is None:
+            about["bad"] = len(account.bads)
+            about["records"] = tally.step(READ).seen
+            if account.bads:
+                write_quarantine(folder / QUARANTINE, account, name)
+        writer.close(tally=tally.plain(), **about)
+
+    def _names(self, source: str) -> Iterator[str]:
+        """Steps of this segment that work on a source."""
+        named = [*([self.part.before] if self.part.before is not None else []), *self.part.steps]
+        return (name for name in named if not self.clean[name].sources or source in self.clean[name].sources)
+
+    def _bad_key(self, source: str) -> str:
+        return "data.source.bad_share" if set(self.sources) == {"corpus"} else f"data.sources.{source}.bad_share"
+
+    def _read(self, name: str, unit: Unit, account: Account, tally: Tally) -> Iterator[list[Item]]:
+        """The documents of a unit, some at a time; counts what was read."""
+        items: list[Item] = []
+        size, counted = 0, tally.step(READ)
+        for document in self.opened[name].documents(unit, account):
+            try:
+                page = Page(document.name, document.text)
+                bytes_ = page.size
+            except UnicodeEncodeError as error:
+                account.bad(document.name, "a text that no encoding knows", str(error))
+                continue
+            counted.seen += 1
+            counted.kept += 1
+            counted.seen_bytes += bytes_
+            counted.kept_bytes += bytes_
+            tally.length("read", bytes_)
+            items.append(Item(page, group_number(document.group), document.evaluated, -1))
+            size += bytes_
+            if size >= CHUNK:
+                yield items
+                items, size = [], 0
+        yield items
+        for reason, dropped in account.drops.by_reason.items():
+            counted.seen += dropped.documents
+            counted.seen_bytes += dropped.bytes
+            one = counted.dropped.setdefault(reason, Reason())
+            one.documents += dropped.documents
+            one.bytes += dropped.bytes
+            one.times += dropped.documents
+            for sample in dropped.samples:
+                one.keep(sample, "", "")
+
+    def _read_again(self, piece: Piece) -> Iterator[list[Item]]:
+        items: list[Item] = []
+        size, limit = 0, self.part.block_bytes or CHUNK
+        entries: Iterator[Entry] = self.shards.shards[piece.shard].read(piece.first, piece.stop)
+        for number, entry in enumerate(entries, piece.start):
+            items.append(Item(Page(entry.name, entry.text), entry.group, entry.evaluated, number))
+            size += len(entry.text)
+            if size >= limit and self.part.block_bytes is None:
+                yield items
+                items, size = [], 0
+        yield items
+
+    def _apply(self, name: str, items: list[Item], tally: Tally) -> list[Item]:
+        """What a step leaves of some documents."""
+        counted, left = tally.step(name), []
+        for item, outcome in zip(items, self._outcomes(name, items), strict=True):
+            size = item.page.size
+            counted.seen += 1
+            counted.seen_bytes += size
+            if isinstance(outcome, Drop):
+                counted.dropped.setdefault(outcome.reason, Reason()).add(size, item.page.name, outcome.detail, item.page.text)
+                continue
+            page = item.page.with_text(outcome.text)
+            if page is not item.page:
+                counted.changed += 1
+                item = Item(page, item.group, item.evaluated, item.number)
+            counted.kept += 1
+            counted.kept_bytes += page.size
+            for reason, times in outcome.changes.items():
+                counted.changes.setdefault(reason, Reason()).add(page.size, page.name, "", page.text, times)
+            if outcome.label is not None:
+                counted.labels[outcome.label] = counted.labels.get(outcome.label, 0) + 1
+            left.append(item)
+        return left
+
+    def _outcomes(self, name: str, items: list[Item]) -> list[Outcome]:
+        pages = [item.page for item in items]
+        if name == FORM:
+            return [self.form_step.normalize(page) for page in pages]
+        step = self.built[name]
+        if isinstance(step, Step):
+            return step.apply_many(pages)
+        found = self.found
+        copies = [found.items(item.number) for item in items]
+        return [step.apply(page, its) if len(its) else Kept(page.text) for page, its in zip(pages, copies, strict=True)]
+
+    def _give_keys(self, source: str, items: list[Item], keys: KeyWriter | None) -> None:
+        if keys is None:
+            return
+        assert self.part.after is not None
+        step = self.built[self.part.after]
+        assert isinstance(step, Comparison)
+        wanted = self.clean[self.part.after].sources
+        keys.add(step.keys([item.page for item in items]) if not wanted or source in wanted else None, len(items))
+
+
+def write_quarantine(path: Path, account: Account, source: str) -> None:
+    with path.open("w", encoding="utf-8", errors="replace") as file:
+        for bad in account.bads:
+            file.write(json.dumps({"source": source, **asdict(bad)}, ensure_ascii=False) + "\n")
