@@ -481,6 +481,8 @@ EFFECTS: dict[str, str] = {
     "data/task/rewrite.beams": "stage/test_score.py::test_texts_are_written_and_compared",
     "stage/objective/classify.label_smoothing": "objective/test_classes.py::test_smoothing",
     "stage/objective/seq2seq.label_smoothing": "objective/test_classes.py::test_smoothing_of_texts",
+    "data/pack/grouped.group": "data/pack/test_grouped.py::test_each_epoch_takes_every_row_once_and_groups_stay_together",
+    "data/pack/grouped.multiple": "data/pack/test_grouped.py::test_they_are_the_rows_of_single_documents_sorted",
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
     "data.workers": "data/test_encode.py::test_as_many_texts_at_once_as_there_are_workers",
     "data/source/text.bad_share": "data/source/test_text.py::test_undecodable_lines_within_the_share_are_dropped_and_counted",

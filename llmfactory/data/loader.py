@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llmfactory.core.batch import IGNORE
+from llmfactory.core.batch import IGNORE, split
 from llmfactory.core.errors import ConfigError, Problem
-from llmfactory.data.order import Order
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
 AHEAD = 4096
 """Samples whose order is worked out together."""
+TOGETHER = 1 << 15
+"""Tokens that are read together, to be handed out step by step: a call for each small batch would take longer than the reading."""
 
 
 def share(start: int, stop: int, rank: int, world: int) -> tuple[int, int]:
@@ -53,7 +54,7 @@ class StepLoader:
             )
             raise ConfigError([problem])
         self.rows, self.batch_size, self.rank, self.world, self.start_step = rows, batch_size, rank, world, start_step
-        self.order = Order(len(rows), seed) if shuffle else None
+        self.order = rows.order(seed) if shuffle else None
 
     def sample_ids(self, step: int) -> NDArray[np.int64]:
         """Row numbers that this rank reads at a step."""
@@ -62,12 +63,27 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         step, steps = self.start_step, max(1, AHEAD * self.world // self.batch_size)
+        low, high = share(0, self.batch_size, self.rank, self.world)
         while True:
             # The order of many steps at once costs little more than that of one.
-            samples = self._samples_of(step, steps)
-            for rows, numbers in zip(self._rows_of(samples), samples, strict=True):
-                yield self.rows.draw(rows, numbers)
+            if self.rows.ragged:
+                yield from self._ragged(step, steps)
+            else:
+                samples = self._samples_of(step, steps)
+                rows = self._rows_of(samples)
+                together = max(1, TOGETHER // ((high - low) * self.rows.seq_len))
+                for first in range(0, steps, together):
+                    some = slice(first, first + together)
+                    yield from split(self.rows.draw(rows[some].ravel(), samples[some].ravel()), high - low)
             step += steps
+
+    def _ragged(self, step: int, steps: int) -> Iterator[Batch]:
+        """Batches as wide as the longest row that any rank has."""
+        low, high = share(0, self.batch_size, self.rank, self.world)
+        samples = np.arange(step * self.batch_size, (step + steps) * self.batch_size).reshape(steps, self.batch_size)
+        for whole, numbers in zip(self._rows_of(samples), samples, strict=True):
+            batch = self.rows.draw(whole[low:high], numbers[low:high])
+            yield _widened(batch, self.rows.width(whole), self.rows.file.end_id)
 
     def _samples_of(self, step: int, steps: int) -> NDArray[np.int64]:
         """[steps, rows of this rank], numbers in the global order."""
@@ -95,6 +111,14 @@ def held_out_batches(rows: Rows, *, batch_size: int, rank: int = 0, world: int =
             yield rows.read(chosen[low:high])
         else:
             yield _padding(rows.read(chosen[:1]))
+
+
+def _widened(batch: Batch, width: int, end_id: int) -> Batch:
+    """Padded on the right."""
+    from torch.nn.functional import pad
+
+    values = {"tokens": end_id, "labels": IGNORE}
+    return {name: pad(field, (0, width - field.shape[1]), value=values.get(name, 0)) for name, field in batch.items()}
 
 
 def _padding(batch: Batch) -> Batch:

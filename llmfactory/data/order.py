@@ -7,6 +7,8 @@ order of 10^12 rows costs as much as that of ten.
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,3 +53,8 @@ def mix(x: Words) -> Words:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)
     return x
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed of a part by its name, so that parts that come and go leave each other's order alone."""
+    return int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")

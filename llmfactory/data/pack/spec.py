@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmfactory.core.spec import Spec
+from llmfactory.core.errors import Problem
+from llmfactory.core.spec import Spec, at_least
 
 if TYPE_CHECKING:
     from llmfactory.data.pack.rows import Rows
@@ -41,3 +43,32 @@ class Document(PackSpec):
         from llmfactory.data.pack.document import DocumentRows
 
         return DocumentRows(tokens, seq_len)
+
+
+@dataclass(kw_only=True, slots=True)
+class BestFit(PackSpec):
+    """Whole documents, several to a row so that little room is left; no document that fits into a row is cut (Ding et al. 2024)."""
+
+    def build(self, tokens: TokenFile, seq_len: int) -> Rows:
+        from llmfactory.data.pack.best_fit import BestFitRows
+
+        return BestFitRows(tokens, seq_len)
+
+
+@dataclass(kw_only=True, slots=True)
+class Grouped(PackSpec):
+    """One document a row, rows of similar length together in a batch, which is only as wide as its longest; longer documents
+    continue in further rows."""
+
+    group: int = 512
+    """Rows of similar length that are drawn one after the other: fewer need less padding, more mix better."""
+    multiple: int = 64
+    """Batches are as wide as a multiple of it (or data.seq_len), so that kernels see few shapes."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "group", "multiple")
+
+    def build(self, tokens: TokenFile, seq_len: int) -> Rows:
+        from llmfactory.data.pack.grouped import GroupedRows
+
+        return GroupedRows(self, tokens, seq_len)

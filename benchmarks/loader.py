@@ -1,6 +1,6 @@
 """Reading packed tokens from the page cache, T=1024, B=8, against a plain PyTorch DataLoader over the same rows.
 
-    python benchmarks/read_tokens.py
+    python benchmarks/loader.py
 
 `tokens`: slices of the memory map into a batch, what any reader must do at least. `batch`: what training gets (tokens, labels,
 positions, segments, in shuffled order). `plain`: the same fields but for documents kept apart. `DataLoader`: a Dataset whose items
