@@ -6,6 +6,12 @@ A job has a list of them, and they work in its order. Each is known by the name 
 from __future__ import annotations
 
 from llmfactory.data.clean.base_spec import CleanSpec as CleanSpec
+from llmfactory.data.clean.dedup_spec import Exact as Exact
+from llmfactory.data.clean.dedup_spec import Lines as Lines
+from llmfactory.data.clean.dedup_spec import Minhash as Minhash
+from llmfactory.data.clean.dedup_spec import Paragraphs as Paragraphs
+from llmfactory.data.clean.dedup_spec import Simhash as Simhash
+from llmfactory.data.clean.dedup_spec import Substring as Substring
 from llmfactory.data.clean.quality_spec import C4 as C4
 from llmfactory.data.clean.quality_spec import BadWords as BadWords
 from llmfactory.data.clean.quality_spec import Code as Code

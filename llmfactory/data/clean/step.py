@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from llmfactory.data.clean.page import Page
 
@@ -40,8 +39,8 @@ Outcome = Kept | Drop
 
 
 class Step(ABC):
-    block_bytes: ClassVar[int | None] = None
-    """How much text `apply_many` must see at once, where the outcome depends on it (an instance may set it); None: any."""
+    block_bytes: int | None = None
+    """How much text `apply_many` must see at once, where the outcome depends on it; None: any."""
 
     @abstractmethod
     def fingerprint(self) -> str:
