@@ -22,8 +22,9 @@ from llmfactory.data.clean.step import Drop, Kept, Outcome, Step
 CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
 TERMINAL = (".", "?", "!", '"', "'")
 ELLIPSIS = ("...", "……")
-POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
-CHINESE_POLICIES: tuple[str, ...] = (
+POLICIES = ("terms of use", "privacy policy")
+COOKIES = ("cookie policy", "uses cookies", "use of cookies", "use cookies", "使用cookie", "使用 cookie")
+CHINESE_POLICIES = (
     "隐私政策",
     "隱私政策",
     "隐私权政策",
@@ -33,8 +34,6 @@ CHINESE_POLICIES: tuple[str, ...] = (
     "服务条款",
     "服務條款",
 )
-CHINESE_POLICIES += ("使用cookie", "使用 cookie")
-BOILERPLATE = (*POLICIES, *CHINESE_POLICIES)
 PLACEHOLDER, SCRIPT, CURLY = "lorem ipsum", "javascript", "{"
 
 
@@ -51,7 +50,7 @@ class C4Rules(Step):
         # What does not stand in the page is not looked for in its lines.
         placeholder = spec.placeholder and PLACEHOLDER in low
         script = spec.boilerplate and SCRIPT in low
-        policies = [phrase for phrase in BOILERPLATE if phrase in low] if spec.boilerplate else []
+        policies = _policies(page, low) if spec.boilerplate else []
         curly, citations = spec.curly and CURLY in text, spec.citations and "[" in text
         removed: Counter[str] = Counter()
         kept, sentences = [], 0
@@ -90,6 +89,12 @@ class C4Rules(Step):
         if sentences < spec.min_sentences:
             return Drop("too few sentences", f"{sentences} < {spec.min_sentences}")
         return Kept("\n".join(kept).strip(), removed)
+
+
+def _policies(page: Page, low: str) -> list[str]:
+    """Phrases about cookies and terms that stand in the page."""
+    phrases = [*POLICIES, *(COOKIES if "cookie" in low else ()), *(CHINESE_POLICIES if page.unspaced else ())]
+    return [phrase for phrase in phrases if phrase in low]
 
 
 def _is_terminal(line: str) -> bool:

@@ -37,6 +37,7 @@ CLOSING = frozenset("”’」』）》】\"'")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}{WIDE_MARKS}]+")
 _END = re.compile(r"[.!?]+[\"'”’)\]]*\s+(?=\S)|[。！？｡]+[”’」』）》】]*(?=.)", re.DOTALL)
+_MARKS = frozenset(MARKS)
 _LETTER = re.compile("[A-Za-z]")
 FIRST_WIDE = "\u3005"
 _FAR = re.compile(f"[{FIRST_WIDE}-\U0010ffff]")
@@ -71,5 +72,10 @@ def ends_sentence(line: str) -> bool:
     return last in TERMINAL or (last in CLOSING and line[-2:-1] in WIDE_TERMINAL)
 
 
+def is_marks(word: str) -> bool:
+    """Whether it is made of marks only; for a word of one character at least."""
+    return word[0] in _MARKS and not word.strip(MARKS)
+
+
 def has_letter(word: str) -> bool:
-    return _LETTER.search(word) is not None or (not word.isascii() and any(map(str.isalpha, word)))
+    return word[0].isalpha() or _LETTER.search(word) is not None or (not word.isascii() and any(map(str.isalpha, word)))

@@ -32,10 +32,11 @@ class GopherQualityRules(Step):
         return self._words(page) or self._lines(page) or self._letters(page) or Kept(page.text)
 
     def _words(self, page: Page) -> Drop | None:
-        """How many words, how long, how many hashes and ellipses."""
+        """How many words, and how long; how many hashes and ellipses."""
         spec, words = self.spec, page.words
-        marks = page.mark_words
-        count = len(words) - len(marks)
+        if self._usual(page):
+            return self._symbols(page)
+        count = len(words) - len(page.mark_words)
         if count < spec.min_words:
             return Drop("too few words", f"{count} < {spec.min_words}")
         if count > spec.max_words:
@@ -45,6 +46,19 @@ class GopherQualityRules(Step):
             return Drop("short words", f"{length:.2f} characters on average < {spec.min_mean_length:g}")
         if length is not None and length > spec.max_mean_length:
             return Drop("long words", f"{length:.2f} characters on average > {spec.max_mean_length:g}")
+        return self._symbols(page)
+
+    def _usual(self, page: Page) -> bool:
+        """Whether number and length of words are right however many of the odd words are of marks only: seen without looking."""
+        spec, count, odd = self.spec, len(page.words), page.odd_words
+        least = count - len(odd)
+        if page.unspaced or least < spec.min_words or count > spec.max_words:
+            return False
+        shortest = (page.word_characters - sum(map(len, odd))) / count
+        return shortest >= spec.min_mean_length and page.word_characters / least <= spec.max_mean_length
+
+    def _symbols(self, page: Page) -> Drop | None:
+        spec, words = self.spec, page.words
         hashes = page.text.count("#") / len(words)
         if hashes > spec.max_symbols:
             return Drop("hashes", f"{hashes:.3f} a word > {spec.max_symbols:g}")
@@ -68,7 +82,9 @@ class GopherQualityRules(Step):
 
     def _letters(self, page: Page) -> Drop | None:
         spec, words = self.spec, page.words
-        share = (len(words) - sum(not has_letter(word) for word in page.odd_words)) / len(words)
+        share = (len(words) - len(page.odd_words)) / len(words)
+        if share < spec.min_alphabetic:
+            share = (len(words) - sum(not has_letter(word) for word in page.odd_words)) / len(words)
         if share < spec.min_alphabetic:
             return Drop("words without a letter", f"{share:.3f} of the words have one < {spec.min_alphabetic:g}")
         if len(self.stop_words.intersection(words[:SOME])) < spec.min_stop_words:

@@ -8,8 +8,8 @@ Two sequences are the same if all their words are; datatrove glues the words tog
 
 Ours: in a text with Chinese characters or kana each of these is a word, and a sequence has no spaces.
 
-How it is fast: a page in which 5 words in a row hardly ever come twice cannot have longer ones that do, and no longer sequence is
-more frequent than the most frequent pair. Where these bounds decide, nothing else is counted; where they do not, all of it is.
+How it is fast: no longer sequence is more frequent than the most frequent pair, and a page in which 5 words in a row hardly ever
+come twice cannot have longer ones that do. Where these bounds decide, nothing else is counted; where they do not, everything is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.quality_spec import GopherRepetition
@@ -45,8 +46,8 @@ class GopherRepetitionRules(Step):
         if "\n" not in text:
             return None
         for name, pieces, most, most_characters in (
-            ("paragraphs", PARAGRAPH_END.split(text.strip()), spec.duplicate_paragraphs, spec.duplicate_paragraph_characters),
-            ("lines", LINE_END.split(text), spec.duplicate_lines, spec.duplicate_line_characters),
+            ("paragraphs", _paragraphs(text), spec.duplicate_paragraphs, spec.duplicate_paragraph_characters),
+            ("lines", _lines(text), spec.duplicate_lines, spec.duplicate_line_characters),
         ):
             unique = set(pieces)
             if len(unique) == len(pieces):
@@ -60,59 +61,91 @@ class GopherRepetitionRules(Step):
         return None
 
     def _most_frequent(self, page: Page) -> Drop | None:
-        words, size = page.words, len(page.text)
-        most = len(words)
-        longest = max(map(len, words), default=0)
+        words, size, spaces = page.words, len(page.text), 0 if page.unspaced else 1
+        most = None
         for n, limit in enumerate(self.spec.top_ngrams, TOP):
-            if most * (n * longest + n - 1) <= limit * size or len(words) < n:
-                continue  # even its longest words as often as the most frequent shorter sequence would not be too much
-            ngram, count = Counter(ngrams(words, n)).most_common(1)[0]
-            most = count
-            length = sum(map(len, ngram)) + (0 if page.unspaced else n - 1)
-            if length * count / size > limit:
-                return Drop(f"most frequent {n} words", f"{length * count / size:.3f} > {limit:g}: {' '.join(ngram)[:80]!r}")
+            if len(words) < n or (most is not None and most.characters(n) <= limit * size):
+                continue
+            counts = Counter(ngrams(words, n))
+            ngram, count = counts.most_common(1)[0]
+            characters = (sum(map(len, ngram)) + (n - 1) * spaces) * count
+            if characters / size > limit:
+                return Drop(f"most frequent {n} words", f"{characters / size:.3f} > {limit:g}: {' '.join(ngram)[:80]!r}")
+            most = most or Most.of(counts, words)
         return None
 
     def _duplicate(self, page: Page) -> Drop | None:
         limits, words, size = self.spec.duplicate_ngrams, page.words, len(page.text)
-        if not limits or len(set(ngrams(words, DUPLICATE))) == max(0, len(words) - DUPLICATE + 1):
+        counts = Counter(ngrams(words, DUPLICATE))
+        if len(counts) == max(0, len(words) - DUPLICATE + 1) or not limits:
             return None
-        if _covered(words, DUPLICATE) <= min(limits) * size:
+        # No fewer characters than in all sequences that stood above already: where they overlap some count several times.
+        if sum([(count - 1) * sum(map(len, ngram)) for ngram, count in counts.items() if count > 1]) <= min(limits) * size:
             return None
+        # A sequence that comes twice begins with one of the shortest ones that come twice.
+        starts = [start for start, ngram in enumerate(ngrams(words, DUPLICATE)) if counts[ngram] > 1]
         for n, limit in enumerate(limits, DUPLICATE):
-            share = duplicate_characters(words, n) / size
+            share = _duplicate_characters(words, n, starts) / size
             if share > limit:
                 return Drop(f"duplicate sequences of {n} words", f"{share:.3f} > {limit:g}")
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """Bounds for sequences of more words, from the pairs (or what was counted first) that come more than once."""
+
+    words: int
+    """Words in what was counted."""
+    count: int
+    """Of the most frequent one."""
+    total: int
+    """Characters of the one with the most, all its places together, spaces included."""
+    repeated: int
+    """Characters of the longest word in any."""
+    longest: int
+    """Characters of the longest word of all."""
+
+    @classmethod
+    def of(cls, counts: Counter[Ngram], words: Sequence[str]) -> Most:
+        repeated = [(ngram, count) for ngram, count in counts.items() if count > 1]
+        n = len(next(iter(counts)))
+        return cls(
+            n,
+            max([count for _, count in repeated], default=0),
+            max([count * (sum(map(len, ngram)) + n - 1) for ngram, count in repeated], default=0),
+            max([len(word) for ngram, _ in repeated for word in ngram], default=0),
+            max(map(len, words)),
+        )
+
+    def characters(self, n: int) -> int:
+        """No fewer than the most frequent sequence of n words has: n is above `words`. It comes once, or all its parts come twice."""
+        return max(n * self.longest + n - 1, self.total + self.count * (n - self.words) * (self.repeated + 1))
+
+
+def _paragraphs(text: str) -> list[str]:
+    return PARAGRAPH_END.split(text.strip()) if "\n\n" in text else [text]
+
+
+def _lines(text: str) -> list[str]:
+    return LINE_END.split(text) if "\n\n" in text else text.split("\n")
 
 
 def ngrams(words: Sequence[str], n: int) -> zip[Ngram]:
     return zip(*(words[start:] for start in range(n)), strict=False)
 
 
-def _covered(words: Sequence[str], n: int) -> int:
-    """Characters of all words in sequences of n that stood above already, overlapping ones included."""
+def _duplicate_characters(words: Sequence[str], n: int, starts: Sequence[int]) -> int:
+    """Characters of sequences of n, from these places on, that stood above already; what follows one that did begins behind it."""
     seen: set[Ngram] = set()
     total = end = 0
-    for start, ngram in enumerate(ngrams(words, n)):
-        if ngram in seen:
-            total += sum(map(len, words[max(start, end) : start + n]))
-            end = start + n
-        else:
-            seen.add(ngram)
-    return total
-
-
-def duplicate_characters(words: Sequence[str], n: int) -> int:
-    """Characters of sequences of n that stood above already; what follows one that did begins behind it."""
-    seen: set[Ngram] = set()
-    total = end = 0
-    for start, ngram in enumerate(ngrams(words, n)):
-        if start < end:
-            continue
-        if ngram in seen:
-            total += sum(map(len, ngram))
-            end = start + n
-        else:
-            seen.add(ngram)
+    last = len(words) - n
+    for start in starts:
+        if end <= start <= last:
+            ngram = tuple(words[start : start + n])
+            if ngram in seen:
+                total += sum(map(len, ngram))
+                end = start + n
+            else:
+                seen.add(ngram)
     return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from itertools import filterfalse
 
-from llmfactory.data.clean.characters import MARKS, is_unspaced, words_of
+from llmfactory.data.clean.characters import is_marks, is_unspaced, words_of
 
 
 class Page:
@@ -49,7 +49,7 @@ class Page:
     @cached_property
     def mark_words(self) -> list[str]:
         """Words of marks only."""
-        return [word for word in self.odd_words if not word.strip(MARKS)]
+        return list(filter(is_marks, self.odd_words))
 
     @cached_property
     def ellipses(self) -> int:
