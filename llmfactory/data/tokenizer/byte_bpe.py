@@ -11,17 +11,11 @@ from collections.abc import Iterable
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
-from llmfactory.data.tokenizer.spec import ByteBpe, Split
+from llmfactory.data.tokenizer.patterns import PATTERNS, byte_level
+from llmfactory.data.tokenizer.spec import ByteBpe
 from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, check_size
 
 END = "<|endoftext|>"
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-PATTERNS = {
-    Split.gpt2: r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    Split.gpt4: WORDS + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    # `(?= )` leaves the last space of an indentation to the word after it, so that words look the same within a line.
-    Split.indent: WORDS + r"|[^\s\p{L}\p{N}]*\s*[\r\n]+(?: *(?= ))?| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-}
 
 
 class BytePairTrainer(TokenizerSource):
@@ -44,12 +38,11 @@ class BytePairTrainer(TokenizerSource):
         )
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
-        from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Inner
+        from tokenizers import decoders, models, pre_tokenizers, trainers
 
         inner = Inner(models.BPE())
-        cut = pre_tokenizers.Split(Regex(PATTERNS[self.spec.split]), "isolated")
-        inner.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        inner.pre_tokenizer = byte_level([PATTERNS[self.spec.split]])
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
+from llmfactory.data.tokenizer.patterns import letters
 from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, between_ends, check_size, write_about
 
 END = 256
@@ -24,6 +28,9 @@ class ByteTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
 
+    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
+
     def spans(self, text: str) -> list[tuple[int, int]]:
         return [(place, place + 1) for place, character in enumerate(text) for _ in character.encode()]
 
@@ -39,18 +46,11 @@ def as_pairs() -> HfTokenizer:
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Inner
 
-    inner = Inner(models.BPE({character: byte for byte, character in enumerate(_letters())}, []))
+    inner = Inner(models.BPE({character: byte for byte, character in enumerate(letters())}, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([AddedToken(END_TOKEN, special=True, normalized=False)])
     return HfTokenizer(inner, END)
-
-
-def _letters() -> list[str]:
-    """The character that stands for each byte (Radford et al. 2019): printable ones for themselves, the others from 256 on."""
-    themselves = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in themselves else next(others)) for byte in range(256)]
 
 
 class ByteTokenizerSource(TokenizerSource):

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmfactory.core.errors import UserError
-from llmfactory.data.tokenizer.byte_bpe import PATTERNS
+from llmfactory.data.tokenizer.patterns import PATTERNS, QWEN2, byte_level, patterns_of
 from llmfactory.data.tokenizer.spec import Split
 
 GPT2, GPT4 = PATTERNS[Split.gpt2], PATTERNS[Split.gpt4]
-QWEN2 = GPT4.replace(r"\p{N}{1,3}", r"\p{N}")
 DIGIT = r"\p{N}"
 
 
@@ -50,34 +49,14 @@ def cut_of(name: str, path: object) -> Cut:
 
 def pre_tokenizer(cut: Cut) -> Any:
     """The same in the library."""
-    from tokenizers import Regex, pre_tokenizers
-
-    steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns]
-    return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return byte_level(list(cut.patterns))
 
 
 def name_of(inner: Any) -> str | None:
     """GGUF's name for the way in which a `tokenizers.Tokenizer` cuts; None: it has none."""
     content = json.loads(inner.to_str())
-    patterns = _patterns(content["pre_tokenizer"])
+    patterns = patterns_of(content["pre_tokenizer"])
     merges = bool(content["model"].get("ignore_merges"))
     if not content["model"].get("merges") and patterns is not None:  # then it is all the same where text is cut
         return CUTS[0].names[0]
     return next((cut.names[0] for cut in CUTS if list(cut.patterns) == patterns and cut.ignore_merges == merges), None)
-
-
-def _patterns(step: Any) -> list[str] | None:
-    """Patterns of a pre-tokenizer that ends in bytes; None: it is none of that kind."""
-    found: list[str] = []
-    steps = step["pretokenizers"] if isinstance(step, dict) and step["type"] == "Sequence" else [step]
-    for one in steps:
-        kind = one and one["type"]
-        if kind == "ByteLevel" and one is steps[-1] and not one["add_prefix_space"]:
-            return found + ([GPT2] if one["use_regex"] else [])
-        if kind == "Split" and one["behavior"] == "Isolated" and not one["invert"] and "Regex" in one["pattern"]:
-            found.append(one["pattern"]["Regex"])
-        elif kind == "Digits" and one["individual_digits"]:
-            found.append(DIGIT)
-        else:
-            return None
-    return None
