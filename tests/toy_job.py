@@ -14,7 +14,7 @@ from llmfactory.config.spec import Job
 from llmfactory.data.pack.spec import Concat, PackSpec
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
-from llmfactory.data.source.spec import Text
+from llmfactory.data.source.spec import Files
 from llmfactory.data.spec import Corpus
 from llmfactory.data.tokenizer.spec import Bytes
 from llmfactory.launch.spec import Single
@@ -77,7 +77,7 @@ def toy_job(folder: Path, *, pack: PackSpec | None = None, **changes: Any) -> Jo
             head=Lm(tied=True),
         ),
         data=Corpus(
-            source=Text(files=[write_text(folder)], split_on="---"),
+            source=Files(files=[write_text(folder)], split_on="---"),
             tokenizer=Bytes(),
             pack=pack or Concat(),
             seq_len=32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,7 +12,9 @@ from typing import Any
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.source.account import Account, insist_on_share
-from llmfactory.data.source.files import digest, lines, resolve
+from llmfactory.data.source.digest import digests
+from llmfactory.data.source.paths import resolve
+from llmfactory.data.source.streams import lines, opened
 from llmfactory.data.spec import Labelled
 from llmfactory.data.task.task import BadRecord, ExampleRows, Record, Row, Task
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
@@ -75,7 +78,8 @@ def read_examples(spec: Labelled, vocab_size: int, labels: Sequence[str] | None 
     counts["dropped"] = account.drops.plain()
     told = sha256(tokenizer_words(tokenizer).encode()).hexdigest()
     files = resolve([*spec.files, *spec.held_out_files], SUFFIXES)
-    name = digest(files, repr(spec.task), spec.held_out, spec.seq_len, task.labels, told)[:24]
+    parts_of_name = [repr(spec.task), spec.held_out, spec.seq_len, task.labels, told, *(it.content for it in digests(files))]
+    name = sha256(repr(parts_of_name).encode()).hexdigest()[:24]
     return Examples(task, tokenizer, name, parts, rows, counts)
 
 
@@ -96,21 +100,22 @@ SUFFIXES = (".jsonl", ".ndjson", ".json")
 def _records(spec: Labelled, names: Sequence[str], task: Task, account: Account) -> Iterator[Record]:
     good, before = 0, len(account.bads)
     for path in resolve(names, SUFFIXES):
-        for number, raw in lines(path):
-            if not raw.strip():
-                continue
-            try:
-                record = json.loads(raw.decode())
-                if not isinstance(record, dict):
-                    raise BadRecord(f"a {type(record).__name__} where an object is expected")
-                task.check(record)
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                account.bad(f"{path}, line {number}", "invalid JSON", str(error), len(raw), raw)
-            except BadRecord as error:
-                account.bad(f"{path}, line {number}", "bad example", str(error), len(raw), raw)
-            else:
-                good += 1
-                yield record
+        with opened(path) as file:
+            for number, raw, _ in lines(file, sys.maxsize - 1):
+                if not raw.strip():
+                    continue
+                try:
+                    record = json.loads(raw.decode())
+                    if not isinstance(record, dict):
+                        raise BadRecord(f"a {type(record).__name__} where an object is expected")
+                    task.check(record)
+                except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+                    account.bad(f"{path}, line {number}", "invalid JSON", str(error), len(raw), raw)
+                except BadRecord as error:
+                    account.bad(f"{path}, line {number}", "bad example", str(error), len(raw), raw)
+                else:
+                    good += 1
+                    yield record
     if bads := account.bads[before:]:
         first = f"{bads[0].where}: {bads[0].reason}: {bads[0].detail}"
         insist_on_share(len(bads), good + len(bads), account.allowed, first, account.key)

@@ -11,7 +11,7 @@ import pytest
 from llmfactory.data.marks import compressor_marks, prepared_marks
 from llmfactory.data.pack.spec import Concat
 from llmfactory.data.prepare import prepare
-from llmfactory.data.source.spec import Text
+from llmfactory.data.source.spec import Files, Format
 from llmfactory.data.spec import Corpus
 from llmfactory.data.tokenizer.spec import Bytes
 
@@ -38,7 +38,7 @@ def test_text_that_was_seen_costs_nothing_where_the_window_reaches() -> None:
 
 
 def test_of_a_prepared_corpus_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Text(files=[str(SOURCE / "data" / "*.py")])
+    source = Files(files=[str(SOURCE / "data" / "*.py")], format=Format.text)
     spec = Corpus(source=source, tokenizer=Bytes(), pack=Concat(), seq_len=16, held_out=0.2, cache=str(tmp_path))
     data = prepare(spec, 257)
     train = "".join(data.tokenizer.decode(data.train.document(i)) for i in range(data.train.documents)).encode()
@@ -54,6 +54,6 @@ def test_of_a_prepared_corpus_measured_once(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_nothing_held_out_has_no_marks(tmp_path: Path) -> None:
-    source = Text(files=[str(SOURCE / "data" / "*.py")])
+    source = Files(files=[str(SOURCE / "data" / "*.py")], format=Format.text)
     spec = Corpus(source=source, tokenizer=Bytes(), pack=Concat(), seq_len=16, held_out=0, cache=str(tmp_path))
     assert prepared_marks(prepare(spec, 257)) == {}

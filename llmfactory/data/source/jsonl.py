@@ -1,67 +1,36 @@
-"""JSON lines: one object a line, one of its fields is the document."""
+"""JSON lines: an object a line."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from hashlib import sha256
-from pathlib import Path
+from typing import BinaryIO
 
-from llmfactory.data.source.account import Account
-from llmfactory.data.source.document import Document, Source, Unit
-from llmfactory.data.source.files import by_file, digest, lines, resolve
-from llmfactory.data.source.spec import Jsonl
+from llmfactory.data.source.plain import MARK
+from llmfactory.data.source.reading import Reading, Texts
+from llmfactory.data.source.record import from_json
+from llmfactory.data.source.streams import lines, too_long
 
 
-class JsonLines(Source):
-    def __init__(self, spec: Jsonl) -> None:
-        self.spec, self.bad_share = spec, spec.bad_share
-        self.files = resolve(spec.files, (".jsonl", ".ndjson", ".json"))
-        self.groups = by_file(self.files)
-
-    def fingerprint(self) -> str:
-        return digest(self.files, "jsonl", self.spec.field, self.spec.bad_share, *self.groups.values())
-
-    def units(self) -> list[Unit]:
-        return [Unit(str(path), path.stat().st_size) for path in self.files]
-
-    def documents(self, unit: Unit, account: Account) -> Iterator[Document]:
-        path = Path(unit.name)
-        for number, raw in lines(path):
-            if not raw.strip():
-                continue
-            name, found = f"{path}, line {number}", self._text(raw)
-            if isinstance(found, tuple):
-                account.bad(name, *found, len(raw), raw)
-                continue
-            account.good += 1
-            if not found.strip():
-                account.left_out("empty document", name)
-                continue
-            # The hash of the text as group puts copies of a document on the same side of the split.
-            group = self.groups[path] if self.groups else sha256(found.encode()).hexdigest()
-            yield Document(name, found, group)
-
-    def _text(self, raw: bytes) -> str | tuple[str, str]:
-        """The document, or (reason, detail) of why there is none."""
-        field = self.spec.field
-        try:
-            record = json.loads(raw.decode())
-        except UnicodeDecodeError as error:
-            return "invalid utf-8", f"{error.reason} at byte {error.start}"
-        except json.JSONDecodeError as error:
-            return "invalid JSON", f"{error.msg} at column {error.colno}"
-        except RecursionError:
-            return "invalid JSON", "nested too deeply"
-        if not isinstance(record, dict):
-            return "no object", f"a {type(record).__name__} where an object is expected"
-        if field not in record:
-            return "missing field", f"no field {field!r} among {sorted(record)[:10]}"
-        text = record[field]
-        if not isinstance(text, str):
-            return "wrong type", f"field {field!r} is a {type(text).__name__}, not a string"
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # "\ud800" is legal JSON and no text
-            return "invalid utf-8", f"field {field!r} holds half of a surrogate pair"
-        return text
+def read(file: BinaryIO, reading: Reading) -> Texts:
+    spec, where, account = reading.spec, reading.where, reading.account
+    field, limit, encoding = spec.field, spec.max_record_bytes, reading.encoding
+    stop = reading.stop
+    at = file.tell() if stop is not None else 0
+    for number, raw, size in lines(file, limit, reading.line):
+        if stop is not None and at >= stop:
+            return
+        at += size
+        is_long = size > len(raw)
+        if number == 1:
+            raw = raw.removeprefix(MARK)
+        if raw.isspace():
+            continue
+        name = f"{where}, line {number}"
+        found = too_long(limit) if is_long else from_json(raw, field, encoding)
+        if isinstance(found, tuple):
+            reading.bad(name, found, size, raw)
+            continue
+        account.good += 1
+        if found and not found.isspace():
+            yield name, found
+        else:
+            account.left_out("empty document", name, size)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, between
+from llmfactory.core.spec import Spec, at_least, between
 
 if TYPE_CHECKING:
     from llmfactory.data.source.document import Source
@@ -41,53 +42,54 @@ class Pycode(SourceSpec):
         return PythonCode()
 
 
+class Format(Enum):
+    """What stands in files."""
+
+    text = "text"
+    html = "html"
+    jsonl = "jsonl"
+    json = "json"
+    csv = "csv"
+    tsv = "tsv"
+    parquet = "parquet"
+    arrow = "arrow"
+    warc = "warc"
+
+
 @dataclass(kw_only=True, slots=True)
-class Text(SourceSpec):
-    """Plain text files, a file a document."""
+class Files(SourceSpec):
+    """Files of any known format: also packed (gz, zst, xz, bz2), also within zip and tar archives."""
 
     files: list[str]
     """Paths, folders or globs (`**` too), relative to where the command runs."""
+    format: Format | None = None
+    """How they are read; None: as the ends of their names say."""
+    field: str | None = "text"
+    """Of formats of records: the field or column that holds the text (`a.b`: b within a); null: the whole record, as JSON."""
     encoding: str = "utf-8"
-    """Of the files."""
+    """Of text; auto: found out for each file. HTML pages say their own."""
     split_on: str | None = None
-    """A line that separates documents within a file; None: a file is one document."""
+    """A line that separates documents within a text file; None: a file is one document."""
     bad_share: float = 0.0
-    """Share of lines that may be undecodable before the run fails; each is dropped and reported with file and line."""
+    """Share of records (lines of plain text) that may be unreadable before the run fails; each is set aside with file and line."""
+    max_record_bytes: int = 16 << 20
+    """Bytes of a record, a page or a line; a longer one is unreadable."""
+    max_expansion: float = 200.0
+    """How many times its size a packed file may unpack to, 64 MiB in any case; what follows is unreadable."""
 
     def problems(self) -> Iterator[Problem]:
         yield from between(self, 0.0, 1.0, "bad_share")
+        yield from at_least(self, 1, "max_record_bytes", "max_expansion")
         if self.files == []:
             yield Problem("files", self.files, "no file is named", "files=[README.md]")
         try:
-            known = "x".encode(self.encoding).decode(self.encoding) == "x"
+            known = self.encoding == "auto" or "x".encode(self.encoding).decode(self.encoding) == "x"
         except (LookupError, UnicodeError):  # none of that name, or one that makes no text (hex)
             known = False
         if not known:
             yield Problem("encoding", self.encoding, "is no encoding that Python knows", "encoding=utf-8")
 
     def build(self) -> Source:
-        from llmfactory.data.source.text import TextFiles
+        from llmfactory.data.source.files import LocalFiles
 
-        return TextFiles(self)
-
-
-@dataclass(kw_only=True, slots=True)
-class Jsonl(SourceSpec):
-    """JSON lines: an object a line, one of its fields is the document."""
-
-    files: list[str]
-    """Paths, folders or globs (`**` too), relative to where the command runs."""
-    field: str = "text"
-    """Name of the object's field that holds the text."""
-    bad_share: float = 0.0
-    """Share of lines that may be unreadable before the run fails; each is dropped and reported with file and line."""
-
-    def problems(self) -> Iterator[Problem]:
-        yield from between(self, 0.0, 1.0, "bad_share")
-        if self.files == []:
-            yield Problem("files", self.files, "no file is named", "files=[data.jsonl]")
-
-    def build(self) -> Source:
-        from llmfactory.data.source.jsonl import JsonLines
-
-        return JsonLines(self)
+        return LocalFiles(self)

@@ -10,12 +10,11 @@ import pytest
 from llmfactory.core.errors import UserError
 from llmfactory.data.source.account import Account, insist_on_share
 from llmfactory.data.source.document import Document
-from llmfactory.data.source.jsonl import JsonLines
-from llmfactory.data.source.spec import Jsonl
+from llmfactory.data.source.spec import Files
 
 
 def read(account: Account | None = None, **fields: object) -> list[Document]:
-    source = JsonLines(Jsonl(**fields))  # type: ignore[arg-type]
+    source = Files(**fields).build()  # type: ignore[arg-type]
     account = Account(source.bad_share) if account is None else account
     documents = [document for unit in source.units() for document in source.documents(unit, account)]
     if account.bads:
@@ -65,7 +64,7 @@ def test_a_bad_line_is_named_or_within_the_share_dropped(tmp_path: Path, line: b
 def test_the_fingerprint_follows_content_and_field(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "1", "b": "2"}')
-    first = JsonLines(Jsonl(files=[str(path)], field="a")).fingerprint()
-    assert JsonLines(Jsonl(files=[str(path)], field="b")).fingerprint() != first
+    first = Files(files=[str(path)], field="a").build().fingerprint()
+    assert Files(files=[str(path)], field="b").build().fingerprint() != first
     path.write_text('{"a": "1", "b": "3"}')
-    assert JsonLines(Jsonl(files=[str(path)], field="a")).fingerprint() != first
+    assert Files(files=[str(path)], field="a").build().fingerprint() != first

@@ -10,13 +10,12 @@ import pytest
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.data.source.account import Account, insist_on_share
 from llmfactory.data.source.document import Document
-from llmfactory.data.source.files import MANY
-from llmfactory.data.source.spec import Text
-from llmfactory.data.source.text import TextFiles
+from llmfactory.data.source.paths import MANY
+from llmfactory.data.source.spec import Files, Format
 
 
 def read(account: Account | None = None, **fields: object) -> list[Document]:
-    source = TextFiles(Text(**fields))  # type: ignore[arg-type]
+    source = Files(format=Format.text, **fields).build()  # type: ignore[arg-type]
     account = Account(source.bad_share) if account is None else account
     documents = [document for unit in source.units() for document in source.documents(unit, account)]
     if account.bads:
@@ -101,14 +100,17 @@ def test_undecodable_lines_within_the_share_are_dropped_and_counted(tmp_path: Pa
 def test_a_binary_file_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"abc\n\x00\x01\x02")
-    with pytest.raises(UserError, match=rf"{path}, line 2: .*binary"):
-        read(files=[str(path)], bad_share=1.0)
+    with pytest.raises(UserError, match=rf"{path}, line 2: a zero byte: .*binary"):
+        read(files=[str(path)])
+    account = Account(1.0)
+    assert [d.text for d in read(account, files=[str(path)], bad_share=1.0)] == ["abc\n"]
+    assert [(bad.where, bad.content) for bad in account.bads] == [(f"{path}, line 2", "\x00\x01\x02")]
 
 
 def test_undecodable_wide_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("x".encode("utf-16") + b"\x00")
-    with pytest.raises(UserError, match=f"{path}: not utf-16"):
+    with pytest.raises(UserError, match=f"{path}: invalid utf-16"):
         read(files=[str(path)], encoding="utf-16")
 
 
@@ -147,19 +149,19 @@ def test_copies_share_a_group_and_many_files_are_groups(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_follows_content_and_options_not_dates(tmp_path: Path) -> None:
-    path, spec = tmp_path / "a.txt", Text(files=[str(tmp_path / "a.txt")])
+    path, spec = tmp_path / "a.txt", Files(files=[str(tmp_path / "a.txt")])
     path.write_text("one")
-    first = TextFiles(spec).fingerprint()
+    first = spec.build().fingerprint()
     os.utime(path, (1, 1))
-    assert TextFiles(spec).fingerprint() == first
-    assert TextFiles(Text(files=[str(path)], split_on="o")).fingerprint() != first
-    assert TextFiles(Text(files=[str(path)], encoding="latin-1")).fingerprint() != first
-    assert TextFiles(Text(files=[str(path)], bad_share=0.5)).fingerprint() != first
+    assert spec.build().fingerprint() == first
+    assert Files(files=[str(path)], split_on="o").build().fingerprint() != first
+    assert Files(files=[str(path)], encoding="latin-1").build().fingerprint() != first
+    assert Files(files=[str(path)], bad_share=0.5).build().fingerprint() != first
     path.write_text("two")
-    assert TextFiles(spec).fingerprint() != first
+    assert spec.build().fingerprint() != first
 
 
 def test_wrong_settings() -> None:
     with pytest.raises(ConfigError) as found:
-        Text(files=[], encoding="utf-9", bad_share=2.0)
+        Files(files=[], encoding="utf-9", bad_share=2.0)
     assert {problem.path for problem in found.value.problems} == {"files", "encoding", "bad_share"}
