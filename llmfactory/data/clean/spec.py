@@ -12,6 +12,11 @@ from llmfactory.data.clean.dedup_spec import Minhash as Minhash
 from llmfactory.data.clean.dedup_spec import Paragraphs as Paragraphs
 from llmfactory.data.clean.dedup_spec import Simhash as Simhash
 from llmfactory.data.clean.dedup_spec import Substring as Substring
+from llmfactory.data.clean.privacy_spec import Classifier as Classifier
+from llmfactory.data.clean.privacy_spec import Decontaminate as Decontaminate
+from llmfactory.data.clean.privacy_spec import Perplexity as Perplexity
+from llmfactory.data.clean.privacy_spec import Redact as Redact
+from llmfactory.data.clean.privacy_spec import Toxicity as Toxicity
 from llmfactory.data.clean.quality_spec import C4 as C4
 from llmfactory.data.clean.quality_spec import BadWords as BadWords
 from llmfactory.data.clean.quality_spec import Code as Code
