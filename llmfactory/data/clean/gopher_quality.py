@@ -11,7 +11,7 @@ the length of words is that of the others, looked at only where they are the gre
 
 from __future__ import annotations
 
-from llmfactory.data.clean.characters import count_unspaced, has_letter
+from llmfactory.data.clean.characters import has_letter
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.quality_spec import GopherQuality
 from llmfactory.data.clean.step import Drop, Kept, Outcome, Step
@@ -97,9 +97,8 @@ class GopherQualityRules(Step):
 def _mean_length(page: Page, count: int) -> float | None:
     """Characters a word, of words that are more than one character by nature; None: most are not."""
     total = page.word_characters - sum(map(len, page.mark_words))
+    if page.mostly_unspaced:
+        return None
     if page.unspaced:
-        single = count_unspaced(page.text)
-        if 2 * single > count:
-            return None
-        total, count = total - single, count - single
+        total, count = total - page.single_words, count - page.single_words
     return total / count

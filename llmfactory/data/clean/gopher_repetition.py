@@ -6,7 +6,9 @@ counted once. As datatrove reads it, and so do we: shares are of the page's char
 equally frequent the first one counts, with the spaces in it; sequences that are found do not overlap, and have no spaces.
 Two sequences are the same if all their words are; datatrove glues the words together, so that "1 11" is "11 1" to it.
 
-Ours: in a text with Chinese characters or kana each of these is a word, and a sequence has no spaces.
+Ours: in a text with Chinese characters or kana each of these is a word, and a sequence has no spaces. Where most words are such, a
+sequence has 1.6 times as many (a Chinese word is about 1.6 characters): 8 characters for 5 words, 16 for 10; and one that comes once
+is not frequent (in a text of 25 characters any sequence of 5 would be a fifth of it).
 
 How it is fast: no longer sequence is more frequent than the most frequent pair, and a page in which 5 words in a row hardly ever
 come twice cannot have longer ones that do. Where these bounds decide, nothing else is counted; where they do not, everything is.
@@ -25,6 +27,8 @@ from llmfactory.data.clean.step import Drop, Kept, Outcome, Step
 
 TOP, DUPLICATE = 2, 5
 """Words in the shortest sequence of the two kinds."""
+CHARACTERS = 1.6
+"""Of a Chinese word on average."""
 PARAGRAPH_END, LINE_END = re.compile("\n{2,}"), re.compile("\n+")
 Ngram = tuple[str, ...]
 
@@ -63,31 +67,39 @@ class GopherRepetitionRules(Step):
     def _most_frequent(self, page: Page) -> Drop | None:
         words, size, spaces = page.words, len(page.text), 0 if page.unspaced else 1
         most = None
-        for n, limit in enumerate(self.spec.top_ngrams, TOP):
+        least = 2 if page.mostly_unspaced else 1
+        for of, n, limit in _lengths(page, TOP, self.spec.top_ngrams):
             if len(words) < n or (most is not None and most.characters(n) <= limit * size):
                 continue
             counts = Counter(ngrams(words, n))
             ngram, count = counts.most_common(1)[0]
             characters = (sum(map(len, ngram)) + (n - 1) * spaces) * count
-            if characters / size > limit:
-                return Drop(f"most frequent {n} words", f"{characters / size:.3f} > {limit:g}: {' '.join(ngram)[:80]!r}")
+            if characters / size > limit and count >= least:
+                return Drop(f"most frequent {of} words", f"{characters / size:.3f} > {limit:g}: {' '.join(ngram)[:80]!r}")
             most = most or Most.of(counts, words)
         return None
 
     def _duplicate(self, page: Page) -> Drop | None:
-        limits, words, size = self.spec.duplicate_ngrams, page.words, len(page.text)
-        counts = Counter(ngrams(words, DUPLICATE))
-        if len(counts) == max(0, len(words) - DUPLICATE + 1) or not limits:
+        words, size = page.words, len(page.text)
+        limits = _lengths(page, DUPLICATE, self.spec.duplicate_ngrams)
+        if not limits:
+            return None
+        shortest = limits[0][1]
+        counts = Counter(ngrams(words, shortest))
+        if len(counts) == max(0, len(words) - shortest + 1):
             return None
         # No fewer characters than in all sequences that stood above already: where they overlap some count several times.
-        if sum([(count - 1) * sum(map(len, ngram)) for ngram, count in counts.items() if count > 1]) <= min(limits) * size:
+        if (
+            sum([(count - 1) * sum(map(len, ngram)) for ngram, count in counts.items() if count > 1])
+            <= min(self.spec.duplicate_ngrams) * size
+        ):
             return None
         # A sequence that comes twice begins with one of the shortest ones that come twice.
-        starts = [start for start, ngram in enumerate(ngrams(words, DUPLICATE)) if counts[ngram] > 1]
-        for n, limit in enumerate(limits, DUPLICATE):
+        starts = [start for start, ngram in enumerate(ngrams(words, shortest)) if counts[ngram] > 1]
+        for of, n, limit in limits:
             share = _duplicate_characters(words, n, starts) / size
             if share > limit:
-                return Drop(f"duplicate sequences of {n} words", f"{share:.3f} > {limit:g}")
+                return Drop(f"duplicate sequences of {of} words", f"{share:.3f} > {limit:g}")
         return None
 
 
@@ -121,6 +133,12 @@ class Most:
     def characters(self, n: int) -> int:
         """No fewer than the most frequent sequence of n words has: n is above `words`. It comes once, or all its parts come twice."""
         return max(n * self.longest + n - 1, self.total + self.count * (n - self.words) * (self.repeated + 1))
+
+
+def _lengths(page: Page, shortest: int, limits: Sequence[float]) -> list[tuple[int, int, float]]:
+    """(words of the paper's sequence, words of ours, its limit)."""
+    factor = CHARACTERS if page.mostly_unspaced else 1
+    return [(n, round(n * factor), limit) for n, limit in enumerate(limits, shortest)]
 
 
 def _paragraphs(text: str) -> list[str]:

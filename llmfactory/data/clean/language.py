@@ -26,7 +26,7 @@ TAKEN_FOR_CHINESE = {"ja", "wuu", "yue", "zh"}
 _HAN, _KANA = re.compile(f"[{HAN}]"), re.compile(f"[{KANA}]")
 KANA_SHARE = 0.05
 """Kana among the characters of Japanese: a few percent in the densest prose, a third in most."""
-LINK = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+")
+LINK = re.compile(r"(?:https?://|www\.)[!-~]+|[\w.+-]{1,64}@[\w.-]+")
 
 
 @functools.cache
@@ -80,7 +80,9 @@ def sample(text: str, size: int) -> str:
 
 def identify(text: str) -> tuple[str, float]:
     """(code, probability); `und` where nothing can be told: no letters, or links only."""
-    line = LINK.sub(" ", " ".join(text.split()))
+    line = " ".join(text.split())
+    if "://" in line or "www." in line or "@" in line:
+        line = LINK.sub(" ", line)
     if not any(map(str.isalpha, line)):
         return UNKNOWN, 0.0
     line = line.encode(errors="replace").decode()

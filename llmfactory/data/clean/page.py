@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from itertools import filterfalse
 
-from llmfactory.data.clean.characters import is_marks, is_unspaced, words_of
+from llmfactory.data.clean.characters import count_unspaced, is_marks, is_unspaced, words_of
 
 
 class Page:
@@ -35,6 +35,16 @@ class Page:
     def words(self) -> list[str]:
         """Cut at white space; a Chinese character or kana is a word of its own, and the marks between them are none."""
         return words_of(self.text) if self.unspaced else self.text.split()
+
+    @cached_property
+    def mostly_unspaced(self) -> bool:
+        """Whether more than half of the words are such characters: a page in Chinese or Japanese."""
+        return self.unspaced and 2 * self.single_words > len(self.words)
+
+    @cached_property
+    def single_words(self) -> int:
+        """How many words are a Chinese character or kana each."""
+        return count_unspaced(self.text)
 
     @cached_property
     def word_characters(self) -> int:

@@ -18,15 +18,21 @@ from llmfactory.data.clean.quality_spec import Normal, Unicode
 from llmfactory.data.clean.step import Kept, Outcome, Step
 
 LINE_END = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-ASCII_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
-"""The others are white space: tab, and line ends of all kinds."""
-CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufff9-\ufffb\ufffe\uffff]")
-INVISIBLE = re.compile("[\u00ad\u180e\u200b\u2060-\u2064\ufeff\u202a-\u202e\u2066-\u2069]")
-SURROGATE = re.compile("[\ud800-\udfff]")
+CONTROLS = "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufff9-\ufffb\ufffe\uffff"
+INVISIBLE = "\u00ad\u180e\u200b\u2060-\u2064\ufeff\u202a-\u202e\u2066-\u2069"
+SURROGATES = "\ud800-\udfff"
+REMOVED = {"control characters": re.compile(f"[{CONTROLS}]"), "invisible characters": re.compile(f"[{INVISIBLE}]")}
+SURROGATE = re.compile(f"[{SURROGATES}]")
+UNWANTED = re.compile(f"[{CONTROLS}{INVISIBLE}{SURROGATES}]")
+ASCII_CONTROLS = bytes(code for code in range(128) if REMOVED["control characters"].match(chr(code)))
+_FIRST = "\xa0-\u2012\u2015-\u2017\u201a\u201b\u201e-\u2025\u2027-\u2fff\uf8ff\ufb01\ufb02"
+_TYPOGRAPHIC = "\u2013\u2014\u2018\u2019\u201c\u201d\u2026"
+SUSPECT = re.compile(f"[\x80-\x9f]|[{_FIRST}][{_FIRST}{_TYPOGRAPHIC}\x80-\x9f\ufffd ]|[{_TYPOGRAPHIC}][{_FIRST}\x80-\x9f\ufffd]")
+"""What every text has that was UTF-8 and was decoded one byte a character: two characters in a row from the encodings of one byte
+(the second may have turned into a space), or a control character. Dashes and quotation marks follow each other in good text."""
 FULL_WIDTH = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
 HALF = {code: code - 0xFEE0 for span in ((0xFF10, 0xFF1A), (0xFF21, 0xFF3B), (0xFF41, 0xFF5B)) for code in range(*span)}
 BLANKS = " \t\u00a0\u3000"
-BLANK_END = re.compile(f"[{BLANKS}](?:\n|$)")
 ROUNDS = 4
 """What is mended may bring another thing to light; as often as that it is looked at again."""
 
@@ -49,21 +55,17 @@ class UnicodeRepair(Step):
 
     def _mend(self, text: str, changes: Counter[str]) -> str:
         spec = self.spec
-        if not text.isascii():
-            if spec.repair:
-                text = _repair(text, changes)
-            if spec.controls:
-                text = _replace(SURROGATE, "\ufffd", text, changes, "half surrogate pairs")
-                text = _replace(INVISIBLE, "", text, changes, "invisible characters")
-        if spec.controls:
-            text = _replace(ASCII_CONTROLS if text.isascii() else CONTROLS, "", text, changes, "control characters")
-        if spec.line_ends and not ("\r" not in text and text.isascii() and "\x0b" not in text and "\x0c" not in text):
+        if spec.repair and not text.isascii():
+            text = _repair(text, changes)
+        if spec.controls and _has_unwanted(text):
+            text = _replace(SURROGATE, "\ufffd", text, changes, "half surrogate pairs")
+            for reason, characters in REMOVED.items():
+                text = _replace(characters, "", text, changes, reason)
+        if spec.line_ends and ("\r" in text or "\x0b" in text or "\x0c" in text or not text.isascii()):
             text = _replace(LINE_END, "\n", text, changes, "line ends")
         if not text.isascii():
             text = self._normalize(text, changes)
-        if spec.trailing:
-            text = _strip_ends(text, changes)
-        return text
+        return _strip_ends(text, changes) if spec.trailing else text
 
     def _normalize(self, text: str, changes: Counter[str]) -> str:
         if self.spec.half_width and (found := len(FULL_WIDTH.findall(text))):
@@ -80,6 +82,13 @@ class UnicodeRepair(Step):
         return "\n".join(normal)
 
 
+def _has_unwanted(text: str) -> bool:
+    if text.isascii():
+        raw = text.encode()
+        return len(raw.translate(None, ASCII_CONTROLS)) < len(raw)
+    return UNWANTED.search(text) is not None
+
+
 def _replace(pattern: re.Pattern[str], by: str, text: str, changes: Counter[str], reason: str) -> str:
     text, found = pattern.subn(by, text)
     if found:
@@ -89,13 +98,12 @@ def _replace(pattern: re.Pattern[str], by: str, text: str, changes: Counter[str]
 
 def _repair(text: str, changes: Counter[str]) -> str:
     """Lines that look as if they were decoded wrongly, mended one by one: each may have an encoding of its own."""
-    from ftfy import fix_encoding
-    from ftfy.badness import is_bad
-
-    if not is_bad(text):
+    if not SUSPECT.search(text):
         return text
+    from ftfy import fix_encoding
+
     lines = text.split("\n")
-    mended = [fix_encoding(line) if is_bad(line) else line for line in lines]
+    mended = [fix_encoding(line) if not line.isascii() and SUSPECT.search(line) else line for line in lines]
     found = sum(map(str.__ne__, lines, mended))
     if found:
         changes["lines decoded wrongly"] += found
@@ -104,7 +112,7 @@ def _repair(text: str, changes: Counter[str]) -> str:
 
 def _strip_ends(text: str, changes: Counter[str]) -> str:
     # No expression of the form ` +$` here: on a long run of spaces it takes quadratic time.
-    if not BLANK_END.search(text):
+    if text[-1:] not in BLANKS and not any(f"{blank}\n" in text for blank in BLANKS):
         return text
     lines = text.split("\n")
     stripped = [line.rstrip(BLANKS) for line in lines]
