@@ -30,6 +30,8 @@ class Encoded:
     ids: Sequence[int]
     targets: NDArray[np.bool_] | None = None
     """[len(ids) + 1], which of the ids, and of the end behind them, the model learns to write; None: all."""
+    cut: int = 0
+    """Tokens that were cut off, because it was longer than allowed."""
     note: str = ""
     """What else rows need to know of it (JSON: a label, a score, names of pictures); kept beside the tokens."""
 
@@ -52,7 +54,16 @@ class Form(ABC):
 
     @abstractmethod
     def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[Encoded]]:
-        """Of each document the token sequences that it becomes: one, or several that belong together (the sides of a pair)."""
+        """Of each document the token sequences that it becomes: one, several that belong together (the sides of a pair), or none
+        where it is longer than allowed."""
+
+    def specials(self) -> tuple[str, ...]:
+        """Tokens that no text spells and that a tokenizer must have, so that one that is trained leaves room for them."""
+        return ()
+
+    def equip(self, tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+        """The tokenizer as models of this data need it, with ids below `vocab_size`; it is what `encode` is given, and what is kept."""
+        return tokenizer
 
     def rows(self, pack: PackSpec, tokens: TokenFile, seq_len: int) -> Rows:
         """How token sequences become rows."""

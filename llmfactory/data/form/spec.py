@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
-from llmfactory.core.spec import Spec
+from llmfactory.core.errors import Problem
+from llmfactory.core.spec import Spec, at_least
+from llmfactory.data.form.template.spec import Own, TemplateSpec
 
 if TYPE_CHECKING:
     from llmfactory.data.form.form import Form
@@ -27,3 +31,113 @@ class Text(FormSpec):
         from llmfactory.data.form.text import PlainText
 
         return PlainText()
+
+
+class TooLong(Enum):
+    """What becomes of records that are longer than allowed."""
+
+    drop = "drop"
+    """They are left out and counted."""
+    left = "left"
+    """The first questions and answers are left out, one after the other, the system message stays; then as `right`."""
+    right = "right"
+    """What is behind the last token allowed is cut off."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RecordSpec(FormSpec):
+    """Base of the forms whose documents are records, JSON objects that many formats write: alpaca, ShareGPT, OpenAI's messages, ..."""
+
+    template: TemplateSpec = field(default_factory=Own)
+    """How conversations are written out."""
+    format: str | None = None
+    """Name of the format of all rows; None: of each row the first that fits it, as the report of preparing tells."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """Names of fields that the files call otherwise: {instruction: question_zh, output: answer_zh}."""
+    system: str | None = None
+    """System message of conversations that have none; None: they stay without."""
+    max_tokens: int | None = None
+    """Tokens of a sequence at most, the one that ends it included; None: as long as they come, whatever the length of a row."""
+    too_long: TooLong = TooLong.right
+    """What becomes of longer ones."""
+
+    def problems(self) -> Iterator[Problem]:
+        from llmfactory.data.record.formats import NAMES
+
+        yield from at_least(self, 8, "max_tokens")
+        if self.format is not None and self.format not in NAMES:
+            yield Problem("format", self.format, f"is no format that is known: {', '.join(NAMES)}", "format=null")
+
+
+class TrainOn(Enum):
+    """Which tokens of a conversation are learned."""
+
+    answers = "answers"
+    """What the assistant writes, the end of each turn included; not answers of weight 0."""
+    last = "last"
+    """The last answer alone."""
+    everything = "everything"
+    """All tokens, as in a text."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Chat(RecordSpec):
+    """Conversations with one or many turns, with tools; what is learned is what the assistant writes."""
+
+    train_on: TrainOn = TrainOn.answers
+    """Which tokens are targets."""
+
+    def build(self) -> Form:
+        from llmfactory.data.form.chat import ChatForm
+
+        return ChatForm(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Preference(RecordSpec):
+    """Pairs of a chosen and a rejected answer to the same prompt; both are the targets."""
+
+    keep_equal: bool = False
+    """Whether a pair of two equal answers is kept; false: it is a bad record."""
+
+    def build(self) -> Form:
+        from llmfactory.data.form.preference import PreferenceForm
+
+        return PreferenceForm(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Kto(RecordSpec):
+    """Answers with a label, wanted or not (Ethayarajh et al. 2024)."""
+
+    def build(self) -> Form:
+        from llmfactory.data.form.kto import KtoForm
+
+        return KtoForm(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Ranking(RecordSpec):
+    """Several answers to a prompt, the best first."""
+
+    most: int = 8
+    """Answers of a record at most, K: the best and the worst ones stay, others are left out."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from RecordSpec.problems(self)
+        yield from at_least(self, 2, "most")
+
+    def build(self) -> Form:
+        from llmfactory.data.form.ranking import RankingForm
+
+        return RankingForm(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Reward(RecordSpec):
+    """Answers with a score, of the whole or of each step."""
+
+    def build(self) -> Form:
+        from llmfactory.data.form.reward import RewardForm
+
+        return RewardForm(self)

@@ -75,7 +75,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _wide(left)
         return _bounded(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Context, function: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, function: Any, *args: Any, **kwargs: Any) -> Any:
         LEFT.take()
         for value in (*args, *kwargs.values()):
             if isinstance(value, int) and abs(value) > NUMBER:
@@ -84,7 +84,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(text := getattr(method, "__self__", None), str):
             _wide(text)
             if method.__name__ == "join":
-                return _joined(*args, text)
+                return _joined(args[0], text)
             if method.__name__ == "replace":
                 return _replaced(text, *args)
         return _bounded(super().call(context, function, *args, **kwargs))
@@ -102,7 +102,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return tree
 
 
-def _through(inner: nodes.Expr, name: str) -> nodes.Filter:
+def _through(inner: Any, name: str) -> nodes.Filter:
     return nodes.Filter(inner, name, [], [], None, None, lineno=inner.lineno)
 
 

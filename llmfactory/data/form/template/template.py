@@ -10,14 +10,15 @@ the end that it has whatever follows. That is so only where later messages chang
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.form.template.sandbox import CLOSES, OPENS, asks_for, render
+from llmfactory.data.record.messages import PLACE
 from llmfactory.data.tokenizer.bytes import END_TOKEN
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
@@ -92,7 +93,7 @@ class Template:
             for number, place in enumerate(turns)
             if not last_only or place == turns[-1]
         ]
-        if any(before[2] > after[1] for before, after in zip(spans, spans[1:], strict=False)):
+        if any(before[2] > after[1] for before, after in pairwise(spans)):
             raise self._unstable(messages)
         return self._pieces(text, spans, mark)
 
@@ -124,7 +125,7 @@ class Template:
                 following = written([*messages, {"role": "user", "content": "x"}])
             except UserError:  # it wants another role there
                 following = until
-        end = len(os.path.commonprefix([until, following, whole] if place < len(messages) - 1 else [until, following]))
+        end = _alike(until, following)
         if not whole.startswith(head) or end <= len(head):
             raise self._unstable(messages)
         for found in self.pattern.finditer(whole, len(head)):
@@ -148,16 +149,31 @@ class Template:
         )
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Any], mark: str, prompted: bool = False) -> str:
-        quoted = [self._marked(dict(message), mark) for message in messages]
-        given = {"messages": quoted, "tools": self._marked(list(tools), mark) or None, "add_generation_prompt": prompted}
+        given = {"add_generation_prompt": prompted, **self._given(messages, tools, mark)}
         text = render(self.source, {**self.variables, **given}, self.name)
         if mark in text:
-            bare = {**given, "messages": [dict(message) for message in messages], "tools": list(tools) or None}
+            bare = {**given, **self._given(messages, tools, "")}
             if render(self.source, {**self.variables, **bare}, self.name) != text.replace(mark, ""):
                 raise UserError(
                     f"{self.name} looks into texts that spell special tokens and cannot be trusted with: {_shown(messages)}"
                 )
         return text
+
+    def _given(self, messages: Sequence[Message], tools: Sequence[Any], mark: str) -> dict[str, Any]:
+        lists = "image" in asks_for(self.source)
+        written = [self._marked({**message, "content": message["content"] if lists else None}, mark) for message in messages]
+        if not lists:
+            for one, message in zip(written, messages, strict=True):
+                one["content"] = self._joined(message["content"], mark)
+        return {"messages": written, "tools": self._marked(list(tools), mark) or None}
+
+    def _joined(self, content: Any, mark: str) -> str:
+        """Parts as one text, for templates that know none; a picture is its token."""
+        if isinstance(content, str):
+            return self._quoted(content, mark)
+        if PLACE not in self.specials:
+            raise UserError(f"{self.name} writes pictures as {PLACE}, which is no special token of the tokenizer")
+        return "".join(PLACE if part["type"] == "image" else self._quoted(part["text"], mark) for part in content)
 
     def _marked(self, value: Any, mark: str) -> Any:
         """Plain data whose texts spell no special token, not even where two of them meet."""
@@ -203,6 +219,13 @@ class Template:
 
 ROLES = {"system", "user", "assistant", "tool", "function", "text", "image", ""}
 """Words of the format itself; no special token is spelled so."""
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    if other.startswith(one):
+        return len(one)
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _characters(value: Any) -> set[str]:
