@@ -482,6 +482,35 @@ EFFECTS: dict[str, str] = {
     "stage/objective/seq2seq.label_smoothing": "objective/test_classes.py::test_smoothing_of_texts",
     "data/pack/grouped.group": "data/pack/test_grouped.py::test_each_epoch_takes_every_row_once_and_groups_stay_together",
     "data/pack/grouped.multiple": "data/pack/test_grouped.py::test_they_are_the_rows_of_single_documents_sorted",
+    **{
+        f"data/clean/{name}.{field}": f"data/clean/{test}"
+        for names, fields_, test in (
+            (
+                ("exact", "lines", "paragraphs"),
+                ("ignore_case", "ignore_space", "ignore_marks", "ignore_digits"),
+                "test_exact.py::test_ignore_space_case_marks_and_digits",
+            ),
+            (("lines", "paragraphs"), ("documents",), "test_lines.py::test_it_equals_the_reference"),
+            (("lines", "paragraphs"), ("min_characters",), "test_lines.py::test_short_lines_stay"),
+            (("lines", "paragraphs"), ("min_left",), "test_lines.py::test_min_left"),
+            (
+                ("minhash",),
+                ("ngram", "unit", "bands", "rows", "seed"),
+                "test_minhash.py::test_ngram_unit_bands_rows_and_seed_change_the_keys",
+            ),
+            (("minhash",), ("verify", "threshold"), "test_minhash.py::test_verify_and_threshold_decide"),
+            (
+                ("simhash",),
+                ("ngram", "unit", "blocks", "seed"),
+                "test_simhash.py::test_ngram_unit_distance_blocks_and_seed_change_the_keys",
+            ),
+            (("simhash",), ("distance",), "test_simhash.py::test_distance_decides"),
+            (("substring",), ("min_bytes", "min_left"), "test_substring.py::test_the_first_occurrence_stays"),
+            (("substring",), ("block_mib",), "test_substring.py::test_block_mib_is_what_is_seen_at_once"),
+        )
+        for name in names
+        for field in fields_
+    },
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
     "data.workers": "data/test_encode.py::test_as_many_texts_at_once_as_there_are_workers",
     "data/source/files.format": "data/source/test_files.py::test_the_format_goes_by_the_name_or_by_what_is_said",

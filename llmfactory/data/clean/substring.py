@@ -95,7 +95,7 @@ def _without(text: bytes, spans: list[list[int]]) -> str:
     for begin, end in spans:
         parts.append(text[at:begin])
         gone, rest = text[begin:end], text[end : end + 1]
-        if parts[-1] and not (parts[-1][-1:].isspace() or rest.isspace()):
+        if parts[-1] and rest and not (parts[-1][-1:].isspace() or rest.isspace()):
             parts.append(b"\n" if b"\n" in gone else b" " if b" " in gone else b"")
         at = end
     parts.append(text[at:])
