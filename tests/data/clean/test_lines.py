@@ -68,7 +68,6 @@ def test_it_equals_the_reference(compare: Compare, documents: int, seed: int) ->
         for partitions, batch in ((1, 100), (5, 7)):
             outcomes = compare(comparison, texts, partitions, batch)
             assert [outcome.text if isinstance(outcome, Kept) else None for outcome in outcomes] == expected
-        assert sum(text is None for text in expected) < 50
     left = [text for text in expected if text is not None]
     if documents == 1:  # a line that was too rare before stays so
         assert compare(comparison, left) == [Kept(text) for text in left]
