@@ -35,10 +35,11 @@ def _joined(known: Numbers, size: int, shift: int) -> Numbers:
 
 
 def _mixed(first: Numbers, last: Numbers) -> Numbers:
-    total = ((first * FACTORS[0]) ^ (last + FACTORS[1])) * FACTORS[1]
+    total: Numbers = ((first * FACTORS[0]) ^ (last + FACTORS[1])) * FACTORS[1]
     total ^= total >> SHIFT
     total *= FACTORS[0]
-    return total ^ (total >> SHIFT)
+    total ^= total >> SHIFT
+    return total
 
 
 def places(found: Numbers, known: Numbers) -> NDArray[np.int64]:

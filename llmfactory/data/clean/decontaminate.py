@@ -151,7 +151,7 @@ class Index:
                 length.append(np.full(len(here), size))
                 file.append(file_of[place[here]])
                 key.append(found[here])
-        return Hits(*map(np.concatenate, (first, length, file, key))) if first else None  # type: ignore[arg-type]
+        return Hits(*map(np.concatenate, (first, length, file, key))) if first else None
 
 
 def _has_run(numbers: Numbers, length: int) -> bool:

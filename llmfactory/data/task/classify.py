@@ -5,7 +5,7 @@ A row too long is cut at the end of its longer text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llmfactory.data.task.spec import Classify
 from llmfactory.data.task.task import BadRecord, Record, Row, Task, begin_id, fields_of, separator_id, text_of
@@ -35,14 +35,20 @@ class Classification(Task):
         yield str(value)
 
     def rows(self, number: int, record: Record, tokenizer: Tokenizer, seq_len: int) -> Iterator[Row]:
-        pieces = [tokenizer.encode(text) for text in self.texts(record)]
-        cut_to(pieces, seq_len - 1 - len(pieces))
-        tokens, types = [begin_id(tokenizer)], [0]
-        for place, piece in enumerate(pieces):
-            tokens += [*piece, separator_id(tokenizer)]
-            types += [place] * (len(piece) + 1)
+        tokens, types = marked(list(self.texts(record)), tokenizer, seq_len)
         label = self.number_of(next(self.classes(record)))
-        yield Row(number, fields_of(tokens, [label], types if len(pieces) > 1 else None))
+        yield Row(number, fields_of(tokens, [label], types if self.spec.pair is not None else None))
+
+
+def marked(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> tuple[list[int], list[int]]:
+    """Tokens of one or two texts as a model reads them, and which of the texts each is of."""
+    pieces = [tokenizer.encode(text) for text in texts]
+    cut_to(pieces, seq_len - 1 - len(pieces))
+    tokens, types = [begin_id(tokenizer)], [0]
+    for place, piece in enumerate(pieces):
+        tokens += [*piece, separator_id(tokenizer)]
+        types += [place] * (len(piece) + 1)
+    return tokens, types
 
 
 def cut_to(pieces: list[list[int]], room: int) -> None:
