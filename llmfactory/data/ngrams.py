@@ -23,8 +23,7 @@ def hashes(numbers: Numbers, lengths: Iterable[int]) -> dict[int, Numbers]:
     for length in sorted(set(lengths)):
         while 2 * size <= length:
             known, size = _joined(known, size, size), 2 * size
-        joined = _joined(known, size, length - size)
-        found[length] = joined ^ (np.uint64(length) * FACTORS[1])
+        found[length] = _joined(known, size, length - size) ^ np.uint64(length)
     return found
 
 

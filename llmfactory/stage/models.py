@@ -65,7 +65,7 @@ class TrainedModels(Models):
         content = {
             name: listed[name] for name in sorted(listed) if name.endswith(".safetensors") or name.startswith(f"{FOLDER}/")
         }
-        about = [
+        told = [
             content,
             repr(_model_spec(checkpoint)),
             row_length(checkpoint),
@@ -91,10 +91,11 @@ def _model_spec(checkpoint: Path) -> ModelSpec:
 
 
 def row_length(checkpoint: Path) -> int:
-    """Of the rows that the model was trained on, or, where nothing says so, the most that it was made for."""
+    """Of the rows that the model was trained on, or, where nothing says so, the most that it was made for. Counts of n-grams look
+    back a few tokens only, however long the rows were that they were made from."""
     data = None if is_published(checkpoint) else saved_spec(checkpoint, DataSpec, "data")
-    most = _model_spec(checkpoint).max_positions
-    return most if data is None else min(most, data.seq_len)
+    spec = _model_spec(checkpoint)
+    return spec.max_positions if data is None or spec.graph == "counts" else min(spec.max_positions, data.seq_len)
 
 
 def _opened(checkpoint: Path, objective: Objective | None = None) -> Skeleton:
@@ -132,16 +133,17 @@ class Likelihood:
     def measure(self, texts: Sequence[str]) -> list[tuple[float, int]]:
         """Of each text -log p in nats, its end among it, and the number of tokens."""
         nats, counts = [0.0] * len(texts), [0] * len(texts)
-        lines = [line for number, text in enumerate(texts) for line in self._lines(number, text)]
+        ids = self.tokenizer.encode_batch([encodable(text) for text in texts])
+        lines = [line for number, its in enumerate(ids) for line in self._lines(number, its)]
         for width, some in batches(lines, [len(line.tokens) for line in lines], self.row_length):
             for line, found in zip(some, self._nats(some, width), strict=True):
                 nats[line.text] += found
                 counts[line.text] += sum(label != IGNORE for label in line.labels)
         return list(zip(nats, counts, strict=True))
 
-    def _lines(self, number: int, text: str) -> Iterator[Line]:
+    def _lines(self, number: int, ids: Sequence[int]) -> Iterator[Line]:
         begin = list(self.tokenizer.usage.begin_ids) or [self.tokenizer.end_id]
-        stream = [*begin, *self.tokenizer.encode(encodable(text)), self.tokenizer.end_id]
+        stream = [*begin, *ids, self.tokenizer.end_id]
         labels = [*[IGNORE] * (len(begin) - 1), *stream[len(begin) :]]
         for start in range(0, len(labels), self.row_length):
             part = slice(start, min(start + self.row_length, len(labels)))
