@@ -29,7 +29,7 @@ from llmfactory.data.source.account import insist_on_share
 from llmfactory.data.source.document import Source
 from llmfactory.data.source.spec import SourceSpec
 from llmfactory.data.tally import READ, Tally
-from llmfactory.data.tasks import Phase, Progress, Workers, run
+from llmfactory.data.tasks import Interrupted, Phase, Progress, Workers, run
 
 FORMAT = 2
 """Version of what stands in the folder; part of its hash."""
@@ -46,6 +46,14 @@ class Plan:
     models: Models
     sources: Mapping[str, Source]
     steps: Mapping[str, Step | Comparison]
+
+    @property
+    def described(self) -> str:
+        """The sources in words."""
+        named = [(name, getattr(source, "files", None), type(source).__name__) for name, source in self.specs.items()]
+        words = (f"files={files}" if files else kind for _, files, kind in named)
+        keys = ("data.source" if set(self.specs) == {"corpus"} else f"data.sources.{name}" for name in self.specs)
+        return ", ".join(f"{key}.{what}" if "=" in what else f"{key} ({what})" for key, what in zip(keys, words, strict=True))
 
     @classmethod
     def of(cls, specs: Mapping[str, SourceSpec], clean: Mapping[str, CleanSpec], form: FormSpec, models: Models) -> Plan:
@@ -111,7 +119,14 @@ def make_documents(plan: Plan, folder: Path, workers: Workers, progress: Progres
                     forget_texts(shard.folder)
         assert before is not None
         run(
-            Publishing(name="publish", plan_order=tuple(plan.steps), made=tuple(made), target=folder, found=found),
+            Publishing(
+                name="publish",
+                plan_order=tuple(plan.steps),
+                made=tuple(made),
+                target=folder,
+                found=found,
+                described=plan.described,
+            ),
             work,
             workers,
             progress,
@@ -136,18 +151,33 @@ def publish(folder: Path, opened: Callable[[], Any], make: Callable[[Path], None
         return found
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock, work = folder.with_name(f"{folder.name}.lock"), folder.with_name(f"{folder.name}.work")
-    with shared(lock):
-        if (found := opened()) is None:
-            if folder.is_dir():  # damaged, or it would have been taken
-                shutil.rmtree(folder)
-            work.mkdir(exist_ok=True)
-            make(work)
-    if found is None and (found := opened()) is None:
-        raise UserError(f"{folder} was made and is damaged already: is the disk all right?")
+    keep = True
+    try:
+        with shared(lock):
+            if (found := opened()) is None:
+                if folder.is_dir():  # damaged, or it would have been taken
+                    shutil.rmtree(folder)
+                work.mkdir(exist_ok=True)
+                make(work)
+        if found is None and (found := opened()) is None:
+            raise UserError(f"{folder} was made and is damaged already: is the disk all right?")
+        keep = False
+    except Interrupted:
+        raise
+    except UserError:  # something is wrong with the data: mended, they will have another name
+        keep = False
+        raise
+    finally:
+        if not keep:
+            clear(lock, work)
+    return found
+
+
+def clear(lock: Path, folder: Path) -> None:
+    """Take a folder away, unless somebody else holds its lock."""
     with tried(lock) as alone:
         if alone:
-            shutil.rmtree(work, ignore_errors=True)
-    return found
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _segment(plan: Plan, number: int, part: Part, before: Path | None, verdicts: Path | None) -> Segment:
@@ -187,6 +217,15 @@ def _compare(plan: Plan, number: int, name: str, shards: Path, work: Path, worke
     return run(settling, work, workers, progress) / "00000"
 
 
+def reasons(tally: Tally) -> str:
+    """Why there is nothing left."""
+    return "".join(
+        f"; {one.documents} × {reason} (step {name})" + (f", for instance {one.samples[0].name}" if one.samples else "")
+        for name, step in tally.steps.items()
+        for reason, one in step.dropped.items()
+    )
+
+
 def insist_on_shares(plan: Plan, shards: Shards) -> None:
     """Raises UserError where a source has more bad records than it may."""
     for name, source in plan.sources.items():
@@ -219,6 +258,7 @@ class Publishing(Phase):
     """Folders of all segments' shards."""
     target: Path
     found: dict[str, Any]
+    described: str
     label: str = "cleaning"
 
     def sizes(self) -> Sequence[int]:
@@ -232,6 +272,8 @@ class Publishing(Phase):
         if self.target.is_dir():  # we were killed between its rename and the task's
             write_about(folder)
             return
+        if not len(Shards.of(self.made[-1])):
+            raise UserError(f"the corpus is empty: {self.described} holds no text" + reasons(tally))
         whole = folder / "whole"
         last = Shards.of(self.made[-1])
         (whole / SHARDS).mkdir(parents=True)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,9 +73,19 @@ class TokenWriter:
         if self._mask is not None:
             self._mask.write(b"\1" * size if targets is None else targets.astype(np.uint8).tobytes())
 
-    def close(self) -> dict[str, Any]:
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         for file in (self._tokens, self._notes, *([self._mask] if self._mask is not None else [])):
             file.close()
+
+    def close(self) -> dict[str, Any]:
+        """The counts of what was written."""
+        self._close()
         for suffix, values in ((LENGTHS, self._lengths), (RECORDS, self._records), (NOTE_LENGTHS, self._note_lengths)):
             np.array(values, "<i8").tofile(self.folder / f"{self.name}{suffix}")
         several = any(count != 1 for count in self._records)
@@ -121,7 +131,13 @@ class Encoding(Phase):
     def do(self, number: int, folder: Path) -> None:
         piece = self.pieces[number]
         dtype = dtype_for(self.tokenizer.vocab_size)
-        writers = {part: TokenWriter(folder, part, dtype, self.tokenizer.end_id) for part in PARTS}
+        with ExitStack() as stack, one_library_thread():
+            writers = {part: stack.enter_context(TokenWriter(folder, part, dtype, self.tokenizer.end_id)) for part in PARTS}
+            self._encode(piece, writers)
+            counts = {part: writers[part].close() for part in PARTS}
+        write_about(folder, source=self.shards.shards[piece.shard].source, counts=counts)
+
+    def _encode(self, piece: Piece, writers: Mapping[str, TokenWriter]) -> None:
         waiting: dict[str, list[str]] = {part: [] for part in PARTS}
         sizes = dict.fromkeys(PARTS, 0)
 
@@ -130,17 +146,14 @@ class Encoding(Phase):
                 writers[part].add(self.opened.encode(self.tokenizer, waiting[part]), sizes[part])
                 waiting[part], sizes[part] = [], 0
 
-        with one_library_thread():
-            for place, entry in enumerate(self.shards.shards[piece.shard].read(piece.first, piece.stop), piece.start):
-                for part, text in self.sides.parts(place, entry.text):
-                    waiting[part].append(text)
-                    sizes[part] += len(text.encode())
-                    if sizes[part] >= CHUNK:
-                        flush(part)
-            for part in PARTS:
-                flush(part)
-        source = self.shards.shards[piece.shard].source
-        write_about(folder, source=source, counts={part: writers[part].close() for part in PARTS})
+        for place, entry in enumerate(self.shards.shards[piece.shard].read(piece.first, piece.stop), piece.start):
+            for part, text in self.sides.parts(place, entry.text):
+                waiting[part].append(text)
+                sizes[part] += len(text.encode())
+                if sizes[part] >= CHUNK:
+                    flush(part)
+        for part in PARTS:
+            flush(part)
 
 
 def join(

@@ -30,7 +30,8 @@ class Learning(Phase):
 
     @cached_property
     def source(self) -> TokenizerSource:
-        return self.tokenizer.build(self.vocab_size, self.specials)
+        needed = [(name,) for name in self.form.build().specials()]
+        return self.tokenizer.build(self.vocab_size, [*self.specials, *needed])
 
     def sizes(self) -> Sequence[int]:
         return [max(1, self.source.sample_bytes)]
@@ -40,7 +41,7 @@ class Learning(Phase):
         shards, sides = Shards.of(self.shards_folder), Sides(self.sides_folder)
         sampled = sample(shards, sides, self.source.sample_bytes)
         made = self.source.make(text for document in sampled for text in form.texts(document))
-        made.save(folder / FOLDER)
+        form.equip(made, self.vocab_size).save(folder / FOLDER)
         write_about(folder)
 
 

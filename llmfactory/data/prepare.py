@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.special import Special
 from llmfactory.data.checksum import Damaged
 from llmfactory.data.clean.models import Models, NoModels
-from llmfactory.data.documents import Documents, Plan, make_documents, publish
+from llmfactory.data.documents import Documents, Plan, clear, make_documents, publish
 from llmfactory.data.encode import PARTS, Encoding, join
 from llmfactory.data.learning import Learning
-from llmfactory.data.lock import tried
 from llmfactory.data.marks import write_texts
 from llmfactory.data.pack.spec import Concat
 from llmfactory.data.prepared import FORMAT, SOURCES, Prepared, read, write_manifest
@@ -69,17 +67,17 @@ def prepare(
         nonlocal fresh
         fresh = True
         documents = make_documents(plan, cache / f"documents-{about_documents}", workers, report)
-        if not len(documents.shards):
-            raise UserError(f"the corpus is empty: {describe(spec)} holds no text" + _reasons(documents.tally))
         _tokens(spec, vocab_size, specials, plan, documents, folder, work, workers, report)
 
     try:
         with _disk(folder):
             prepared: Prepared = publish(folder, opened, make)
-            if fresh and not spec.clean:  # nothing but a copy of what was read
-                _forget(cache / f"documents-{about_documents}")
     finally:
         workers.close()
+        if fresh and not spec.clean:  # they are nothing but a copy of what was read
+            kept = cache / f"documents-{about_documents}"
+            if kept.is_dir():
+                clear(kept.with_name(f"{kept.name}.lock"), kept)
     if isinstance(spec.pack, Concat):
         _insist_on_a_row(spec, prepared)
     return prepared
@@ -93,12 +91,6 @@ def _insist_on_a_row(spec: DocumentsSpec, prepared: Prepared) -> None:
                 f"the training part{of} has {source.train.inputs} tokens, less than one row of data.seq_len={spec.seq_len}. "
                 f"Try data.seq_len={max(2, source.train.inputs // 4)}, or more text"
             )
-
-
-def _forget(documents: Path) -> None:
-    with tried(documents.with_name(f"{documents.name}.lock")) as alone:
-        if alone:
-            shutil.rmtree(documents, ignore_errors=True)
 
 
 def cache_folder(spec: DocumentsSpec) -> Path:
@@ -221,21 +213,6 @@ class Joining(Phase):
 
 def _total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return {key: sum(one[key] for one in counts) for key in ("documents", "bytes", "tokens", "targets")}
-
-
-def describe(spec: DocumentsSpec) -> str:
-    named = [(name, getattr(source, "files", None), source) for name, source in spec.named().items()]
-    words = (f"data.source.files={files}" if files else f"{name} ({type(source).__name__})" for name, files, source in named)
-    return ", ".join(words)
-
-
-def _reasons(tally: Tally) -> str:
-    """Why there is nothing left."""
-    return "".join(
-        f"; {one.documents} × {reason} (step {name}), for instance {one.samples[0].name}"
-        for name, step in tally.steps.items()
-        for reason, one in step.dropped.items()
-    )
 
 
 def _plain(spec: DocumentsSpec) -> dict[str, Any]:

@@ -150,26 +150,30 @@ class Segment(Phase):
             piece = self.pieces[number]
             name = self.shards.shards[piece.shard].source
             chunks = self._read_again(piece)
-        writer = ShardWriter(folder, name)
         keys = KeyWriter(self.partitions) if self.part.after is not None else None
-        for items in chunks:
-            for step in self._names(name):
-                items = self._apply(step, items, tally)
-            if self.part.last:
-                items = self._apply(FORM, items, tally)
-                for item in items:
-                    tally.length("kept", item.page.size)
-            self._give_keys(name, items, keys)
+        with ShardWriter(folder, name) as writer:
+            for items in chunks:
+                for item in self._go(name, items, tally, keys):
+                    writer.add(item.page.name, item.page.text, item.group, item.evaluated)
+            if keys is not None:
+                keys.write(folder)
+            if self.before is None:
+                about["bad"] = len(account.bads)
+                about["records"] = tally.step(READ).seen
+                if account.bads:
+                    write_quarantine(folder / QUARANTINE, account, name)
+            writer.close(tally=tally.plain(), **about)
+
+    def _go(self, source: str, items: list[Item], tally: Tally, keys: KeyWriter | None) -> list[Item]:
+        """What the steps of this segment leave of some documents, and their keys."""
+        for step in self._names(source):
+            items = self._apply(step, items, tally)
+        if self.part.last:
+            items = self._apply(FORM, items, tally)
             for item in items:
-                writer.add(item.page.name, item.page.text, item.group, item.evaluated)
-        if keys is not None:
-            keys.write(folder)
-        if self.before is None:
-            about["bad"] = len(account.bads)
-            about["records"] = tally.step(READ).seen
-            if account.bads:
-                write_quarantine(folder / QUARANTINE, account, name)
-        writer.close(tally=tally.plain(), **about)
+                tally.length("kept", item.page.size)
+        self._give_keys(source, items, keys)
+        return items
 
     def _names(self, source: str) -> Iterator[str]:
         """Steps of this segment that work on a source."""

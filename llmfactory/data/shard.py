@@ -66,6 +66,13 @@ class ShardWriter:
         self._evaluated.append(evaluated)
         return len(data)
 
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._texts.close()
+        self._names.close()
+
     def close(self, **about: Any) -> None:
         """Without it there is no shard. `about` is kept beside the counts."""
         self._texts.close()

@@ -81,8 +81,8 @@ class Splitting(Phase):
         for source, first, its in by_source(shards):
             group, size, evaluated = columns(its)
             side = choose(group, size, evaluated, self.share, wanted)
-            lacking = missing(side, size, evaluated, self.share, wanted) if self.share else 0
-            if lacking and self.traits[source].can_cut and (cut := _cut(shards, first, group, size, side, lacking)):
+            lacking = missing(side, size, evaluated, self.share, wanted)
+            if lacking is not None and self.traits[source].can_cut and (cut := _cut(shards, first, group, size, side, lacking)):
                 cuts.append(cut)
             sides.append(side)
         np.save(folder / SIDES, np.concatenate(sides) if sides else np.empty(0, np.uint8))

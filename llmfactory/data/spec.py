@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
 from llmfactory.data.clean.spec import CleanSpec
-from llmfactory.data.form.spec import FormSpec
+from llmfactory.data.form.spec import FormSpec, Text
+from llmfactory.data.mix.spec import ByTokens, MixSpec
 from llmfactory.data.pack.spec import PackSpec
 from llmfactory.data.source.spec import SourceSpec
 from llmfactory.data.task.spec import TaskSpec
@@ -37,7 +38,7 @@ class Documents(DataSpec):
     """Base of documents that are read and cleaned once, tokenized once, kept as memory-mapped token files, and cut into rows when
     they are read."""
 
-    form: FormSpec
+    form: FormSpec = field(default_factory=Text)
     """What a document means."""
     clean: dict[str, CleanSpec] = field(default_factory=dict)
     """Steps that documents go through, in order, by name: 'data/clean=[unicode,exact]'."""
@@ -78,6 +79,8 @@ class Mixture(Documents):
 
     sources: dict[str, SourceSpec] = field(default_factory=dict)
     """By name."""
+    mix: MixSpec = field(default_factory=ByTokens)
+    """What share of the training tokens each source gives."""
 
     def named(self) -> Mapping[str, SourceSpec]:
         return self.sources
@@ -86,6 +89,8 @@ class Mixture(Documents):
         yield from Documents.problems(self)
         if not self.sources:
             yield Problem("sources", {}, "a mixture needs a source at least", "data/source=[pydocs,pycode]")
+        else:
+            yield from self.mix.against(list(self.sources))
 
 
 @dataclass(kw_only=True, slots=True)

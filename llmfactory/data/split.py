@@ -81,11 +81,11 @@ def _groups(group: UInt64, weight: Int64, target: float) -> UInt64:
     return groups[chosen]
 
 
-def missing(side: NDArray[np.uint8], size: Int64, evaluated: NDArray[np.bool_], share: float, most: int) -> int:
-    """Bytes that whole documents could not hold out, where that is more than half of what was wanted; else 0."""
+def missing(side: NDArray[np.uint8], size: Int64, evaluated: NDArray[np.bool_], share: float, most: int) -> int | None:
+    """Bytes that whole documents could not hold out, where that is more than half of what was wanted; else None."""
     target = min(share * int(size[evaluated].sum()), most)
     held = int(size[side == Side.held_out].sum())
-    return round(target - held) if held < target / 2 else 0
+    return round(target - held) if held < target / 2 else None
 
 
 def largest(group: UInt64, size: Int64, side: NDArray[np.uint8]) -> int | None:

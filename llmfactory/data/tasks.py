@@ -29,6 +29,10 @@ Progress = Callable[[str, int, int], None]
 """Called as progress(what is done, bytes done, of how many)."""
 
 
+class Interrupted(UserError):
+    """Work was ended from outside; what is finished is good, and can be gone on with."""
+
+
 class Phase(ABC):
     """Tasks of one kind, a dataclass. Can be sent to another process; what is expensive is made at the first task."""
 
@@ -128,13 +132,13 @@ def _together(
             if not running:
                 return
             for future in [future for future in running if future.done()] or _first(running):
-                number = running.pop(future)
                 if future.result():
-                    finish([number])
+                    finish([running[future]])
+                del running[future]
     except BrokenProcessPool as error:
         named = ", ".join(f"{phase.name}/{number}" for number in sorted(running.values()))
         workers.close()
-        raise UserError(
+        raise Interrupted(
             f"a process that worked on {phase.label} was killed (tasks in hand: {named}), perhaps for want of memory. What is finished "
             "is kept: run it again, with fewer processes if memory was short (data.workers=1)"
         ) from error

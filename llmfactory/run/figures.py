@@ -21,6 +21,13 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     row("bits per byte", "bits_per_byte", ".3f", f"beside {marks}" if marks else "")
     for key, (what, form, remark) in TASKS.items():
         row(what, key, form, remark)
+    if result.get("records_read") is not None:
+        share = result["documents"] / max(1, result["records_read"])
+        rows.append(("documents", f"{result['documents']:,}", f"{share:.1%} of {result['records_read']:,} records"))
+        row("text", "text_bytes", ",", "bytes")
+        row("tokens", "tokens", ",")
+        row("bytes per token", "bytes_per_token", ".3f")
+        rows.append(("prepared data", result["data"], result["folder"]))
     row("tokens/s", "tokens_per_second", ",.0f")
     if result.get("mfu") is not None:
         rows.append(

@@ -9,6 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from llmfactory.run.account import account_of
 from llmfactory.run.curves import Points, curves
 from llmfactory.run.figures import figures
 from llmfactory.run.folder import read_config, read_overrides, read_result
@@ -70,6 +71,7 @@ def write_report(folder: Path) -> None:
         result=result,
         figures=figures(result),
         plots=plots(read_metrics(folder / "metrics.csv")) + bandwidths(result.get("communication")),
+        account=account_of(result["preparation"]) if "preparation" in result else None,
         drawing=drawing.read_text(encoding="utf-8") if drawing.is_file() else None,
         overrides=read_overrides(folder),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100),

@@ -45,8 +45,8 @@ def start(composed: Composed) -> dict[str, Any]:
 
     Raises ConfigError, UserError, or whatever the first failing process raised.
 
-    Training always has a run folder, and what is started from a saved config. Other jobs have one if they are given a name;
-    else they only print.
+    Stages that keep something always have a run folder (`StageSpec.keeps`), and what is started from a saved config. Other jobs
+    have one if they are given a name; else they only print.
     """
     job, remarks = resolved(composed.job)
     config = copy.deepcopy(composed.plain)
@@ -55,7 +55,7 @@ def start(composed: Composed) -> dict[str, Any]:
         config["parallel"] = plain["parallel"]
         config["trainer"]["micro_batch_size"] = plain["trainer"]["micro_batch_size"]
     launch = Single() if isinstance(job.stage, Plan) else job.launch  # a plan starts nothing
-    if config["name"] is None and not isinstance(composed.job.stage, TrainingSpec) and not launch.from_folder:
+    if config["name"] is None and not job.stage.keeps and not launch.from_folder:
         result = launch.run(work, config)
         assert result is not None
         show(result)

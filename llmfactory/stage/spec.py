@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class StageSpec(Spec):
     """Base of the stages."""
 
+    keeps: ClassVar[bool] = False
+    """It always has a run folder; others only where the job has a name."""
+
     def build(self) -> StageJob:
         """What to run, for stages that do not train."""
         raise TypeError(f"{type(self).__name__} is a base: pick an option of stage")
@@ -27,7 +30,9 @@ class StageSpec(Spec):
 
 @dataclass(kw_only=True, slots=True)
 class TrainingSpec(StageSpec):
-    """Base of the stages that train; they always have a run folder."""
+    """Base of the stages that train."""
+
+    keeps: ClassVar[bool] = True
 
     objective: ObjectiveSpec
     sample_prompt: str | None = None
@@ -37,6 +42,15 @@ class TrainingSpec(StageSpec):
 @dataclass(kw_only=True, slots=True)
 class Pretrain(TrainingSpec):
     """Train a model from random weights, or from those of `init`, on the rows of `data`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Prepare(StageSpec):
+    """Read, clean and tokenize `data`, once and for all jobs with the same, and report what became of every document."""
+
+    keeps: ClassVar[bool] = True
+    export: str | None = None
+    """Folder for the documents that are left, as gzipped JSON lines; it must not exist yet. None: they are not written."""
 
 
 @dataclass(kw_only=True, slots=True)

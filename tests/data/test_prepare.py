@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from llmfactory.core.errors import UserError
-from llmfactory.data import encode
+from llmfactory.data import checksum as checksum_module
+from llmfactory.data import encode, segment, tasks
 from llmfactory.data import prepare as module
-from llmfactory.data import prepared as prepared_module
 from llmfactory.data.lock import locked
 from llmfactory.data.pack.spec import Concat, Document
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
-from llmfactory.data.source.spec import Jsonl, Pycode, Text
+from llmfactory.data.source.spec import Files, Pycode
 from llmfactory.data.spec import Corpus
 from llmfactory.data.tokenizer.spec import ByteBpe, Bytes, Split
 
@@ -34,7 +34,7 @@ def corpus(folder: Path, **fields: object) -> Corpus:
     if not path.exists():
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     defaults = {
-        "source": Jsonl(files=[str(path)]),
+        "source": Files(files=[str(path)]),
         "tokenizer": ByteBpe(),
         "pack": Concat(),
         "seq_len": 16,
@@ -48,7 +48,7 @@ def content(data: Prepared) -> dict[str, bytes]:
 
 
 def left_in(folder: Path) -> list[str]:
-    return [path.name for path in (folder / "cache").iterdir() if path.suffix != ".lock"]
+    return sorted(path.name for path in (folder / "cache").iterdir() if path.suffix != ".lock")
 
 
 @pytest.mark.parametrize("tokenizer", [ByteBpe(), Bytes()])
@@ -62,6 +62,7 @@ def test_every_document_stands_in_one_part_as_it_was(tmp_path: Path, tokenizer: 
         "documents": len(train),
         "bytes": sum(len(text.encode()) for text in train),
         "tokens": len(data.train.tokens),
+        "targets": data.train.targets,
     }
     for tokens in (data.train, data.held_out):
         ends = np.flatnonzero(tokens.tokens == data.tokenizer.end_id)
@@ -73,21 +74,23 @@ def test_the_second_time_comes_from_the_cache(tmp_path: Path) -> None:
     spec, calls = corpus(tmp_path), []
     first = prepare(spec, 400, lambda *call: calls.append(call))
     assert first.fresh
-    assert {label for label, _, _ in calls} == {"reading", "training the tokenizer", "tokenizing"}
+    assert {"reading", "training the tokenizer", "tokenizing"} < {label for label, _, _ in calls}
     assert all(0 <= done <= total for _, done, total in calls)
-    assert [done for label, done, total in calls if label == "tokenizing"][-1] == calls[-1][2]
+    assert calls[-1][1] == calls[-1][2]
     again = prepare(spec, 400)
     assert not again.fresh
     assert again.folder == first.folder
 
 
-def test_the_result_depends_on_neither_threads_nor_folder_nor_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_depends_on_neither_processes_nor_folder_nor_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    for workers, chunk in ((1, 1 << 18), (2, 300), (5, 1)):
+    for workers, chunk in ((1, 1 << 18), (1, 300), (1, 1), (2, 1 << 18)):
         monkeypatch.setattr(encode, "CHUNK", chunk)
-        spec = corpus(tmp_path, workers=workers, cache=str(tmp_path / f"cache{workers}"))
+        monkeypatch.setattr(segment, "CHUNK", chunk)
+        monkeypatch.setattr(tasks, "ALONE", 0)
+        spec = corpus(tmp_path, workers=workers, cache=str(tmp_path / f"cache{workers}{chunk}"))
         found.append(content(prepare(spec, 400)))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1] == found[2] == found[3]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,7 @@ def test_the_result_depends_on_neither_threads_nor_folder_nor_chunks(tmp_path: P
         ({"pack": Document()}, 400, True),
         ({"workers": 1}, 400, True),
         ({"held_out": 0.3}, 400, False),
+        ({"held_out_bytes": 10}, 400, False),
         ({"tokenizer": Bytes()}, 400, False),
         ({"tokenizer": ByteBpe(split=Split.gpt2)}, 400, False),
         ({"tokenizer": ByteBpe(train_bytes=1000)}, 400, False),
@@ -129,7 +133,11 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path: Path, monkeypatch
     assert wide.train.tokens.tolist() == small.train.tokens.tolist()
 
 
-@pytest.mark.parametrize("file", ["train.bin", "held_out.offsets", "tokenizer/tokenizer.json", "manifest.json", "held_out.txt"])
+FILES = [f"sources/corpus/{name}" for name in ("train.bin", "held_out.offsets")]
+FILES += ["tokenizer/tokenizer.json", "manifest.json", "held_out.txt"]
+
+
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("harm", ["truncated", "altered", "gone"])
 def test_a_damaged_cache_is_made_again(tmp_path: Path, file: str, harm: str) -> None:
     if file == "manifest.json" and harm == "altered":
@@ -150,18 +158,18 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, file: str, harm: str) -> 
 
 
 def test_large_files_are_checked_in_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepared_module, "BLOCK", 16)
+    monkeypatch.setattr(checksum_module, "BLOCK", 16)
     path = tmp_path / "large"
     path.write_bytes(bytes(range(256)) * 40)
-    first = prepared_module.checksum(path)
+    first = checksum_module.checksum(path)
     for place in (0, -1):
         data = bytearray(path.read_bytes())
         data[place] ^= 1
         path.write_bytes(data)
-        assert prepared_module.checksum(path) != first
+        assert checksum_module.checksum(path) != first
         data[place] ^= 1
         path.write_bytes(data)
-    assert prepared_module.checksum(path) == first
+    assert checksum_module.checksum(path) == first
 
 
 def _prepare(spec: Corpus, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
@@ -170,7 +178,7 @@ def _prepare(spec: Corpus, results: multiprocessing.Queue) -> None:  # type: ign
 
 
 @pytest.mark.dist
-def test_several_processes_at_once_make_it_once(tmp_path: Path) -> None:
+def test_several_processes_at_once_share_the_work(tmp_path: Path) -> None:
     spec, context = corpus(tmp_path), multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [context.Process(target=_prepare, args=(spec, results)) for _ in range(3)]
@@ -180,7 +188,8 @@ def test_several_processes_at_once_make_it_once(tmp_path: Path) -> None:
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert sorted(fresh for fresh, _ in found) == [False, False, True]
+    assert any(fresh for fresh, _ in found)
+    assert left_in(tmp_path) == [prepare(spec, 400).folder.name]
     assert len({total for _, total in found}) == 1
 
 
@@ -194,50 +203,46 @@ def _hang(spec: Corpus, started: multiprocessing.Queue) -> None:  # type: ignore
 
 
 @pytest.mark.dist
-def test_a_killed_preparation_leaves_nothing_that_is_used(tmp_path: Path) -> None:
+def test_a_killed_preparation_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, context = corpus(tmp_path), multiprocessing.get_context("spawn")
     started = context.Queue()
     process = context.Process(target=_hang, args=(spec, started))
     process.start()
     os.kill(started.get(timeout=120), signal.SIGKILL)
     process.join()
-    assert [name for name in left_in(tmp_path) if ".tmp-" in name]
+    (work,) = [name for name in left_in(tmp_path) if name.endswith(".work") and not name.startswith("documents")]
+    done: list[str] = []
+    attempt = tasks.attempt
+
+    def counted(phase: tasks.Phase, folder: Path, number: int) -> bool:
+        done.append(phase.name)
+        return attempt(phase, folder, number)
+
+    monkeypatch.setattr(tasks, "attempt", counted)
     data = prepare(spec, 400)
-    assert data.fresh
+    assert data.folder.name == work.removesuffix(".work")
+    assert done == ["encode", "join"]
     assert left_in(tmp_path) == [data.folder.name]
+    fresh = prepare(corpus(tmp_path, cache=str(tmp_path / "other")), 400)
+    assert content(fresh) == content(data)
 
 
-def test_a_full_disk_is_said_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("file", ["texts.bin", "train.bin", "manifest.json"])
+def test_a_full_disk_is_said_and_what_is_finished_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    opened = Path.open
 
-    monkeypatch.setattr("os.fsync", full)
+    def full(self: Path, *args: object, **options: object) -> object:
+        if self.name == file and "w" in str(options.get("mode", args[0] if args else "r")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(self, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(UserError, match=rf"cannot write prepared data to {tmp_path / 'cache'}: the disk is full.*data.cache="):
         prepare(corpus(tmp_path), 400)
-    assert left_in(tmp_path) == []
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
     monkeypatch.undo()
     assert prepare(corpus(tmp_path), 400).fresh
-
-
-def test_a_full_disk_while_reading_is_said_and_nothing_is_left(tmp_path: Path) -> None:
-    class Full:
-        def write(self, _: bytes) -> int:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def close(self) -> None: ...
-
-    from llmfactory.data.spool import Spool
-
-    def init(self: Spool, path: Path) -> None:
-        original(self, path)
-        self._texts.close()
-        self._texts = Full()  # type: ignore[assignment]
-
-    original = Spool.__init__
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="the disk is full"):
-        patch.setattr(Spool, "__init__", init)
-        prepare(corpus(tmp_path), 400)
-    assert left_in(tmp_path) == []
+    assert len(left_in(tmp_path)) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -259,15 +264,16 @@ def test_the_lock_is_exclusive(tmp_path: Path) -> None:
 def test_an_empty_corpus_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(
-        UserError, match=r"the corpus is empty: data.source.files=\['.*a.txt'\] holds no text; 1 × empty document"
+        UserError,
+        match=r"the corpus is empty: data.source.files=\['.*a.txt'\] holds no text; 1 × empty (document|file) \(step read\)",
     ):
-        prepare(corpus(tmp_path, source=Text(files=[str(tmp_path / "a.txt")])), 400)
+        prepare(corpus(tmp_path, source=Files(files=[str(tmp_path / "a.txt")])), 400)
     assert left_in(tmp_path) == []
 
 
 def test_a_corpus_shorter_than_a_row_is_an_error_where_rows_are_packed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a few words")
-    spec = corpus(tmp_path, source=Text(files=[str(tmp_path / "a.txt")]), tokenizer=Bytes(), held_out=0)
+    spec = corpus(tmp_path, source=Files(files=[str(tmp_path / "a.txt")]), tokenizer=Bytes(), held_out=0)
     with pytest.raises(UserError, match=r"has 12 tokens, less than one row of data.seq_len=16. Try data.seq_len=3"):
         prepare(spec, 400)
     assert prepare(dataclasses.replace(spec, seq_len=12), 400).train.targets == 12
@@ -283,17 +289,25 @@ def test_nothing_held_out(tmp_path: Path) -> None:
 def test_dropped_records_are_counted_with_samples(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "{\n" * 7)
-    counts = prepare(corpus(tmp_path, source=Jsonl(files=[str(path)], bad_share=0.1)), 400).counts
-    assert counts["dropped"]["invalid JSON"]["documents"] == 7
-    assert len(counts["dropped"]["invalid JSON"]["samples"]) == 5
-    assert f"{path}, line 121" in counts["dropped"]["invalid JSON"]["samples"][0]
+    counts = prepare(corpus(tmp_path, source=Files(files=[str(path)], bad_share=0.1)), 400).counts
+    dropped = counts["steps"]["read"]["dropped"]["invalid JSON"]
+    assert dropped["documents"] == 7
+    assert len(dropped["samples"]) == 5
+    assert all(f"{path}, line 12" in sample["name"] for sample in dropped["samples"])
+    assert counts["sources"]["corpus"]["read"] == {
+        "units": 1,
+        "records": len(TEXTS) + 7,
+        "bad": 7,
+        "documents": len(TEXTS),
+        "bytes": sum(len(text.encode()) for text in TEXTS),
+    }
 
 
 def test_a_bad_corpus_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "fine"}\n{')
     with pytest.raises(UserError, match=f"{path}, line 2"):
-        prepare(corpus(tmp_path, source=Jsonl(files=[str(path)])), 400)
+        prepare(corpus(tmp_path, source=Files(files=[str(path)])), 400)
     assert left_in(tmp_path) == []
 
 

@@ -13,11 +13,13 @@ from llmfactory.launch.spec import Local, MachinesSpec
 from llmfactory.model.ffn.spec import BalanceOver, MoeSpec
 from llmfactory.parallel.spec import Backend, Mesh, Zero
 from llmfactory.run.spec import Device
-from llmfactory.stage.spec import TrainingSpec
+from llmfactory.stage.spec import Prepare, TrainingSpec
 
 
 def world_is_the_product_of_degrees(job: Job) -> Iterator[Problem]:
     world = job.launch.world()
+    if isinstance(job.stage, Prepare):  # its processes share tasks, not a model
+        return
     degrees = job.parallel.degrees_for(world)
     product = math.prod(degrees.values())
     if product == world:
