@@ -22,6 +22,8 @@ from llmfactory.data.clean.dedup_spec import Unit
 
 Hashes = NDArray[np.uint64]
 Int64 = NDArray[np.int64]
+Codes = NDArray[np.unsignedinteger]
+Kinds = NDArray[np.uint8]
 
 CHARACTERS = 1 << 16
 """What is hashed at once: its tables stay in the processor's cache, and a document of any length needs no more."""
@@ -51,27 +53,28 @@ class Chunk:
 
 def shingles(texts: Sequence[str], n: int, unit: Unit) -> Iterator[Chunk]:
     """All n-grams of all texts, repeated ones too; a text of fewer than n units has one, an empty one none."""
-    waiting: list[int] = []
-    size = 0
+    waiting: dict[bool, list[int]] = {True: [], False: []}  # by whether they are ASCII, which is read faster
+    sizes = dict.fromkeys(waiting, 0)
     for index, text in enumerate(texts):
         if len(text) > CHARACTERS:
             yield from _of_long(text, index, n, unit)
             continue
-        if size + len(text) > CHARACTERS and waiting:
-            yield from _of_short([texts[i] for i in waiting], waiting, n, unit)
-            waiting, size = [], 0
-        waiting.append(index)
-        size += len(text) + 1
-    if waiting:
-        yield from _of_short([texts[i] for i in waiting], waiting, n, unit)
+        kind = text.isascii()
+        if sizes[kind] + len(text) > CHARACTERS:
+            yield from _of_short(texts, waiting[kind], n, unit)
+            waiting[kind], sizes[kind] = [], 0
+        waiting[kind].append(index)
+        sizes[kind] += len(text) + 1
+    for indices in waiting.values():
+        yield from _of_short(texts, indices, n, unit)
 
 
-def _of_short(texts: list[str], indices: list[int], n: int, unit: Unit) -> Iterator[Chunk]:
-    texts = [text.casefold() for text in texts]
-    ends = np.cumsum([len(text) + 1 for text in texts])
-    units, begins = _units(_codes("\n".join(texts)), unit)
+def _of_short(texts: Sequence[str], indices: list[int], n: int, unit: Unit) -> Iterator[Chunk]:
+    """Of those of the texts, which are hashed as one."""
+    ends = np.cumsum([len(texts[index]) + 1 for index in indices], dtype=np.int64)
+    units, begins = _units(*_read("\n".join([texts[index] for index in indices])), unit)
     edges = np.concatenate([[0], np.searchsorted(begins, ends)])  # [P + 1], the units of each
-    have = edges[1:] - edges[:-1]
+    have = np.diff(edges)
     counts = np.where(have > n, have - n + 1, np.minimum(have, 1))
     some = np.flatnonzero(counts)
     if not len(some):
@@ -88,12 +91,13 @@ def _of_long(text: str, index: int, n: int, unit: Unit) -> Iterator[Chunk]:
     kept: Hashes = np.empty(0, np.uint64)
     at = 0
     while at < len(text):
-        codes = _codes(text[at : at + CHARACTERS])
+        codes, kinds = _read(text[at : at + CHARACTERS])
         if at + len(codes) < len(text):  # not within a word, unless it fills all of it
-            between = np.flatnonzero(_classes(codes) != _WORD)
-            codes = codes[: between[-1] + 1] if len(between) else codes
+            between = np.flatnonzero(kinds != _WORD)
+            size = between[-1] + 1 if len(between) else len(codes)
+            codes, kinds = codes[:size], kinds[:size]
         at += len(codes)
-        kept = np.concatenate([kept, _units(_codes(text[at - len(codes) : at].casefold()), unit)[0]])
+        kept = np.concatenate([kept, _units(codes, kinds, unit)[0]])
         if len(kept) >= n:
             begin = np.arange(len(kept) - n + 1)
             yield Chunk(_runs(kept, begin, begin + n), place, np.zeros(1, np.int64))
@@ -102,40 +106,43 @@ def _of_long(text: str, index: int, n: int, unit: Unit) -> Iterator[Chunk]:
         yield Chunk(_runs(kept, np.zeros(1, np.int64), np.array([len(kept)])), place, np.zeros(1, np.int64))
 
 
-def _codes(text: str) -> NDArray[np.unsignedinteger]:
-    """[C] code points; one byte each where that is enough."""
+def _read(text: str) -> tuple[Codes, Kinds]:
+    """[C] code points, capital letters as small ones, and [C] whether each is part of a word, a word of its own, or none."""
+    small, kinds = _tables()
     if text.isascii():
-        return np.frombuffer(text.encode("ascii"), np.uint8)
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-def _classes(codes: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
-    """[C], whether each is part of a word, a word of its own, or none."""
-    kinds: NDArray[np.uint8] = _table()[codes if codes.dtype == np.uint8 else np.minimum(codes, _END)]
-    return kinds
+        data = text.encode("ascii")
+        return np.frombuffer(data.lower(), np.uint8), np.frombuffer(data.translate(_ascii_kinds()), np.uint8)
+    codes = np.minimum(np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4"), _END)
+    return small[codes], kinds[codes]
 
 
 @functools.cache
-def _table() -> NDArray[np.uint8]:
-    """[_END + 1], the class of each code point: letters, digits, and the marks that belong to letters are in words."""
-    table = np.array([_WORD if unicodedata.category(chr(code))[0] in "LNM" else _NONE for code in range(_END + 1)], np.uint8)
-    everything = "".join(map(chr, range(_END)))
-    alone = [match.start() for match in re.finditer(f"[{UNSPACED}{_ALONE_TOO}]", everything)]
-    table[alone] = np.where(table[alone] == _WORD, _ALONE, _NONE)
-    return table
+def _tables() -> tuple[NDArray[np.uint32], Kinds]:
+    """[_END + 1] the small form of each code point, if it is one character, and [_END + 1] its kind: letters, digits, and the marks
+    that belong to letters are in words."""
+    everything = [chr(code) for code in range(_END + 1)]
+    small = np.array([ord(form) if len(form := c.lower()) == 1 else ord(c) for c in everything], np.uint32)
+    kinds = np.array([_WORD if unicodedata.category(c)[0] in "LNM" else _NONE for c in everything], np.uint8)
+    alone = [match.start() for match in re.finditer(f"[{UNSPACED}{_ALONE_TOO}]", "".join(everything))]
+    kinds[alone] = np.where(kinds[alone] == _WORD, _ALONE, _NONE)
+    return small, kinds
+
+
+@functools.cache
+def _ascii_kinds() -> bytes:
+    return _tables()[1][:256].tobytes()
 
 
 def marks() -> list[tuple[int, int]]:
     """First and last of each range of code points that are part of no word."""
-    none = np.concatenate([[False], _table()[:_END] == _NONE, [False]])
+    none = np.concatenate([[False], _tables()[1][:_END] == _NONE, [False]])
     edges = np.flatnonzero(none[1:] != none[:-1])
     ranges = [(low, high - 1) for low, high in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)]
     return [*ranges, (_END, 0x10FFFF)]
 
 
-def _units(codes: NDArray[np.unsignedinteger], unit: Unit) -> tuple[Hashes, Int64]:
+def _units(codes: Codes, kinds: Kinds, unit: Unit) -> tuple[Hashes, Int64]:
     """Hash of each unit [W], and where in the text it begins [W]."""
-    kinds = _classes(codes)
     if unit is Unit.characters:
         begin = np.flatnonzero(kinds)
         return mixed(codes[begin].astype(np.uint64)), begin
@@ -157,8 +164,8 @@ def _runs(values: NDArray[np.unsignedinteger], begin: Int64, end: Int64) -> Hash
 
 @functools.cache
 def _powers() -> tuple[Hashes, Hashes]:
-    """B^i and B^-i modulo 2^64, for the longest text that is hashed at once: folding makes up to three characters of one."""
-    factors = np.full((2, 3 * (CHARACTERS + 1) + MOST_UNITS), (BASE,), np.uint64)
+    """B^i and B^-i modulo 2^64, for all that is hashed at once."""
+    factors = np.full((2, CHARACTERS + MOST_UNITS + 1), BASE, np.uint64)
     factors[1] = pow(BASE, -1, 1 << 64)
     factors[:, 0] = 1
     powers = np.multiply.accumulate(factors, axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -40,3 +41,52 @@ def _compare(comparison: Comparison, texts: Sequence[str], partitions: int = 3, 
     assert (final.first <= final.document).all()
     items = [np.unique(final.item[final.document == i]) for i in range(len(pages))]
     return [comparison.apply(page, its) if len(its) else Kept(page.text) for page, its in zip(pages, items, strict=True)]
+
+
+WORDS = [
+    "the",
+    "be",
+    "to",
+    "of",
+    "and",
+    "that",
+    "have",
+    "with",
+    "a",
+    "model",
+    "reads",
+    "text",
+    "in",
+    "lines,",
+    "which",
+    "it.",
+    "keeps!",
+]
+WORDS += ["(or)", "not?", "3.14", "--", "•", "#tag", "it's", "...", "é"]
+CHINESE = "的是在不了有和一我们今天去看书，很好。真的吗？他说：「对！」"
+
+
+@pytest.fixture
+def prose() -> Callable[..., str]:
+    """`prose(numbers)`: a text of random words and lines, of any length, with repetitions of all sizes; `chinese`: among them also
+    Chinese characters."""
+    return _prose
+
+
+def _prose(numbers: random.Random, chinese: bool = False) -> str:
+    few = numbers.choice([3, 8, len(WORDS)])
+    words = numbers.sample(WORDS, few)
+    if chinese:
+        words += ["".join(numbers.choices(CHINESE, k=numbers.randrange(1, 9))) for _ in range(numbers.choice([1, few, 4 * few]))]
+    words += [f"word{number}" for number in range(numbers.choice([0, 5, 60, 300]))]
+    text: list[str] = []
+    for _ in range(numbers.choice([0, 1, 4, 20])):
+        if text and numbers.random() < 0.25:
+            start = numbers.randrange(len(text))
+            text += text[start : start + numbers.randrange(1, 40)]
+        for _ in range(numbers.choice([1, 5, 20])):
+            text += [
+                numbers.choice(words),
+                numbers.choice([" ", " ", " ", " ", " ", "\n", "\n\n", " \n", "…\n", ".\n\n\n", "\r\n"]),
+            ]
+    return "".join(text)

@@ -22,7 +22,7 @@ BETWEEN = [" ", "  ", "\n", ", ", "。", "-", "_", "\t", "", "\u200d", "\ud800"]
 def units(text: str) -> list[str]:
     """Letters, digits and their marks in runs; one by one in scripts without spaces."""
     found, before = [], False
-    for c in text.casefold():
+    for c in (small if len(small := c.lower()) == 1 else c for c in text):
         inside = unicodedata.category(c)[0] in "LNM"
         alone = inside and re.match(f"[{UNSPACED}\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]", c) is not None
         if inside and before and not alone:
@@ -92,13 +92,6 @@ def test_case_and_marks_do_not_matter_and_order_does() -> None:
     one, same, other = hashed(["The cat -- sat; on THE mat.", "the cat sat\non the mat", "the mat sat on the cat"], 2, Unit.words)
     assert one == same
     assert set(one) != set(other)
-
-
-def test_folding_may_lengthen() -> None:
-    """ΐ becomes three characters."""
-    text = "\u0390" * module.CHARACTERS
-    assert len(hashed([text], 1, Unit.characters)[0]) == 3 * len(text)
-    assert len(hashed([text, text[:-1]], 1, Unit.words)[1]) == 1
 
 
 def test_a_document_of_megabytes_needs_little_memory() -> None:
