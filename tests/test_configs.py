@@ -47,11 +47,21 @@ TASKS = [
     ("answer", "span", ["model=bert_tiny", "model/head=span_qa"]),
     ("rewrite", "seq2seq", ["model=t5_small"]),
 ]
+MIXTURE = "data/source=[pydocs,pycode]"
 NEEDS = {
+    "data=mixture": [MIXTURE],
+    "data/mix=fixed": [MIXTURE],
+    "data/mix=by_tokens": [MIXTURE],
+    "data/mix=temperature": [MIXTURE],
+    "data/mix=curriculum": [MIXTURE, "data.mix.weights={pydocs: [1, 0], pycode: [0, 1]}"],
+    "data/mix=from_file": [MIXTURE, "data.mix.file=weights.json"],
     "data=text": ["data.source.files=[a.txt]"],
     "data=jsonl": ["data.source.files=[a.jsonl]"],
     "data/source=text": ["data.source.files=[a.txt]"],
     "data/source=jsonl": ["data.source.files=[a.jsonl]"],
+    "data/source=files": ["data.source.files=[a.parquet]"],
+    "data/source=hf_disk": ["data.source.path=a"],
+    "data/source=hub": ["data.source.id=a/b"],
     "data/tokenizer=gguf_file": ["data.tokenizer.file=model.gguf"],
     "data/tokenizer=hf_file": ["data.tokenizer.file=tokenizer.json"],
     "stage=generate": ["stage.prompt=Hello", "init=."],

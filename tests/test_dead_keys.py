@@ -480,6 +480,19 @@ EFFECTS: dict[str, str] = {
     "data/task/rewrite.beams": "stage/test_score.py::test_texts_are_written_and_compared",
     "stage/objective/classify.label_smoothing": "objective/test_classes.py::test_smoothing",
     "stage/objective/seq2seq.label_smoothing": "objective/test_classes.py::test_smoothing_of_texts",
+    "data/mixture.mix": "data/mix/test_mixed_rows.py::test_every_layout_sees_the_same_samples",
+    **{
+        f"data/mix/{name}.max_epochs": "data/mix/test_mixed_rows.py::test_a_source_is_read_no_oftener_than_it_may_be"
+        for name in ("fixed", "by_tokens", "curriculum", "from_file")
+    },
+    "data/mix/fixed.weights": "data/mix/test_fixed.py::test_weights_and_their_absence",
+    "data/mix/by_tokens.temperature": "data/mix/test_by_tokens.py::test_a_temperature_favors_the_small",
+    "data/mix/by_tokens.cap": "data/mix/test_by_tokens.py::test_a_cap_bounds_the_large",
+    "data/mix/curriculum.at": "data/mix/test_curriculum.py::test_linear_and_step",
+    "data/mix/curriculum.weights": "data/mix/test_curriculum.py::test_linear_and_step",
+    "data/mix/curriculum.transition": "data/mix/test_curriculum.py::test_linear_and_step",
+    "data/mix/curriculum.horizon": "data/mix/test_mixed_rows.py::test_a_curriculum_goes_by_steps",
+    "data/mix/from_file.file": "data/mix/test_from_file.py::test_weights_are_read",
     "data/pack/grouped.group": "data/pack/test_grouped.py::test_each_epoch_takes_every_row_once_and_groups_stay_together",
     "data/pack/grouped.multiple": "data/pack/test_grouped.py::test_they_are_the_rows_of_single_documents_sorted",
     **{

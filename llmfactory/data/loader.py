@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llmfactory.core.batch import IGNORE, split
 from llmfactory.core.errors import ConfigError, Problem
+from llmfactory.data.mix.mix_order import MixOrder
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -59,6 +60,21 @@ class StepLoader:
     def sample_ids(self, step: int) -> NDArray[np.int64]:
         """Row numbers that this rank reads at a step."""
         found: NDArray[np.int64] = self._rows_of(self._samples_of(step, 1))[0]
+        return found
+
+    def drawn(self, steps: int) -> dict[str, float]:
+        """Tokens (padding not counted) and epochs of each source of a mixture in the first so many steps, over all ranks.
+
+        It follows from the order; nothing has been counted. A row counts as its source's rows do on average, so the tokens are
+        exact after whole epochs.
+        """
+        found: dict[str, float] = {}
+        if isinstance(self.order, MixOrder):
+            for (name, rows), count in zip(
+                self.rows.sources.items(), self.order.drawn(steps * self.batch_size).tolist(), strict=True
+            ):
+                found[f"tokens/{name}"] = round(count * rows.file.inputs / max(len(rows), 1))
+                found[f"epochs/{name}"] = count / max(len(rows), 1)
         return found
 
     def __iter__(self) -> Iterator[Batch]:
@@ -125,5 +141,6 @@ def _padding(batch: Batch) -> Batch:
     for name, field in batch.items():
         if name.endswith(("segments", "positions")):
             field.zero_()
-    batch["labels"].fill_(IGNORE)
+        if name.endswith("labels"):
+            field.fill_(IGNORE)
     return batch

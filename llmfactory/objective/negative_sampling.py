@@ -36,9 +36,9 @@ class NegativeSampling(Objective):
         self.spec = spec
 
     def corruption(self, vocabulary: Vocabulary, seq_len: int) -> Corruption:
-        assert vocabulary.text is not None, "how frequent tokens are is asked of the training text"
+        assert vocabulary.texts, "how frequent tokens are is asked of the training text"
         return Windows(
-            vocabulary.text.frequencies(vocabulary.size),
+            sum(text.frequencies(vocabulary.size) for text in vocabulary.texts),
             seq_len,
             window=self.spec.window,
             negatives=self.spec.negatives,

@@ -33,12 +33,11 @@ def count(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display
     """The model of `job` fitted to `data`, in `folder/checkpoints`; what a run before has counted is taken from there."""
     assert isinstance(job.stage, TrainingSpec)
     assert isinstance(data, Prepared)  # a rule: labelled examples are not counted
-    model = job.model.build()
+    model, rows = job.model.build(), task_rows(job, job.stage.objective.build(), data, "train")
     assert isinstance(model, Counted)
     checkpoint, seconds = io.latest(folder / "checkpoints"), 0.0
     with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
         if checkpoint is None:
-            rows = task_rows(job, job.stage.objective.build(), data, "train")
 
             def batches() -> Iterator[Batch]:
                 for number, batch in enumerate(held_out_batches(rows, batch_size=job.trainer.batch_size)):
@@ -62,7 +61,7 @@ def count(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display
         best_step=None,
         stopped="finished",
         train_seconds=seconds,
-        tokens_per_second=data.train.targets / max(seconds, 1e-9),
+        tokens_per_second=rows.targets / max(seconds, 1e-9),
         skipped_steps=0,
         checkpoint=checkpoint,
     )

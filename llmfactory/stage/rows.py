@@ -13,9 +13,10 @@ from llmfactory.core.special import Special
 from llmfactory.data.corruption.corruption import CorruptedRows
 from llmfactory.data.corruption.vocabulary import Vocabulary
 from llmfactory.data.examples import Examples, read_examples, saved_labels
+from llmfactory.data.mix.mixed_rows import MixedRows
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
-from llmfactory.data.spec import Corpus, Labelled
+from llmfactory.data.spec import Documents, Labelled, Mixture
 from llmfactory.data.tokenizer.tokenizer import FOLDER
 from llmfactory.model.head.spec import Classifier, TokenClassifier
 from llmfactory.stage.initial import data_for
@@ -40,9 +41,8 @@ def read_data(
         examples = read_examples(spec, job.model.vocab_size, known)
         check_classes(job, examples)
         return examples
-    assert isinstance(spec, Corpus)
-    told = {} if progress is None else {"progress": progress}
-    return prepare(spec, job.model.vocab_size, specials=specials, **told)
+    assert isinstance(spec, Documents)
+    return prepare(spec, job.model.vocab_size, progress, specials=specials)
 
 
 def check_classes(job: Job, examples: Examples) -> None:
@@ -60,9 +60,18 @@ def task_rows(job: Job, objective: Objective, data: Data, part: str) -> Rows:
     """Rows of `train` or `held_out`. Read, they are those of every run; drawn, they depend on the job's seed."""
     if isinstance(data, Examples):
         return data.of(part, job.data.seq_len)
-    assert isinstance(job.data, Corpus)
-    tokens = data.train if part == "train" else data.held_out
-    corruption = objective.corruption(Vocabulary(job.model.vocab_size, data.tokenizer, data.train), job.data.seq_len)
-    if corruption is None:
-        return job.data.pack.build(tokens, job.data.seq_len)
-    return CorruptedRows(job.data.pack.build(tokens, corruption.raw_length), corruption, job.seed)
+    assert isinstance(job.data, Documents)
+    vocabulary = Vocabulary(job.model.vocab_size, data.tokenizer, [source.train for source in data.sources.values()])
+    corruption = objective.corruption(vocabulary, job.data.seq_len)
+    rows = packed_rows(job, data, part, job.data.seq_len if corruption is None else corruption.raw_length)
+    return rows if corruption is None else CorruptedRows(rows, corruption, job.seed)
+
+
+def packed_rows(job: Job, data: Prepared, part: str, width: int) -> Rows:
+    """Plain rows of `width` tokens."""
+    assert isinstance(job.data, Documents)
+    sources = {name: job.data.pack.build(source.part(part), width) for name, source in data.sources.items()}
+    if isinstance(job.data, Mixture):
+        return MixedRows(sources, job.data.mix, job.trainer.max_steps, job.trainer.batch_size)
+    (rows,) = sources.values()
+    return rows

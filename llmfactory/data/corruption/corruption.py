@@ -8,13 +8,14 @@ under one fixed seed: what is measured on them can be compared between runs of a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmfactory.data.corruption.chance import row_keys
 from llmfactory.data.order import Words
-from llmfactory.data.pack.rows import Int64, Rows
+from llmfactory.data.pack.rows import Drawn, Int64, Rows
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -41,11 +42,21 @@ class CorruptedRows(Rows):
     isolated = True
 
     def __init__(self, rows: Rows, corruption: Corruption, seed: int) -> None:
-        Rows.__init__(self, rows.file, rows.seq_len)
+        self.file, self.seq_len = rows.file, rows.seq_len
         self.rows, self.corruption, self.seed = rows, corruption, seed
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def order(self, seed: int) -> Drawn:
+        return self.rows.order(seed)
+
+    @property
+    def sources(self) -> Mapping[str, Rows]:
+        return self.rows.sources
+
+    def cut_documents(self) -> int:
+        return self.rows.cut_documents()
 
     def read(self, indices: Int64) -> Batch:
         """As they are measured: the same in every run."""

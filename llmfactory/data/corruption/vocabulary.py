@@ -21,8 +21,8 @@ class Vocabulary:
     size: int
     """Rows of the model's embedding."""
     tokenizer: Tokenizer
-    text: TokenFile | None = None
-    """The training text, for tasks that need to know how frequent its tokens are; None: it is not at hand."""
+    texts: Sequence[TokenFile] = ()
+    """The training text of each source, for tasks that need to know how frequent its tokens are; none: it is not at hand."""
 
     @property
     def end_id(self) -> int:

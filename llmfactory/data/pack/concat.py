@@ -7,9 +7,11 @@ already belongs to its document (`tokens.py`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmfactory.core.batch import IGNORE
 from llmfactory.data.pack.rows import Int64, Rows, batch, spans
@@ -34,57 +36,80 @@ class ConcatRows(Rows):
         return sum(int((start // T != (stop - 1) // T).sum()) for start, stop in spans(self.offsets))
 
     def read(self, indices: Int64) -> Batch:
-        B, T, inputs = len(indices), self.seq_len, self.file.inputs
-        numbers = self.check(indices)
-        # One slice a row into its file's small type, then one conversion of all: faster than slices or one fancy index into int64.
-        stream_BT1 = np.empty((B, T + 1), self.tokens.dtype)
-        short: list[tuple[int, int]] = []  # the stream's last row, wherever the batch has it (twice where epochs meet)
-        for row, start in enumerate(number * T for number in numbers):
-            if start + T > inputs:
-                size = inputs - start
-                short.append((row, size))
-                stream_BT1[row, : size + 1] = self.tokens[start:]
-                stream_BT1[row, size + 1 :] = self.file.end_id
-            else:
-                stream_BT1[row] = self.tokens[start : start + T + 1]
-        tokens_BT = stream_BT1[:, :-1].astype(np.int64)
-        labels_BT = stream_BT1[:, 1:].astype(np.int64)
-        if self.file.mask is not None:
-            for row, start in enumerate(number * T for number in numbers):
-                mask = self.file.mask[start + 1 : start + T + 1]  # shorter in the stream's last row
-                labels_BT[row, : len(mask)][mask == 0] = IGNORE
-        if self.isolated:
-            positions_BT, segments_BT = self._documents(indices * T)
+        return read_streams([self], np.zeros(len(indices), np.int64), indices)
+
+
+def read_streams(streams: Sequence[ConcatRows], stream_B: Int64, indices: Int64) -> Batch:
+    """Rows of several token files at once: row `indices[b]` of number `stream_B[b]` of them."""
+    B, T, isolated, end_id = len(indices), streams[0].seq_len, streams[0].isolated, streams[0].file.end_id
+    chosen = stream_B.tolist()
+    rows_of = {number: np.flatnonzero(stream_B == number) for number in set(chosen)} if len(streams) > 1 else {0: slice(None)}
+    for number, here in rows_of.items():
+        streams[number].check(indices[here])
+    # One slice a row into its file's small type, then one conversion of all: faster than slices or one fancy index into int64.
+    stream_BT1 = np.empty((B, T + 1), streams[0].tokens.dtype)
+    short: list[tuple[int, int]] = []  # a stream's last row, wherever the batch has it (twice where epochs meet)
+    masked: list[tuple[int, NDArray[np.uint8]]] = []
+    for row, (number, start) in enumerate(zip(chosen, (indices * T).tolist(), strict=True)):
+        file = streams[number].file
+        if start + T > file.inputs:
+            size = file.inputs - start
+            short.append((row, size))
+            stream_BT1[row, : size + 1] = file.tokens[start:]
+            stream_BT1[row, size + 1 :] = end_id
         else:
-            positions_BT, segments_BT = np.empty((B, T), np.int64), np.ones((B, T), np.int64)
-            positions_BT[:] = np.arange(T)
-        for row, size in short:
-            labels_BT[row, size:] = IGNORE
-            positions_BT[row, size:] = 0
-            segments_BT[row, size:] = 0
-        return batch(tokens_BT, labels_BT, positions_BT, segments_BT)
+            stream_BT1[row] = file.tokens[start : start + T + 1]
+        if file.mask is not None:
+            masked.append((row, file.mask[start + 1 : start + T + 1]))
+    tokens_BT = stream_BT1[:, :-1].astype(np.int64)
+    labels_BT = stream_BT1[:, 1:].astype(np.int64)
+    if isolated:
+        positions_BT, segments_BT = _documents([one.offsets for one in streams], rows_of, stream_B, indices * T, T)
+    else:
+        positions_BT, segments_BT = np.empty((B, T), np.int64), np.ones((B, T), np.int64)
+        positions_BT[:] = np.arange(T)
+    for row, mask in masked:
+        labels_BT[row, : len(mask)][mask == 0] = IGNORE
+    for row, size in short:
+        labels_BT[row, size:] = IGNORE
+        positions_BT[row, size:] = 0
+        segments_BT[row, size:] = 0
+    return batch(tokens_BT, labels_BT, positions_BT, segments_BT)
 
-    def _documents(self, start_B: Int64) -> tuple[Int64, Int64]:
-        """Positions and segments of rows that start at these places of the stream.
 
-        The batch is a sequence of P pieces, each a run of one document within one row. All pieces of all rows are found at once,
-        and either field is one `repeat` over pieces: no loop over documents.
-        """
-        B, T = len(start_B), self.seq_len
-        row_B = np.arange(0, B * T, T)  # where the rows begin in the flat batch
-        # Borders low to high of `offsets` lie within the row, after its first token.
-        low_B = self.offsets.searchsorted(start_B, side="right")
-        high_B = self.offsets.searchsorted(start_B + T, side="left").clip(max=len(self.offsets) - 1)
-        pieces_B = high_B - low_B + 1
-        end_B = pieces_B.cumsum()
-        first_B = end_B - pieces_B  # number of the row's first piece among all
-        number_P = np.arange(end_B[-1]) - first_B.repeat(pieces_B)  # number of the piece within its row, from 0
-        begin_P = self.offsets[low_B.repeat(pieces_B) + number_P - 1]  # in the stream
-        begin_P += (row_B - start_B).repeat(pieces_B)  # in the flat batch
-        begin_P[first_B] = row_B
-        length_P = np.empty_like(begin_P)
-        np.subtract(begin_P[1:], begin_P[:-1], out=length_P[:-1])
-        length_P[-1] = B * T - begin_P[-1]
-        positions = begin_P.repeat(length_P)
-        np.subtract(np.arange(B * T), positions, out=positions)
-        return positions.reshape(B, T), (number_P + 1).repeat(length_P).reshape(B, T)
+def _documents(
+    offsets: Sequence[Int64], rows_of: Mapping[int, Any], stream_B: Int64, start_B: Int64, T: int
+) -> tuple[Int64, Int64]:
+    """Positions and segments of rows that start at these places of their streams; `rows_of`: which rows are of a stream.
+
+    The batch is a sequence of P pieces, each a run of one document within one row. All pieces of all rows are found at once,
+    and either field is one `repeat` over pieces: no loop over documents.
+    """
+    B = len(start_B)
+    row_B = np.arange(0, B * T, T)  # where the rows begin in the flat batch
+    # Borders low to high of `offsets` lie within the row, after its first token.
+    low_B, high_B = np.empty_like(start_B), np.empty_like(start_B)
+    for number, here in rows_of.items():
+        borders, start = offsets[number], start_B[here]
+        low_B[here] = borders.searchsorted(start, side="right")
+        high_B[here] = borders.searchsorted(start + T, side="left").clip(max=len(borders) - 1)
+    pieces_B = high_B - low_B + 1
+    end_B = pieces_B.cumsum()
+    first_B = end_B - pieces_B  # number of the row's first piece among all
+    number_P = np.arange(end_B[-1]) - first_B.repeat(pieces_B)  # number of the piece within its row, from 0
+    border_P = low_B.repeat(pieces_B) + number_P - 1
+    if len(rows_of) == 1:
+        begin_P = offsets[next(iter(rows_of))][border_P]  # in the stream
+    else:
+        begin_P, stream_P = np.empty_like(border_P), stream_B.repeat(pieces_B)
+        for number in rows_of:
+            of_it = stream_P == number
+            begin_P[of_it] = offsets[number][border_P[of_it]]
+    begin_P += (row_B - start_B).repeat(pieces_B)  # in the flat batch
+    begin_P[first_B] = row_B
+    length_P = np.empty_like(begin_P)
+    np.subtract(begin_P[1:], begin_P[:-1], out=length_P[:-1])
+    length_P[-1] = B * T - begin_P[-1]
+    positions = begin_P.repeat(length_P)
+    np.subtract(np.arange(B * T), positions, out=positions)
+    return positions.reshape(B, T), (number_P + 1).repeat(length_P).reshape(B, T)

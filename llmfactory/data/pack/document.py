@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.data.tokens import TokenFile
 
-BLOCK = 1024
+BLOCK = 64
 """Documents between two marks: a row is found among the marks, then within its block, so that memory stays small."""
 
 
@@ -22,25 +22,26 @@ class DocumentRows(Rows):
 
     def __init__(self, tokens: TokenFile, seq_len: int) -> None:
         Rows.__init__(self, tokens, seq_len)
-        rows_K = [int((-(-(stop - start) // seq_len)).sum()) for start, stop in spans(self.offsets, BLOCK)]
-        self._first_K = np.concatenate([[0], np.cumsum(rows_K, dtype=np.int64)])  # of each block; at the end, of all
+        rows_K = [np.zeros(1, np.int64)]
+        for start, stop in spans(self.offsets):  # a whole number of blocks each
+            rows_K.append(np.add.reduceat(-(-(stop - start) // seq_len), np.arange(0, len(start), BLOCK)))
+        self._first_K = np.concatenate(rows_K).cumsum()  # number of the first row of each block; at the end, of all rows
 
     def __len__(self) -> int:
         return int(self._first_K[-1])
 
     def read(self, indices: Int64) -> Batch:
         self.check(indices)
-        pieces = [self._piece(row) for row in indices.tolist()]
-        start_B, size_B = np.array(pieces, np.int64).T
-        return laid_out(self.file, start_B, size_B, np.ones(len(indices), np.int64), self.seq_len)
-
-    def _piece(self, row: int) -> tuple[int, int]:
-        """(place in the stream, tokens) of a row."""
-        T = self.seq_len
-        block = int(self._first_K.searchsorted(row, side="right")) - 1
-        offsets = self.offsets[block * BLOCK : (block + 1) * BLOCK + 1]
-        rows_D = -(-np.diff(offsets) // T)
-        last_D = rows_D.cumsum() + self._first_K[block]  # rows up to and with this document
-        document = int(last_D.searchsorted(row, side="right"))
-        start = int(offsets[document]) + (row - int(last_D[document] - rows_D[document])) * T
-        return start, min(T, int(offsets[document + 1]) - start)
+        B, T = len(indices), self.seq_len
+        block_B = self._first_K.searchsorted(indices, side="right") - 1
+        document_BD = (block_B * BLOCK)[:, None] + np.arange(BLOCK + 1)
+        offset_BD = self.offsets[document_BD.clip(max=self.file.documents)]
+        last_BD = (-(-np.diff(offset_BD) // T)).cumsum(1) + self._first_K[block_B][:, None]  # rows up to and with a document
+        document_B = (last_BD <= indices[:, None]).sum(1)
+        row_B = np.arange(B)
+        stop_B = offset_BD[row_B, document_B + 1]
+        size_B = stop_B - offset_BD[row_B, document_B]
+        left_B = last_BD[row_B, document_B] - indices  # rows of the document from this one on
+        done_B = (-(-size_B // T) - left_B) * T
+        start_B = offset_BD[row_B, document_B] + done_B
+        return laid_out(self.file, start_B, np.minimum(size_B - done_B, T), np.ones(B, np.int64), T)

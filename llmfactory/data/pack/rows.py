@@ -6,7 +6,7 @@ Whatever the packing, a target of the file stands in exactly one row exactly onc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +50,11 @@ class Rows(ABC):
         """The order in which training draws them."""
         return Order(len(self), seed)
 
+    @property
+    def sources(self) -> Mapping[str, Rows]:
+        """The rows of each source, by name, one source after the other; none: they are of one."""
+        return {}
+
     def width(self, indices: Int64) -> int:
         """Tokens of a row in a batch of these rows, whichever of them a process reads."""
         return self.seq_len
@@ -58,11 +63,6 @@ class Rows(ABC):
     def targets(self) -> int:
         """Labels that are not ignored, over all rows."""
         return self.file.targets
-
-    def shares(self) -> dict[str, float]:
-        """What the packing costs: the share of padding among all places, and of cut documents among all documents."""
-        padding = 1 - self.file.inputs / max(self.places(), 1)
-        return {"padding": padding, "cut_documents": self.cut_documents() / max(self.file.documents, 1)}
 
     def places(self) -> int:
         """Tokens and padding of all rows."""
@@ -78,6 +78,14 @@ class Rows(ABC):
         if not numbers or min(numbers) < 0 or max(numbers) >= len(self):
             raise IndexError(f"rows {numbers[:10]} of {len(self)}")
         return numbers
+
+
+def shares(rows: Rows) -> dict[str, float]:
+    """What packing costs: the share of padding among all places, and of cut documents among all documents."""
+    parts = list(rows.sources.values()) or [rows]
+    places, documents = sum(part.places() for part in parts), sum(part.file.documents for part in parts)
+    real, cut = sum(part.file.inputs for part in parts), sum(part.cut_documents() for part in parts)
+    return {"padding": 1 - real / max(places, 1), "cut_documents": cut / max(documents, 1)}
 
 
 def spans(offsets: Int64, at_once: int = AT_ONCE) -> Iterator[tuple[Int64, Int64]]:

@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> TokenFile:
 
 @pytest.fixture(params=CORRUPTING, ids=lambda spec: str(spec)[:60])
 def corruption(request: pytest.FixtureRequest, tmp_path: Path) -> Corruption:
-    found = request.param.build().corruption(Vocabulary(400, ByteTokenizer(), token_file(tmp_path)), 48)
+    found = request.param.build().corruption(Vocabulary(400, ByteTokenizer(), [token_file(tmp_path)]), 48)
     assert found is not None
     return found
 

@@ -14,6 +14,7 @@ from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
 from llmfactory.data.pack import plan as plan_module
 from llmfactory.data.pack.best_fit import best_fit
+from llmfactory.data.pack.rows import shares
 from llmfactory.data.pack.spec import BestFit, Concat
 from llmfactory.data.tokens import TokenFile
 
@@ -84,9 +85,9 @@ def test_no_document_that_fits_is_cut(token_file: Callable[..., TokenFile]) -> N
     }
     first = {tokens.document(i)[0] for i in range(tokens.documents) if tokens.document(i)}
     assert first <= begun
-    assert rows.shares()["cut_documents"] == 1 / len(LENGTHS)  # that of 40
-    assert rows.shares()["padding"] == pytest.approx((batch["segments"] == 0).double().mean().item())
-    assert Concat().build(tokens, 18).shares()["cut_documents"] > 1 / len(LENGTHS)
+    assert shares(rows)["cut_documents"] == 1 / len(LENGTHS)  # that of 40
+    assert shares(rows)["padding"] == pytest.approx((batch["segments"] == 0).double().mean().item())
+    assert shares(Concat().build(tokens, 18))["cut_documents"] > 1 / len(LENGTHS)
 
 
 def test_a_large_corpus_is_planned_in_windows_and_kept(

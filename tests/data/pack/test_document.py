@@ -77,3 +77,14 @@ def test_there_is_no_other_row(token_file: Callable[..., TokenFile]) -> None:
     with pytest.raises(IndexError):
         rows.read(np.array([len(rows)]))
     assert len(Document().build(token_file([]), 8)) == 0
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 64])
+def test_rows_are_found_among_many_blocks(
+    token_file: Callable[..., TokenFile], monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("llmfactory.data.pack.document.BLOCK", block)
+    tokens = token_file(LENGTHS * 5)
+    rows, expected = Document().build(tokens, 8), reference(tokens, 8)
+    assert len(rows) == len(expected)
+    assert rows.read(np.arange(len(rows)))["tokens"].tolist() == [row["tokens"] for row in expected]

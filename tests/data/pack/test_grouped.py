@@ -13,7 +13,7 @@ import torch
 from llmfactory.core.batch import IGNORE
 from llmfactory.data.loader import StepLoader
 from llmfactory.data.pack.grouped import GroupOrder
-from llmfactory.data.pack.rows import Rows
+from llmfactory.data.pack.rows import Rows, shares
 from llmfactory.data.pack.spec import Document, Grouped
 from llmfactory.data.tokens import TokenFile
 
@@ -80,11 +80,11 @@ def test_a_batch_is_as_wide_on_every_process(rows: Rows, world: int) -> None:
 
 
 def test_it_pads_less_than_single_documents(rows: Rows) -> None:
-    shares, single = rows.shares(), Document().build(rows.file, 18).shares()
-    assert shares["cut_documents"] == single["cut_documents"] == 3 / len(LENGTHS)
+    costs, single = shares(rows), shares(Document().build(rows.file, 18))
+    assert costs["cut_documents"] == single["cut_documents"] == 3 / len(LENGTHS)
     batches = [rows.read(np.arange(at, min(at + 4, len(rows)))) for at in range(0, len(rows), 4)]
     padding = sum(int((batch["segments"] == 0).sum()) for batch in batches) / sum(batch["tokens"].numel() for batch in batches)
-    assert shares["padding"] == pytest.approx(padding)
+    assert costs["padding"] == pytest.approx(padding)
     assert padding < single["padding"] / 2
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmfactory.config.compose import compose_job
 from llmfactory.core.batch import IGNORE
-from llmfactory.data.pack.rows import Rows
+from llmfactory.data.pack.rows import Rows, shares
 from llmfactory.data.pack.spec import BestFit, Concat, Document, Grouped, PackSpec
 from llmfactory.data.tokens import TokenFile
 from llmfactory.model.declarations import declarations
@@ -66,7 +66,7 @@ def test_packed_and_single_documents_give_the_same_loss_and_gradients(
     mask = np.random.default_rng(1).integers(0, 2, sum(lengths) + len(lengths) + 1).tolist() if masked else None
     tokens = token_file(lengths, mask=mask)
     if isinstance(pack, Concat):
-        assert pack.build(tokens, T).shares()["cut_documents"] == 0
+        assert shares(pack.build(tokens, T))["cut_documents"] == 0
     packed, single = measured(root, pack.build(tokens, T)), measured(root, Document().build(tokens, T))
     assert packed[0].keys() == single[0].keys()
     assert len(packed[0]) == tokens.targets  # tokens all differ, so each pair stands for one place

@@ -1,0 +1,1 @@
+"""Options of the group data/mix; spec.py is the catalogue page."""
