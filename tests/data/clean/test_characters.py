@@ -35,12 +35,14 @@ def test_chinese_characters_and_kana_by_their_names() -> None:
     wrong = [
         hex(code)
         for code in planes
-        if unicodedata.name(chr(code), "") and is_unspaced(chr(code)) != plain_unspaced(chr(code)) and code not in (0x3005, 0x3007)
+        if unicodedata.name(chr(code), "")
+        and is_unspaced(chr(code)) != plain_unspaced(chr(code))
+        and code not in (0x3005, 0x3007)
         # Marks that are written on the character before, double hyphens, half a voiced mark, and fillers of other scripts.
         and not unicodedata.name(chr(code)).endswith(("SOUND MARK", "HYPHEN", "DIGRAPH KOTO", "DIGRAPH YORI"))
     ]
     assert not wrong
-    assert is_unspaced("々") and is_unspaced("〇")
+    assert all(map(is_unspaced, "々〇"))
     assert not any(map(is_unspaced, ("abc", "é", "가", "ก", "，", "。", "😀", "")))
 
 

@@ -29,4 +29,9 @@ def test_words_of_a_chinese_page() -> None:
 def test_words_of_an_english_page() -> None:
     page = Page("a", "Well, this... is it… no?\nYes")
     assert page.words == page.text.split()
-    assert (page.unspaced, page.mostly_unspaced, page.ellipses, page.lines) == (False, False, 2, ["Well, this... is it… no?", "Yes"])
+    assert (page.unspaced, page.mostly_unspaced, page.ellipses, page.lines) == (
+        False,
+        False,
+        2,
+        ["Well, this... is it… no?", "Yes"],
+    )
