@@ -16,6 +16,11 @@ from llmfactory.config.rule.context import (
     rows_are_cut_into_equal_blocks,
     ulysses_deals_heads_evenly,
 )
+from llmfactory.config.rule.data import (
+    documents_are_prepared,
+    records_are_compared_only,
+    steps_are_for_sources_that_there_are,
+)
 from llmfactory.config.rule.deepspeed import (
     deepspeed_is_not_compiled,
     deepspeed_is_proven_for_decoders,
@@ -144,4 +149,7 @@ RULES: tuple[Rule, ...] = (
     offload_has_what_to_do,
     compiled_layouts_are_proven,
     pipelines_gather_once_a_step,
+    documents_are_prepared,
+    records_are_compared_only,
+    steps_are_for_sources_that_there_are,
 )

@@ -51,8 +51,8 @@ def write_texts(shards: Shards, sides: Sides, folder: Path) -> None:
 
 
 def prepared_marks(prepared: Prepared) -> dict[str, float]:
-    """The marks of a prepared corpus, measured once and kept in its folder. Empty where nothing is held out."""
-    if not prepared.held_out_bytes:
+    """The marks of a prepared corpus, measured once and kept in its folder. Empty where nothing is held out, or no plain text."""
+    if not prepared.held_out_bytes or prepared.records:
         return {}
     path = prepared.folder / FOUND
     try:

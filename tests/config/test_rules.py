@@ -17,6 +17,9 @@ TWO = ["parallel=tp", "launch=local"]
 FOUR = ["launch=local", "launch.processes=4"]
 STAGES = ["parallel=pp_1f1b", "trainer.micro_batch_size=1", "launch=local"]
 FIRES = {
+    "documents_are_prepared": [["stage=prepare", "data=examples", "data.files=[x.jsonl]"]],
+    "records_are_compared_only": [["data/form=chat", "data/clean=[exact,unicode]"]],
+    "steps_are_for_sources_that_there_are": [["data/clean=[exact]", "data.clean.exact.sources=[corpus,web]"]],
     "mpi_starts_its_own_processes": [["parallel=ddp", "launch=local", "parallel.backend=mpi"]],
     "whole_models_are_not_cut": [
         ["stage=generate", "stage.prompt=x", "init=.", *TWO],

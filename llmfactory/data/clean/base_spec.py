@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.spec import Spec
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class CleanSpec(Spec):
     """Base of the steps."""
 
+    whole: ClassVar[bool] = False
+    """It takes documents or leaves them, and looks at them as they are: so it works on records, too, which are JSON."""
     sources: list[str] = field(default_factory=list)
     """Names of the sources of a mixture that it works on; empty: all."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import at_least, between
@@ -55,6 +55,7 @@ class ByTextSpec(CleanSpec):
 class Exact(ByTextSpec):
     """Documents with the same text: the first stays."""
 
+    whole: ClassVar[bool] = True
     def build(self, models: Models) -> Comparison:
         from llmfactory.data.clean.exact import ExactComparison
 
@@ -105,6 +106,7 @@ class Minhash(CleanSpec):
     Two of Jaccard similarity s share a bucket with a chance of 1 - (1 - s^rows)^bands.
     """
 
+    whole: ClassVar[bool] = True
     ngram: int = 5
     """Units in an n-gram; a shorter document is one n-gram."""
     unit: Unit = Unit.words
@@ -134,6 +136,7 @@ class Minhash(CleanSpec):
 class Simhash(CleanSpec):
     """Documents whose 64-bit fingerprints differ in few bits (Charikar 2002; Manku et al. 2007); the first of a cluster stays."""
 
+    whole: ClassVar[bool] = True
     ngram: int = 2
     """Units in an n-gram; a shorter document is one n-gram."""
     unit: Unit = Unit.words
