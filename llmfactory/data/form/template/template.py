@@ -125,8 +125,12 @@ class Template:
                 following = written([*messages, {"role": "user", "content": "x"}])
             except UserError:  # it wants another role there
                 following = until
+        content = messages[place]["content"]
+        said = self._quoted(content, mark).strip() if isinstance(content, str) and "</think>" not in content else ""
         end = _alike(until, following)
-        if not whole.startswith(head) or end <= len(head):
+        if place == len(messages) - 1 and (end <= len(head) or said not in until[len(head) : end]):
+            end = len(until)  # it is written so only as long as nothing follows, as now
+        if not whole.startswith(head) or end <= len(head) or said not in whole[len(head) : end]:
             raise self._unstable(messages)
         for found in self.pattern.finditer(whole, len(head)):
             if found.start() < end < found.end():
@@ -135,11 +139,6 @@ class Template:
         for last in self.pattern.finditer(whole, len(head), end):  # noqa: B007
             pass
         end = last.end() if last else end
-        content = messages[place]["content"]
-        if isinstance(content, str) and "</think>" not in content:
-            quoted = self._quoted(content, mark).strip()
-            if quoted not in whole[len(head) : end]:
-                raise self._unstable(messages)
         return len(head), end
 
     def _unstable(self, messages: Sequence[Message]) -> UserError:
@@ -239,7 +238,7 @@ def _characters(value: Any) -> set[str]:
 
 
 def _shown(messages: Any) -> str:
-    text = " | ".join(f"{message['role']}: {message['content']}" for message in messages)
+    text = " | ".join(" ".join(f"{message['role']}: {message['content']}".split()) for message in messages)
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from llmfactory.core.errors import UserError
+from llmfactory.data.form.template.prompt import OF_MODEL, chat_ids
+from llmfactory.data.form.template.sandbox import render
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.spec import ByteBpe
 from llmfactory.data.tokenizer.tokenizer import Usage
-from llmfactory.data.form.template.prompt import OF_MODEL, chat_ids
-from llmfactory.data.form.template.sandbox import render
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>' + '\n' }}"
