@@ -117,8 +117,9 @@ def held_out_figures(
 
 def text_bytes(data: Data) -> int | None:
     """UTF-8 bytes of the held-out text; None: its tokens do not stand for all of it, or there are examples instead of text."""
-    plain = isinstance(data, Prepared) and data.tokenizer.lossless and not data.records
-    return data.held_out_bytes if plain else None
+    if isinstance(data, Prepared) and data.tokenizer.lossless and not data.records:
+        return data.held_out_bytes
+    return None
 
 
 def compressor_figures(data: Prepared) -> dict[str, float]:
