@@ -56,6 +56,7 @@ class Exact(ByTextSpec):
     """Documents with the same text: the first stays."""
 
     whole: ClassVar[bool] = True
+
     def build(self, models: Models) -> Comparison:
         from llmfactory.data.clean.exact import ExactComparison
 

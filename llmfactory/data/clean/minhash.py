@@ -55,20 +55,22 @@ class MinhashComparison(Comparison):
         least = np.full((len(texts), len(self.factors)), 0xFFFFFFFF, np.uint32)
         some = np.zeros(len(texts), bool)
         for chunk in shingles(texts, self.spec.ngram, self.spec.unit):
-            self._lower(least, chunk)
+            self.lower(least, chunk)
             some[chunk.documents] = True
             if sketches:
                 sketches.add(chunk)
         return least, some
 
-    def _lower(self, least: Signatures, chunk: Chunk) -> None:
+    def lower(self, least: Signatures, chunk: Chunk) -> None:
+        """Take the n-grams of a chunk into the signatures of its documents."""
         values = (chunk.hashes >> np.uint64(32)).astype(np.uint32)
         products = np.empty((AT_ONCE, len(values)), np.uint32)
+        low = np.empty((len(self.factors), len(chunk.starts)), np.uint32)
         for at in range(0, len(self.factors), AT_ONCE):
             factors = self.factors[at : at + AT_ONCE]
             part = np.multiply(factors[:, None], values, out=products[: len(factors)])
-            place = (chunk.documents, slice(at, at + len(factors)))
-            least[place] = np.minimum(least[place], np.minimum.reduceat(part, chunk.starts, axis=1).T)
+            np.minimum.reduceat(part, chunk.starts, axis=1, out=low[at : at + len(factors)])
+        least[chunk.documents] = np.minimum(least[chunk.documents], low.T)
 
     def _evidence(self, signatures: Signatures, sketches: Sketches | None) -> NDArray[np.generic] | None:
         """Of each hash 16 bits, which are equal by chance once in 65,536 times (Li & König 2010)."""
