@@ -88,7 +88,10 @@ class C4Rules(Step):
             kept.append(line.strip())
         if sentences < spec.min_sentences:
             return Drop("too few sentences", f"{sentences} < {spec.min_sentences}")
-        return Kept("\n".join(kept).strip(), removed)
+        left = "\n".join(kept).strip()
+        if not removed and left != text:
+            removed["white space taken out"] = 1
+        return Kept(left, removed)
 
 
 def _policies(page: Page, low: str) -> list[str]:

@@ -108,7 +108,8 @@ def test_what_is_taken_out_is_counted() -> None:
         "citation marks": 2,
         "lines with a long word taken out": 1,
     }
-    assert outcome(GOOD) == Kept(GOOD.strip())
+    assert outcome(GOOD) == Kept(GOOD.strip(), {"white space taken out": 1})
+    assert outcome(GOOD.strip()) == Kept(GOOD.strip())
 
 
 def test_terminal() -> None:
