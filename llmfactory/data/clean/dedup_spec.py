@@ -157,6 +157,11 @@ class Simhash(CleanSpec):
             reason = f"must lie between distance + 1 and distance + 3 = {self.distance + 3}"
             yield Problem("blocks", self.blocks, reason, f"blocks={self.distance + 2}")
 
+    def build(self, models: Models) -> Comparison:
+        from llmfactory.data.clean.simhash import SimhashComparison
+
+        return SimhashComparison(self)
+
 
 @dataclass(kw_only=True, slots=True)
 class Substring(CleanSpec):
