@@ -20,7 +20,8 @@ def exchange(row: Row, question: str, answer: str, context: str | None = None) -
 
 def history(row: Row) -> Iterator[dict[str, Any]]:
     """Turns before, as pairs of texts."""
-    for turn in row.get("history") or []:
+    turns = row.get("history") or []
+    for turn in turns if isinstance(turns, list) else [turns]:
         if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
             raise BadRow("history that is none", "its turns are pairs of texts, a question and an answer")
         yield user(turn[0])
@@ -75,14 +76,21 @@ def _paths(node: Any, before: list[dict[str, Any]], seen: set[int]) -> Iterator[
         raise BadRow("a tree that is damaged", "a message without text")
     said = (assistant if node.get("role") == "assistant" else user)(node["text"])
     path = [*before, said]
-    replies = [one for one in node.get("replies") or [] if not one.get("deleted") and one.get("review_result") is not False]
     longer = False
-    for reply in replies:
+    for reply in replies(node):
         for found in _paths(reply, path, seen):
             longer = True
             yield found
     if not longer and said["role"] == "assistant":
         yield [_once(one, seen) for one in path]
+
+
+def replies(node: Row) -> list[Row]:
+    """To a message of a tree, without those that were taken back or found to be bad."""
+    found = node.get("replies") or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise BadRow("a tree that is damaged", "replies that are no list of messages")
+    return [one for one in found if not one.get("deleted") and one.get("review_result") is not False]
 
 
 def _once(one: dict[str, Any], seen: set[int]) -> dict[str, Any]:

@@ -177,11 +177,13 @@ BEFORE: dict[str, set[str | None]] = {
 """Which roles may stand before each; None: it is the first."""
 
 
-def in_order(messages: Sequence[Message], before: str | None = None) -> None:
-    """Raises BadRow. `before`: the role that these messages follow."""
+def in_order(messages: Sequence[Message]) -> None:
+    """Raises BadRow where one follows another that it cannot follow."""
+    if not messages:
+        raise BadRow("no messages")
     previous: Message | None = None
     for number, one in enumerate(messages, 1):
-        last = before if previous is None else previous["role"]
+        last = None if previous is None else previous["role"]
         if last not in BEFORE[one["role"]]:
             raise BadRow("wrong order of roles", f"message {number} ({one['role']}) follows {last or 'nothing'}")
         if one["role"] == "tool" and previous is not None and previous["role"] == "assistant" and "tool_calls" not in previous:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from llmfactory.data.record.conversations import exchange, transcript
+from llmfactory.data.record.conversations import exchange, replies, transcript
 from llmfactory.data.record.messages import assistant, checked, conversation, in_order, message, user, with_system
 from llmfactory.data.record.record import BadRow, Format, Kind, Record, Row, number_of, text_of
 
@@ -70,7 +70,7 @@ def _listed(chosen: str, rejected: str) -> Any:
 
 def _behind(row: Row) -> list[Record]:
     """A list of messages, and the two that may follow it."""
-    before = conversation(row, row.get("conversations") or row["messages"])
+    before = conversation(row, row["messages"] if row.get("conversations") is None else row["conversations"])
     sides = [[message(row[name], [])] for name in ("chosen", "rejected")]
     return pair(row, before["messages"], *sides, **{key: before[key] for key in ("tools", "images") if key in before})
 
@@ -97,7 +97,8 @@ def _comparison(row: Row) -> list[Record]:
     """Summaries that people compared (Stiennon et al. 2020): a post or an article, two summaries, the number of the better one."""
     info, summaries, choice = row["info"], row["summaries"], row["choice"]
     post = info.get("post") or info.get("article") if isinstance(info, dict) else None
-    if not isinstance(post, str) or not isinstance(summaries, list) or len(summaries) != 2 or choice not in (0, 1):
+    pair_of = isinstance(summaries, list) and len(summaries) == 2 and all(isinstance(one, dict) for one in summaries)
+    if not isinstance(post, str) or not pair_of or choice not in (0, 1):
         raise BadRow("a comparison that is none", "it needs info.post or info.article, two summaries and a choice of 0 or 1")
     title = info.get("title")
     asked = user((f"{title}\n\n" if isinstance(title, str) and title else "") + f"{post.strip()}\n\nTL;DR:")
@@ -144,8 +145,11 @@ def _ranking(field: str) -> Any:
 
 def ranked(row: Row, prompt: Messages, answers: Sequence[str], scores: Any = None) -> Record:
     """By scores where there are any, otherwise by the order in which they stand or by `ranks` (0 or 1 the best)."""
-    known = scores is not None and any(score is not None for score in scores)
-    numbers = scores if known else [-number_of(rank, "a rank") for rank in row.get("ranks") or range(len(answers))]
+    ranks = row.get("ranks")
+    if not isinstance(scores, (list, type(None))) or not isinstance(ranks, (list, type(None))):
+        raise BadRow("scores that are too few or too many", "they are no list")
+    known = any(score is not None for score in scores or ())
+    numbers: Sequence[Any] = (scores or ()) if known else [-number_of(rank, "a rank") for rank in ranks or range(len(answers))]
     if len(numbers) != len(answers):
         raise BadRow("scores that are too few or too many", f"{len(numbers)} for {len(answers)} answers")
     values = [number_of(score, "a score") for score in numbers]
@@ -160,11 +164,10 @@ def _tree_ranks(row: Row) -> list[Record]:
 
     def visit(node: Any, before: Messages) -> None:
         path = [*before, (assistant if node.get("role") == "assistant" else user)(text_of(node, "text"))]
-        replies = [one for one in node.get("replies") or [] if not one.get("deleted") and one.get("review_result") is not False]
-        judged = [one for one in replies if one.get("role") == "assistant" and isinstance(one.get("rank"), int)]
+        judged = [one for one in replies(node) if one.get("role") == "assistant" and isinstance(one.get("rank"), int)]
         if len(judged) > 1:
             found.append(ranked({"ranks": [one["rank"] for one in judged]}, path, [text_of(one, "text") for one in judged]))
-        for one in replies:
+        for one in replies(node):
             visit(one, path)
 
     visit(row["prompt"], [])
@@ -188,8 +191,10 @@ def _steps(row: Row) -> list[Record]:
         steps = [one.get("text") for one in steps]
     if not isinstance(steps, list) or not isinstance(scores, list) or not steps or len(steps) != len(scores):
         raise BadRow("steps without a score each")
+    prompt = question(row)
+    in_order([*prompt, assistant("x")])
     values = [number_of(int(score) if isinstance(score, bool) else score, "a score") for score in scores]
-    return [_with(row, {"prompt": question(row), "steps": [text_of({"steps": one}, "steps") for one in steps], "scores": values})]
+    return [_with(row, {"prompt": prompt, "steps": [text_of({"steps": one}, "steps") for one in steps], "scores": values})]
 
 
 SCORES = ("score", "reward", "rating")
@@ -198,7 +203,7 @@ ANSWERS = ("response", "completion", "answer", "output")
 
 def _with(row: Row, record: Record) -> Record:
     """A record whose prompt begins with the row's system message."""
-    if isinstance(row.get("system"), str) and record["prompt"][0]["role"] != "system":
+    if isinstance(row.get("system"), str) and record["prompt"] and record["prompt"][0]["role"] != "system":
         record = {**record, "prompt": with_system(row["system"], record["prompt"])}
     extra = checked({"messages": record["prompt"], "images": record.get("images")})
     return {**record, "prompt": extra["messages"]}
