@@ -113,20 +113,35 @@ class StepLoader:
         return self.order(samples.ravel()).reshape(samples.shape)
 
 
-def held_out_batches(rows: Rows, *, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[Batch]:
-    """Every row once, in order, `batch_size` of them a step over all ranks; `limit`: only so many rows, spread evenly.
+def held_out_batches(
+    rows: Rows, *, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None, source: str | None = None
+) -> Iterator[Batch]:
+    """Every row once, in order, `batch_size` of them a step over all ranks; `limit`: only so many rows, spread evenly; `source`:
+    of those, the ones of a source.
 
     Each rank gets the same number of batches, as collective operations need: where the last one has no row left for a rank,
     it gets a row of padding, which counts nothing.
     """
     count = len(rows) if limit is None else min(limit, len(rows))
     chosen = np.arange(count, dtype=np.int64) * len(rows) // max(count, 1)
-    for start in range(0, count, batch_size):
-        low, high = share(start, min(start + batch_size, count), rank, world)
+    if source is not None:
+        names = list(rows.sources)
+        last = np.cumsum([len(part) for part in rows.sources.values()])
+        chosen = chosen[last.searchsorted(chosen, side="right") == names.index(source)]
+    for start in range(0, len(chosen), batch_size):
+        low, high = share(start, min(start + batch_size, len(chosen)), rank, world)
         if low < high:
             yield rows.read(chosen[low:high])
         else:
             yield _padding(rows.read(chosen[:1]))
+
+
+def held_out_by_source(
+    rows: Rows, *, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None
+) -> dict[str, Iterator[Batch]]:
+    """The same rows for each source of a mixture by itself; those of one source under no name."""
+    settings = {"batch_size": batch_size, "rank": rank, "world": world, "limit": limit}
+    return {name: held_out_batches(rows, **settings, source=name or None) for name in rows.sources or [""]}  # type: ignore[arg-type]
 
 
 def _widened(batch: Batch, width: int, end_id: int) -> Batch:

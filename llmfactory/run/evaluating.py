@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -18,13 +18,19 @@ from llmfactory.tracking.tracker import Tracker
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
 
-Batches = Callable[[int | None], Iterable["Batch"]]
+BySource = Mapping[str, Iterable["Batch"]]
+"""Batches of each source of a mixture; those of one source under no name."""
+Batches = Callable[[int | None], BySource]
 """This process's share of the first so many held-out rows (None: of all), in order, in batches."""
 
 
-@torch.no_grad()
-def held_out_measure(stage: PretrainStage, batches: Iterable[Batch], strategy: MeshStrategy) -> Measure | None:
+def held_out_measure(stage: PretrainStage, batches: BySource, strategy: MeshStrategy) -> Measure | None:
     """The objective over all target tokens of these batches, on all processes, by the model as it lies; None: there are none."""
+    return Measure.of({name: _measured(stage, some, strategy) for name, some in batches.items()})
+
+
+@torch.no_grad()
+def _measured(stage: PretrainStage, batches: Iterable[Batch], strategy: MeshStrategy) -> Measure:
     world, plain = strategy.world, stage.root.measure
     counts: dict[str, float] = dict.fromkeys(plain.terms, 0.0)
     sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in plain.terms}
@@ -38,15 +44,7 @@ def held_out_measure(stage: PretrainStage, batches: Iterable[Batch], strategy: M
     stage.root.train()
     names = list(counts)
     totals = world.sum_numbers([*(sums[name].item() for name in names), *(counts[name] for name in names)])
-    if not all(totals[len(names) :]):
-        return None
     return Measure(dict(zip(names, totals, strict=False)), dict(zip(names, totals[len(names) :], strict=True)), plain)
-
-
-def held_out_loss(stage: PretrainStage, batches: Iterable[Batch], strategy: MeshStrategy) -> float | None:
-    """The loss over all target tokens of these batches; None if there are none."""
-    found = held_out_measure(stage, batches, strategy)
-    return None if found is None else found.loss
 
 
 class Evaluating(pl.Callback):
@@ -73,8 +71,8 @@ class Evaluating(pl.Callback):
             return
         assert isinstance(stage, PretrainStage)
         with self.progress.watch.paused():
-            loss = held_out_loss(stage, self.batches(self.rows), self.strategy)
-        if loss is not None:
-            self.progress.evaluated(loss)
-            self.tracker.log(self.progress.step, {"held_out_loss": loss})
-            self.display.update(self.progress.step, {"held_out_loss": loss})
+            found = held_out_measure(stage, self.batches(self.rows), self.strategy)
+        if found is not None:
+            self.progress.evaluated(found.loss)
+            self.tracker.log(self.progress.step, found.losses())
+            self.display.update(self.progress.step, {"held_out_loss": found.loss})

@@ -16,6 +16,8 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
             rows.append((what, format(result[key], form), remark))
 
     row("held-out loss", "held_out_loss", ".4f", result.get("loss_unit", "nats per token"))
+    for name in (key.partition("/")[2] for key in result if key.startswith("held_out_loss/")):
+        row(f"of {name}", f"held_out_loss/{name}", ".4f")
     row("perplexity", "perplexity", ",.2f", "per token")
     marks = ", ".join(f"{name} {result[key]:.3f}" for name, key in COMPRESSORS.items() if result.get(key) is not None)
     row("bits per byte", "bits_per_byte", ".3f", f"beside {marks}" if marks else "")
@@ -28,6 +30,10 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         row("tokens", "tokens", ",")
         row("bytes per token", "bytes_per_token", ".3f")
         rows.append(("prepared data", result["data"], result["folder"]))
+    for name in (key.partition("/")[2] for key in result if key.startswith("tokens/")):
+        row(f"tokens of {name}", f"tokens/{name}", ",", f"{result[f'epochs/{name}']:.3g} epochs")
+    if result.get("padding") is not None:
+        rows.append(("padding", f"{result['padding']:.2%}", f"{result['cut_documents']:.2%} of documents are cut"))
     row("tokens/s", "tokens_per_second", ",.0f")
     if result.get("mfu") is not None:
         rows.append(

@@ -16,10 +16,10 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -27,7 +27,7 @@ import torch
 from llmfactory.checkpoint import io
 from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
-from llmfactory.data.loader import StepLoader, held_out_batches
+from llmfactory.data.loader import StepLoader, held_out_by_source
 from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
@@ -42,7 +42,7 @@ from llmfactory.run.allocator import keep_freed_memory
 from llmfactory.run.determinism import settings
 from llmfactory.run.display import Display
 from llmfactory.run.environment import changed_bits, environment
-from llmfactory.run.evaluating import Evaluating
+from llmfactory.run.evaluating import BySource, Evaluating
 from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.plain_file import write_yaml
 from llmfactory.run.progress import Progress
@@ -54,9 +54,6 @@ from llmfactory.stage.pretrain import PretrainStage
 from llmfactory.stage.rows import Data, task_rows
 from llmfactory.stage.spec import Pretrain, TrainingSpec
 from llmfactory.tracking.tracker import Tracker
-
-if TYPE_CHECKING:
-    from llmfactory.core.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +78,8 @@ class Fitted:
     """Steps left out because float16 gradients overflowed."""
     checkpoint: Path | None
     """The last checkpoint."""
+    drawn: dict[str, float] = field(default_factory=dict)
+    """Tokens and epochs of each source of a mixture, as `StepLoader.drawn` gives them."""
 
     @property
     def model(self) -> Skeleton:
@@ -149,9 +148,9 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         numbers = [str(number) for number in whole.sample_ids(step)]
         return "rows " + ", ".join(numbers[:64]) + (" ..." if len(numbers) > 64 else "")
 
-    def batches(limit: int | None) -> Iterable[Batch]:
+    def batches(limit: int | None) -> BySource:
         size = min(spec.batch_size, (spec.micro_batch_size or spec.batch_size) * world.data_size)
-        return held_out_batches(held_out, batch_size=size, rank=world.data_rank, world=world.data_size, limit=limit)
+        return held_out_by_source(held_out, batch_size=size, rank=world.data_rank, world=world.data_size, limit=limit)
 
     stage = build_stage(job, rows.isolated, fresh=resume is None, note=display.note)
     formats = job.precision.build(world.device.type)
@@ -177,7 +176,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         attach=partial(attach, job, data),
     )
     callbacks = [
-        Watching(progress, strategy, formats, tracker, display, spec.log_every),
+        Watching(progress, strategy, formats, tracker, display, spec.log_every, loader.drawn),
         Evaluating(progress, strategy, batches, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
         Stopping(progress, strategy, spec.patience),
         saving,
@@ -200,6 +199,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         tokens_per_second=progress.tokens / max(progress.watch.seconds, 1e-9),
         skipped_steps=0 if formats.loss_scale is None else int(formats.loss_scale.skipped),
         checkpoint=saving.last,
+        drawn=loader.drawn(progress.step),
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,12 +16,9 @@ from llmfactory.parallel.shard import reshard
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.parallel.weights import assemble
 from llmfactory.precision.plugin import MeshPrecision
-from llmfactory.run.evaluating import held_out_measure
+from llmfactory.run.evaluating import BySource, held_out_measure
 from llmfactory.stage.evaluate import Measure
 from llmfactory.stage.pretrain import PretrainStage
-
-if TYPE_CHECKING:
-    from llmfactory.core.batch import Batch
 
 ROOM = 0.5
 """Share of the memory that is free which a whole model may take: whoever uses it needs some too."""
@@ -37,7 +33,7 @@ class LaidOut:
         stage: PretrainStage,
         formats: MeshPrecision,
         strategy: MeshStrategy,
-        batches: Callable[[], Iterable[Batch]],
+        batches: Callable[[], BySource],
     ) -> None:
         self.job, self.stage, self.formats, self.strategy, self.batches = job, stage, formats, strategy, batches
         self._whole: Skeleton | None = None

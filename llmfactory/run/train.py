@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
 from llmfactory.data.corruption.vocabulary import Vocabulary
 from llmfactory.data.examples import Examples
+from llmfactory.data.pack.rows import Rows, shares
 from llmfactory.data.prepared import Prepared
 from llmfactory.inference.generate import generate
 from llmfactory.inference.sampler import Sampling
@@ -39,9 +40,6 @@ from llmfactory.stage.rows import Data, read_data, task_rows
 from llmfactory.stage.score import score
 from llmfactory.stage.spec import TrainingSpec
 from llmfactory.tracking.none import NoTracker
-
-if TYPE_CHECKING:
-    from llmfactory.data.pack.rows import Rows
 
 SAMPLE = Sampling(temperature=0.5, top_k=50)
 """How the sample is drawn: cooler than stage=generate does by default, because a short look should show what was learned."""
@@ -150,13 +148,16 @@ def figures_of(
     precision = job.precision.build(world.device.type)
     found: dict[str, Any] = {"parameters": fitted.parameters, "tokens_per_second": fitted.tokens_per_second}
     found |= _held_out(job, fitted, objective, data, precision, world, note)
+    rows = task_rows(job, objective, data, "train")
+    if isinstance(data, Prepared):
+        found |= fitted.drawn | shares(rows)
     if isinstance(data, Prepared) and objective.likelihood and found.get("held_out_loss") is not None and world.rank == 0:
         found |= compressor_figures(data)
     # Counting and looking vectors up make no matrix products; the two sides of an encoder-decoder see different numbers of
     # tokens a second.
     if job.model.graph not in ("counts", "words", "encoder_decoder"):
         peak = sum(world.gather(matmul_peak(world.device, precision.products or precision.weights)))
-        share = labelled_share(task_rows(job, objective, data, "train")) if objective.sparse else 1.0
+        share = labelled_share(rows) if objective.sparse else 1.0
         flops = train_flops_per_token(job.model, job.data.seq_len, share) * fitted.tokens_per_second
         found |= {"peak_flops": peak, "mfu": flops / peak}
     if job.trainer.sample and objective.continues and isinstance(data, Prepared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,10 +19,18 @@ class Watching(pl.Callback):
     """Logs the first step, every `every`-th and the last: loss, gradient norm, learning rate, tokens a second."""
 
     def __init__(
-        self, progress: Progress, strategy: MeshStrategy, formats: MeshPrecision, tracker: Tracker, display: Display, every: int
+        self,
+        progress: Progress,
+        strategy: MeshStrategy,
+        formats: MeshPrecision,
+        tracker: Tracker,
+        display: Display,
+        every: int,
+        drawn: Callable[[int], dict[str, float]] = lambda step: {},
     ) -> None:
+        """`drawn`: what has been read of each source after so many steps."""
         self.progress, self.strategy, self.formats = progress, strategy, formats
-        self.tracker, self.display, self.every = tracker, display, every
+        self.tracker, self.display, self.every, self.drawn = tracker, display, every, drawn
 
     def on_train_start(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
         self.progress.watch.read()
@@ -50,5 +59,5 @@ class Watching(pl.Callback):
         tokens, seconds = progress.tokens, progress.watch.read()
         metrics["tokens_per_second"] = (tokens - self.last[0]) / max(seconds - self.last[1], 1e-9)
         self.last = tokens, seconds
-        self.tracker.log(progress.step, metrics)
+        self.tracker.log(progress.step, metrics | self.drawn(progress.step))
         self.display.update(progress.step, metrics)

@@ -8,7 +8,8 @@ with compressors: bits = sum nll / (ln 2 * bytes).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import stem
 from llmfactory.data.examples import Examples
-from llmfactory.data.loader import held_out_batches
+from llmfactory.data.loader import held_out_by_source
 from llmfactory.data.marks import prepared_marks
 from llmfactory.data.prepared import Prepared
 from llmfactory.data.spec import Labelled
@@ -52,6 +53,23 @@ class Measure:
     counts: dict[str, float]
     """What each is divided by."""
     objective: Objective
+    sources: Mapping[str, Measure] = field(default_factory=dict)
+    """Of each source of a mixture that has held-out rows."""
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Measure]) -> Measure | None:
+        """What several sources are together; None: no target is among them."""
+        parts = {name: part for name, part in parts.items() if all(part.counts.values())}
+        if not parts:
+            return None
+        names, objective = list(next(iter(parts.values())).sums), next(iter(parts.values())).objective
+        sums = {name: sum(part.sums[name] for part in parts.values()) for name in names}
+        counts = {name: sum(part.counts[name] for part in parts.values()) for name in names}
+        return cls(sums, counts, objective, {name: part for name, part in parts.items() if name})
+
+    def losses(self) -> dict[str, float]:
+        """The loss, and that of each source."""
+        return {"held_out_loss": self.loss, **{f"held_out_loss/{name}": part.loss for name, part in self.sources.items()}}
 
     @property
     def loss(self) -> float:
@@ -63,7 +81,7 @@ class Measure:
         Perplexity and bits per byte are of text only where the loss is the likelihood of all of it; a loss of hidden or
         missing tokens is no such thing, and is given with its own unit.
         """
-        found: dict[str, Any] = {"held_out_loss": self.loss, "loss_unit": self.objective.unit}
+        found: dict[str, Any] = {**self.losses(), "loss_unit": self.objective.unit}
         if self.objective.likelihood:
             found["perplexity"] = math.exp(min(self.loss, 700.0))
             if text_bytes is not None:
@@ -76,21 +94,27 @@ class Measure:
 @torch.no_grad()
 def measure(
     model: Skeleton, objective: Objective, rows: Rows, precision: MeshPrecision, world: World, batch_size: int
-) -> Measure:
-    """Every held-out row once, dealt out over the processes; the sums do not depend on how."""
+) -> Measure | None:
+    """Every held-out row once, dealt out over the processes; the sums do not depend on how. None: no row has a target."""
     was_training, plain = model.training, objective.plain()
     root = Root(model, plain, rows.isolated).eval()
-    sums, counts = dict.fromkeys(plain.terms, 0.0), dict.fromkeys(plain.terms, 0.0)
-    for batch in held_out_batches(rows, batch_size=batch_size, rank=world.rank, world=world.size, limit=None):
-        for name, count in plain.denominators(batch).items():
-            counts[name] += count.item()
-        with precision.forward_context():
-            found = root({name: field.to(world.device) for name, field in batch.items()})
-        for name, total in found.items():
-            sums[name] += total.item()
+    parts: dict[str, Measure] = {}
+    for source, batches in held_out_by_source(rows, batch_size=batch_size, rank=world.rank, world=world.size).items():
+        sums, counts = dict.fromkeys(plain.terms, 0.0), dict.fromkeys(plain.terms, 0.0)
+        for batch in batches:
+            for name, count in plain.denominators(batch).items():
+                counts[name] += count.item()
+            with precision.forward_context():
+                found = root({name: values.to(world.device) for name, values in batch.items()})
+            for name, total in found.items():
+                sums[name] += total.item()
+        totals = world.sum_numbers([*sums.values(), *counts.values()])
+        terms = list(plain.terms)
+        parts[source] = Measure(
+            dict(zip(terms, totals, strict=False)), dict(zip(terms, totals[len(terms) :], strict=True)), plain
+        )
     model.train(was_training)
-    totals = world.sum_numbers([*sums.values(), *counts.values()])
-    return Measure(dict(zip(sums, totals, strict=False)), dict(zip(counts, totals[len(sums) :], strict=True)), plain)
+    return Measure.of(parts)
 
 
 def held_out_figures(
@@ -109,7 +133,10 @@ def held_out_figures(
     rows = task_rows(job, objective, data, "held_out")
     if not len(rows):
         return {}
-    figures = measure(model, objective, rows, precision, world, batch_size * world.size).figures(text_bytes(data))
+    measured = measure(model, objective, rows, precision, world, batch_size * world.size)
+    if measured is None:
+        return {}
+    figures = measured.figures(text_bytes(data))
     if isinstance(data, Examples):
         figures |= score(model, data, job.data.seq_len, precision, world, batch_size)
     return figures

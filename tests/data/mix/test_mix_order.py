@@ -50,7 +50,8 @@ def test_another_source_moves_none_of_the_others_samples() -> None:
 
     def rows_of(order: MixOrder, number: int, first: int) -> list[int]:
         numbers = np.arange(4000)
-        return (order(numbers)[order.draws(numbers)[0] == number] - first)[:500].tolist()
+        found: list[int] = (order(numbers)[order.draws(numbers)[0] == number] - first)[:500].tolist()
+        return found
 
     assert rows_of(few, 0, 0) == rows_of(many, 2, 1007)
     assert rows_of(few, 1, 300) == rows_of(many, 1, 7)

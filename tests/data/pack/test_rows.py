@@ -42,7 +42,7 @@ def measured(root: Root, rows: Rows) -> tuple[dict[tuple[int, int], float], dict
     root.isolated = rows.isolated
     for at in range(0, len(rows), 3):
         batch = rows.read(np.arange(at, min(at + 3, len(rows))))
-        total = total + root(batch)["loss"]  # type: ignore[call-overload]
+        total = total + root(batch)["loss"]
         count += int((batch["labels"] != IGNORE).sum())
         with torch.no_grad():
             logits = root.model.head(root.model(batch["tokens"], root.model.context(batch, rows.isolated)))
