@@ -50,7 +50,7 @@ def _emails(text: str, sign: re.Pattern[str], names: re.Pattern[str]) -> Iterato
         if not local or len(local) > LONGEST_LOCAL or local[-1] in ".'":
             continue
         start, name = end - len(local), domain[0]
-        if RESERVED.search(name) or FILE.search(name) or text.endswith("//", 0, start):
+        if RESERVED.search(name) or FILE.search(name) or text.endswith(("//", "@"), 0, start):
             continue
         if local == "git" and text[domain.end() : domain.end() + 1] == ":":  # a repository, git@host.org:path
             continue
@@ -152,11 +152,15 @@ def _sixes(text: str) -> Iterator[Span]:
         assert around is not None
         done = around.end()
         end = done - (text[done - 1] == ":" and text[done - 2] != ":")
-        if end - start > LONGEST_SIX or _joins(text[start - 1 : start] if start else "") or _joins(text[end : end + 1]):
+        if (
+            end - start > LONGEST_SIX
+            or (start and (_joins(text[start - 1]) or text[start - 1] in ".-"))
+            or _joins(text[end : end + 1])
+        ):
             continue
         groups = [group for group in text[start:end].split(":") if group]
         # `a::b` is an address, and code; one of a machine in a network has more to it, or a digit at its head.
-        if not groups or not any(c.isdigit() for c in text[start:end]):
+        if not any(c.isdigit() for c in text[start:end]) or all(len(group) == 2 for group in groups):  # times, network cards
             continue
         if len(groups) < 3 and not re.fullmatch(r"(?i)[23f][0-9a-f]{3}", groups[0]):
             continue

@@ -50,7 +50,7 @@ FORMS: list[tuple[str, re.Pattern[str]]] = [
     ),
 ]
 """What a text must have in it, and the whole form."""
-GIVEN = re.compile(r"[:=]>?[ \t]{0,4}[\"'`]?([A-Za-z0-9_\-+/.~!@#$%^*]{16,256}={0,2})")
+GIVEN = re.compile(r"[:=：]>?[ \t]{0,4}[\"'`]?([A-Za-z0-9_\-+/.~!@#$%^*]{16,256}={0,2})")
 NAME = re.compile(
     r"(?i)(?:(?:api|app|access|auth|client|private|encryption|account|signing|master|admin|service)[_\- ]?key(?:[_\- ]?id)?"
     r"|secret(?:[_\- ]?key)?|token|passw(?:or)?d|passphrase|pwd|credentials?|密码|密碼|密钥|密鑰|口令)s?[\"'`\]]{0,2}[ \t]{0,4}$"
@@ -63,7 +63,7 @@ BITS = 3.0
 
 def credentials(text: str) -> list[Span]:
     found = [match.span() for part, pattern in FORMS if part in text for match in pattern.finditer(text)]
-    if "=" in text or ":" in text:
+    if "=" in text or ":" in text or "：" in text:
         found += _given(text)
     return disjoint(found)
 

@@ -21,16 +21,12 @@ def fake(kind: Personal, found: str, key: bytes) -> str:
 
 
 def _plain(kind: Personal, found: str) -> str:
-    """However it is written."""
+    """The same however it is written."""
+    if kind is Personal.credential:
+        return found
     if kind in (Personal.card, Personal.ssn, Personal.phone):
         return re.sub("[^0-9]", "", found)
-    return (
-        found
-        if kind is Personal.credential
-        else re.sub(r"[\s\-]", "", found).lower()
-        if kind is not Personal.email
-        else found.lower()
-    )
+    return re.sub(r"[\s\-:]" if kind is Personal.mac else r"[\s]", "", found).lower()
 
 
 def _draw(kind: Personal, plain: str, key: bytes) -> Draw:
@@ -52,7 +48,7 @@ def _email(draw: Draw, found: str) -> str:
 def _phone(draw: Draw, found: str) -> str:
     digits = re.sub("[^0-9]", "", found)
     if re.fullmatch("(?:86)?1[3-9][0-9]{9}", digits):
-        return f"12{draw(10**9):09d}"
+        return f"1200{draw(10**7):07d}"
     return f"{200 + draw(800)}-555-01{draw(100):02d}"
 
 
@@ -63,7 +59,7 @@ def _ip(draw: Draw, found: str) -> str:
 
 
 def _iban(draw: Draw, found: str) -> str:
-    return f"{found[:2]}00{draw(10**14):014d}"  # no number has the check digits 00
+    return f"{found[:2]}00{draw(10**10):010d}"  # no number has the check digits 00
 
 
 def _card(draw: Draw, found: str) -> str:

@@ -43,9 +43,9 @@ def _in_zones(pattern: re.Pattern[str], text: str, fewest: int) -> Iterator[re.M
 def _around_zones(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
     done = 0
     for start, end in zones(text):
-        if start < done:
-            continue
         for match in pattern.finditer(text, max(done, start - LONGEST), end + LONGEST):
+            if match.start() >= end:  # cut off: if it is one, another zone has it whole
+                break
             yield match
             done = match.end()
 
@@ -106,7 +106,7 @@ def luhn(digits: str) -> bool:
 
 # ---- IBAN
 
-IBAN = re.compile(r"[A-Z]{2}[0-9]{2}(?:[ ]?[A-Z0-9]){11,30}")
+IBAN = re.compile(r"(?=([A-Z]{2}[0-9]{2}(?:[ ]?[A-Z0-9]){11,30}))[A-Z]")
 IBAN_LENGTHS = {
     name: length
     for length, names in {
@@ -124,14 +124,15 @@ def ibans(text: str) -> list[Span]:
     """Country, its length, and the remainder 1 modulo 97 (ISO 13616, ISO 7064 mod 97-10). Seven digits of it stand together."""
     found = []
     for match in _around_zones(IBAN, text):
-        start, length = match.start(), IBAN_LENGTHS.get(match[0][:2])
+        start, shown = match.start(), match[1]
+        length = IBAN_LENGTHS.get(shown[:2])
         if length is None or (start and re.match(r"[0-9A-Za-z_]", text[start - 1])):
             continue
-        places = [place for place, c in enumerate(match[0]) if c != " "][:length]
-        number, end = "".join(match[0][place] for place in places), start + places[-1] + 1
+        places = [place for place, c in enumerate(shown) if c != " "][:length]
+        number, end = "".join(shown[place] for place in places), start + places[-1] + 1
         if len(number) == length and mod97(number) == 1 and not _joins(text, end):
             found.append((start, end))
-    return found
+    return disjoint(found)
 
 
 def mod97(number: str) -> int:

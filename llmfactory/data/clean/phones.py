@@ -2,7 +2,8 @@
 
 A number is only a telephone number by its form, so forms are few, and what has the same form is left alone: dates, prices,
 decimals, parts of a DOI or a URL, numbers of versions. In a form that much else has too (2125551234, 212 555 1234) it must stand
-behind a word that says so. Numbers for films (555-0100 to 555-0199) and those that China gives nobody (12...) are not found.
+behind a word that says so. Numbers for films (555-0100 to 555-0199) and those that
+nobody has in China or North America (1200...) are not found.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ AMERICAN = re.compile(
     rf"[0-9]{{4}}{BEHIND}"
 )
 EUROPEAN = re.compile(
-    rf"{BEFORE}(?:0[1-9](?P<gap>[ .\-])[0-9]{{2}}(?:(?P=gap)[0-9]{{2}}){{3}}|"
-    r"(?:[(（]0[1-9][0-9]{1,4}[)）][ ]?|0[1-9][0-9]{1,3}[ /\-])[0-9]{3,8}(?:[ \-][0-9]{2,6})?)"
+    rf"{BEFORE}(?:(?<![0-9] )0[1-9](?P<gap>[ .\-])[0-9]{{2}}(?:(?P=gap)[0-9]{{2}}){{3}}(?!(?P=gap)[0-9])|"
+    r"(?:[(（]0[1-9][0-9]{1,4}[)）][ ]?|0[1-9][0-9]{1,3}[ /\-])[0-9]{3,8}(?: [0-9]{3,6}|-[0-9]{1,6})?)"
     rf"{BEHIND}"
 )
 CHINESE = re.compile(
@@ -59,13 +60,16 @@ def _of_zone(text: str, start: int, end: int) -> Iterator[Span]:
         yield from _groups(text, begin + plus, match.end(), begin, LEAST if plus else ENOUGH)
     for pattern in (AMERICAN, EUROPEAN, CHINESE):
         for match in pattern.finditer(text, start, end):
-            if pattern is not EUROPEAN or 9 <= len(re.sub("[^0-9]", "", match[0])) <= 12:
+            digits = len(re.sub("[^0-9]", "", match[0]))
+            if pattern is not EUROPEAN or (9 if re.search("[/()（）-]", match[0]) else 10) <= digits <= 12:
                 yield match.span()
     first = FIRST.search(text, start, end)
     if first is not None and CALLED.search(text[max(0, first.start() - LOOKS_BACK) : first.start()]):
         yield from _groups(text, first.start(), end, first.start(), 7)
 
 
+OTHER_FORM = re.compile(r"(?:19|20)[0-9]{2}[.\-/][0-9]{1,2}[.\-/][0-9]{1,2}|[0-9]{1,3}(?:\.[0-9]{1,3}){3}")
+"""Dates and IP addresses."""
 FIRST = re.compile(r"(?:[(（](?=[0-9]{1,5}[)）]))?[0-9]")
 GROUP = re.compile(r"[ .\-()/\u00a0\u2010-\u2014（）]{0,3}([0-9]+)[)）]?")
 
@@ -81,14 +85,10 @@ def _groups(text: str, start: int, end: int, begin: int, least: int) -> Iterator
     rest = text[place : place + 2]
     if digits < (ENOUGH if decimal else least) or re.match(r"[0-9A-Za-z_%％]|[.,\-:/][0-9]", rest):
         return
-    if re.fullmatch(r"(?:19|20)[0-9]{2}[.\-/][0-9]{1,2}[.\-/][0-9]{1,2}", shown):
+    if OTHER_FORM.fullmatch(shown):
         return
     yield begin, place
 
 
 def _nobody(digits: str) -> bool:
-    return (
-        digits[-7:-2] == "55501"
-        or (len(digits) == 11 and digits.startswith("12") and digits[1:4] < "200")
-        or not digits.strip("0")
-    )
+    return digits[-7:-2] == "55501" or (len(digits) == 11 and digits.startswith("1200")) or digits.startswith("000")

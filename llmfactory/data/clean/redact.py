@@ -1,7 +1,7 @@
 """Personal data out of running text: each kind is found by its own finder, and what was found is replaced in one go.
 
-A text that went through is not changed when it goes through again: what stands directly beside a placeholder was looked at
-together with what the placeholder stands for.
+A text that went through is not changed when it goes through again: what stands beside a placeholder was looked at together with what
+the placeholder stands for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from llmfactory.data.clean.addresses import emails, ips, logins, macs
 from llmfactory.data.clean.credentials import credentials
@@ -35,9 +35,14 @@ FINDERS: Mapping[Personal, Finder] = {
     Personal.phone: phones,
 }
 NAMES = "|".join(kind.name.upper() for kind in Personal)
-REPLACED_BEFORE = re.compile(rf"<(?:{NAMES})>\S?$")
-REPLACED_BEHIND = re.compile(rf"\S?<(?:{NAMES})>")
-LONGEST = max(len(kind.name) for kind in Personal) + 3
+REPLACED_BEFORE = re.compile(rf"<(?:{NAMES})>.{{0,3}}$", re.DOTALL)
+REPLACED_BEHIND = re.compile(rf".{{0,3}}<(?:{NAMES})>", re.DOTALL)
+"""What a finder looks at beside a number is no further away."""
+LONGEST = max(len(kind.name) for kind in Personal) + 5
+
+
+MOST_ROUNDS = 8
+"""A fake may make an address of what stood beside it, once or twice."""
 
 
 class RedactPersonal(Step):
@@ -50,18 +55,24 @@ class RedactPersonal(Step):
         return f"redact {VERSION} {[kind.name for kind in self.kinds]} {spec.style.name} {key} {spec.private_ips}"
 
     def apply(self, page: Page) -> Outcome:
-        text = page.text
-        found = self.find(text)
-        if not found:
-            return Kept(text)
-        counts = dict(Counter(kind.name for _, kind in found))
-        if self.spec.style is Instead.drop:
+        text, found = page.text, self.find(page.text)
+        if self.spec.style is Instead.drop and found:
+            counts = Counter(kind.name for _, kind in found)
             return Drop(found[0][1].name, ", ".join(f"{number} × {name}" for name, number in counts.items()))
+        changes: Counter[str] = Counter()
+        rounds = 0
+        while found and rounds < MOST_ROUNDS:
+            changes.update(kind.name for _, kind in found)
+            text = self._replaced(text, found)
+            found, rounds = self.find(text) if self.spec.style is Instead.fake else [], rounds + 1
+        return Kept(text, dict(changes))
+
+    def _replaced(self, text: str, found: Sequence[tuple[Span, Personal]]) -> str:
         pieces, done = [], 0
         for (start, end), kind in found:
             pieces += [text[done:start], self._instead(kind, text[start:end])]
             done = end
-        return Kept("".join([*pieces, text[done:]]), counts)
+        return "".join([*pieces, text[done:]])
 
     def find(self, text: str) -> list[tuple[Span, Personal]]:
         """Places and kinds, in order."""
