@@ -398,8 +398,7 @@ def test_whatever_stands_in_a_row_it_is_read_or_bad(name: str) -> None:
         try:
             _, records = read(wrong, kind)
             assert json.loads(dumped(records)) == records
-        except BadRow as error:
-            assert error.reason
+        except BadRow:
             continue
         for record in records:
             assert {*record} <= {
