@@ -275,28 +275,6 @@ class Length(CleanSpec):
 
 
 @dataclass(kw_only=True, slots=True)
-class BadWords(CleanSpec):
-    """Drops pages with words of a list of your own (C4 used LDNOOBW's; Raffel et al. 2020, section 2.2). Case does not count."""
-
-    file: str
-    """Words or phrases, one a line, of any languages; `#` begins a comment. Those with Chinese or kana are found inside of text, all
-    others as whole words."""
-    max_matches: int = 0
-    """How often they may stand in a page."""
-    max_share: float | None = None
-    """What share of the words they may be, instead of `max_matches`; None: that counts."""
-
-    def problems(self) -> Iterator[Problem]:
-        yield from at_least(self, 0, "max_matches")
-        yield from between(self, 0.0, 1.0, "max_share")
-
-    def build(self, models: Models) -> Step:
-        from llmfactory.data.clean.bad_words import BadWordList
-
-        return BadWordList(self)
-
-
-@dataclass(kw_only=True, slots=True)
 class Code(CleanSpec):
     """Rules for source files: of Codex (Chen et al. 2021), CodeParrot, The Stack (Kocetkov et al. 2022) and StarCoder 2 (Lozhkov et
     al. 2024, section 2.3)."""

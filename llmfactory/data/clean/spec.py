@@ -18,7 +18,6 @@ from llmfactory.data.clean.privacy_spec import Perplexity as Perplexity
 from llmfactory.data.clean.privacy_spec import Redact as Redact
 from llmfactory.data.clean.privacy_spec import Toxicity as Toxicity
 from llmfactory.data.clean.quality_spec import C4 as C4
-from llmfactory.data.clean.quality_spec import BadWords as BadWords
 from llmfactory.data.clean.quality_spec import Code as Code
 from llmfactory.data.clean.quality_spec import Fineweb as Fineweb
 from llmfactory.data.clean.quality_spec import GopherQuality as GopherQuality
