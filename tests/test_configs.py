@@ -57,6 +57,7 @@ NEEDS = {
     "data/mix=from_file": [MIXTURE, "data.mix.file=weights.json"],
     "data=text": ["data.source.files=[a.txt]"],
     "data=jsonl": ["data.source.files=[a.jsonl]"],
+    "data/clean=bad_words": ["data.clean.bad_words.files=[words.txt]"],
     "data/source=text": ["data.source.files=[a.txt]"],
     "data/source=jsonl": ["data.source.files=[a.jsonl]"],
     "data/source=files": ["data.source.files=[a.parquet]"],
@@ -197,7 +198,7 @@ def test_it_says_what_it_is_and_its_command_composes(name: str) -> None:
     command = shlex.split(match[2] or "")
     group, _, option = name.rpartition("/")
     if group and name not in {"trainer/default"}:
-        place = re.compile(rf"{group}(@[\w.]+)?={option}")
+        place = re.compile(rf"{group}(@[\w.]+)?=(?:{option}|\[{option}\])")
         assert any(place.fullmatch(word) for word in command)
     # `init=outputs/my_run` is somebody's run: any folder stands for it here.
     Path("outputs/my_run").mkdir(parents=True)
