@@ -485,6 +485,8 @@ EFFECTS: dict[str, str] = {
         f"data/mix/{name}.max_epochs": "data/mix/test_mixed_rows.py::test_a_source_is_read_no_oftener_than_it_may_be"
         for name in ("fixed", "by_tokens", "curriculum", "from_file")
     },
+    "stage/reweight.step_size": "stage/test_reweight.py::test_one_update_is_that_of_the_paper",
+    "stage/reweight.smoothing": "stage/test_reweight.py::test_one_update_is_that_of_the_paper",
     "data/mix/fixed.weights": "data/mix/test_fixed.py::test_weights_and_their_absence",
     "data/mix/by_tokens.temperature": "data/mix/test_by_tokens.py::test_a_temperature_favors_the_small",
     "data/mix/by_tokens.cap": "data/mix/test_by_tokens.py::test_a_cap_bounds_the_large",
@@ -540,7 +542,11 @@ EFFECTS: dict[str, str] = {
             ("language", ("min_confidence",), "test_min_confidence"),
             ("language", ("sample",), "test_sample"),
             ("gopher_quality", ("min_words", "max_words"), "test_min_words_and_max_words_are_allowed_themselves"),
-            ("gopher_quality", ("min_mean_length", "max_mean_length"), "test_min_mean_length_and_max_mean_length_are_allowed_themselves"),
+            (
+                "gopher_quality",
+                ("min_mean_length", "max_mean_length"),
+                "test_min_mean_length_and_max_mean_length_are_allowed_themselves",
+            ),
             ("gopher_quality", ("max_symbols",), "test_max_symbols"),
             ("gopher_quality", ("max_bullets",), "test_max_bullets"),
             ("gopher_quality", ("max_ellipses",), "test_max_ellipses"),
@@ -583,7 +589,54 @@ EFFECTS: dict[str, str] = {
     "data/source/files.format": "data/source/test_files.py::test_the_format_goes_by_the_name_or_by_what_is_said",
     "data/source/files.max_record_bytes": "data/source/test_files.py::test_a_record_that_is_too_long_is_set_aside",
     "data/source/files.max_expansion": "data/source/test_files.py::test_a_bomb_is_stopped",
+    "data/source/hf_disk.path": "data/source/test_hf_disk.py::test_it_holds_what_was_saved",
+    "data/source/hf_disk.split": "data/source/test_hf_disk.py::test_a_split_is_chosen",
+    "data/source/hf_disk.field": "data/source/test_hf_disk.py::test_it_holds_what_was_saved",
+    "data/source/hf_disk.bad_share": "data/source/test_hf_disk.py::test_rows_that_cannot_be_read_are_set_aside",
+    "data/source/hub.id": "data/source/test_hub.py::test_it_is_streamed_file_by_file",
+    "data/source/hub.name": "data/source/test_hub.py::test_it_is_streamed_file_by_file",
+    "data/source/hub.split": "data/source/test_hub.py::test_it_is_streamed_file_by_file",
+    "data/source/hub.revision": "data/source/test_hub.py::test_of_the_hub_a_commit_is_the_version",
+    "data/source/hub.data_files": "data/source/test_hub.py::test_files_and_columns_are_chosen",
+    "data/source/hub.field": "data/source/test_hub.py::test_files_and_columns_are_chosen",
+    "data/source/hub.path": "data/source/test_hub.py::test_a_copy_is_read_instead",
+    "data/source/hub.bad_share": "data/source/test_hub.py::test_rows_without_text_are_set_aside",
     "data/source/files.bad_share": "data/source/test_text.py::test_undecodable_lines_within_the_share_are_dropped_and_counted",
+    **{
+        f"data/tokenizer/{kind}.{field}": "data/tokenizer/test_trained.py::test_every_field_is_in_the_fingerprint"
+        for kind, fields in (
+            ("byte_bpe", ("normalization", "special_tokens")),
+            ("sentencepiece_bpe", ("vocab_size", "train_bytes", "normalization", "special_tokens")),
+            ("unigram", ("vocab_size", "train_bytes", "normalization", "special_tokens")),
+            ("wordpiece", ("vocab_size", "train_bytes", "normalization", "special_tokens", "lowercase")),
+            ("characters", ("vocab_size", "train_bytes", "normalization", "special_tokens", "unknown")),
+        )
+        for field in fields
+    },
+    **{
+        f"data/tokenizer/{kind}.{field}": "data/tokenizer/test_trained.py::"
+        "test_digits_stand_alone_and_rare_characters_are_spelled_in_bytes"
+        for kind in ("sentencepiece_bpe", "unigram")
+        for field in ("coverage", "split_digits")
+    },
+    **{
+        f"data/tokenizer/sentencepiece_file.{field}": "data/tokenizer/test_sentencepiece_file.py::"
+        "test_end_and_begin_tokens_and_further_ones"
+        for field in ("file", "end_token", "special_tokens", "begin_token")
+    },
+    **{
+        f"data/tokenizer/tiktoken_file.{field}": "data/tokenizer/test_tiktoken_file.py::test_further_special_tokens_and_another_end"
+        for field in ("file", "end_token", "special_tokens", "split")
+    },
+    **{
+        f"data/tokenizer/wordpiece_file.{field}": "data/tokenizer/test_wordpiece_file.py::test_every_field_counts"
+        for field in ("file", "end_token", "special_tokens", "lowercase", "split_chinese")
+    },
+    **{
+        f"data/tokenizer/gpt2_files.{field}": "data/tokenizer/test_gpt2_files.py::test_other_names_and_further_tokens"
+        for field in ("file", "end_token", "special_tokens", "merges")
+    },
+    "data/tokenizer/hf_file.special_tokens": "data/tokenizer/test_hf_file.py::test_further_special_tokens_get_the_next_ids",
     "data/tokenizer/hf_file.file": "data/tokenizer/test_hf_file.py::test_it_is_used_as_it_is",
     "data/tokenizer/hf_file.end_token": "data/tokenizer/test_hf_file.py::test_the_end_token_can_be_named",
     "launch/local.processes": "run/test_start.py::test_two_processes_give_the_numbers_of_one",
