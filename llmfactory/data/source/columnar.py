@@ -36,7 +36,7 @@ def parquet_pieces(path: Path, size: int) -> Pieces:
 
 def arrow_pieces(path: Path, size: int) -> Pieces:
     """Runs of batches of about `size` bytes."""
-    return _runs([(batch.nbytes, batch.num_rows) for batch in _batches(path)], size)
+    return _runs([(batch.get_total_buffer_size(), batch.num_rows) for batch in _batches(path)], size)
 
 
 def _runs(parts: list[tuple[int, int]], size: int) -> Pieces:
@@ -52,15 +52,14 @@ def _runs(parts: list[tuple[int, int]], size: int) -> Pieces:
 
 def parquet(path: Path, first: int, last: int, reading: Reading) -> Texts:
     with _parquet(path) as file:
-        names = file.schema_arrow.names
-        groups = range(first, min(last, file.metadata.num_row_groups))
-        total = sum(file.metadata.row_group(i).total_byte_size for i in groups)
-        rows = sum(file.metadata.row_group(i).num_rows for i in groups)
-        at_once = max(1, min(ROWS, BYTES * rows // max(1, total)))
-        columns = _columns(names, reading)
         try:
-            yield from _rows(file.iter_batches(at_once, row_groups=list(groups), columns=columns), reading)
-        except (arrow().ArrowException, OSError) as error:
+            columns = _columns(file.schema_arrow.names, reading)
+            groups = range(first, min(last, file.metadata.num_row_groups))
+            total = sum(file.metadata.row_group(i).total_byte_size for i in groups)
+            rows = sum(file.metadata.row_group(i).num_rows for i in groups)
+            at_once = max(1, min(ROWS, BYTES * rows // max(1, total)))
+            yield from _rows(map(sound, file.iter_batches(at_once, row_groups=list(groups), columns=columns)), reading)
+        except (arrow().ArrowException, OSError, UnicodeDecodeError) as error:
             raise Damaged("damaged parquet data", str(error)) from error
 
 
@@ -69,11 +68,14 @@ def ipc(path: Path, first: int, last: int, reading: Reading) -> Texts:
         for i, batch in enumerate(_batches(path)):
             if first <= i < last:
                 columns = _columns(batch.schema.names, reading)
-                batch = batch if columns is None else batch.select(columns)
-                at_once = max(1, min(ROWS, BYTES * batch.num_rows // max(1, batch.nbytes)))
+                batch = sound(batch if columns is None else batch.select(columns))
+                at_once = max(1, min(ROWS, BYTES * batch.num_rows // max(1, batch.get_total_buffer_size())))
                 yield from (batch.slice(row, at_once) for row in range(0, batch.num_rows, at_once))
 
-    yield from _rows(chosen(), reading)
+    try:
+        yield from _rows(chosen(), reading)
+    except (arrow().ArrowException, OSError, UnicodeDecodeError) as error:  # also a column's name may be damaged
+        raise Damaged("damaged arrow data", str(error)) from error
 
 
 def _parquet(path: Path) -> Any:
@@ -82,7 +84,7 @@ def _parquet(path: Path) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path, pre_buffer=False)
-    except (arrow().ArrowException, OSError) as error:
+    except (arrow().ArrowException, OSError, UnicodeDecodeError) as error:
         raise Damaged("no parquet file, or a truncated one", str(error)) from error
 
 
@@ -99,7 +101,7 @@ def _batches(path: Path) -> Iterator[Any]:
             else:
                 file.seek(0)
                 yield from pa.ipc.open_stream(file)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise Damaged("damaged arrow data", str(error)) from error
 
 
@@ -112,6 +114,18 @@ def _columns(names: list[str], reading: Reading) -> list[str] | None:
     if name not in names:
         raise UserError(f"{reading.where} has no column {field!r} among {names[:20]}: data.source.field=...")
     return [name]
+
+
+def sound(batch: Any) -> Any:
+    """The batch. Raises `Damaged` where it points out of its own bytes: Arrow would follow that, and end the process."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except arrow().ArrowInvalid as error:
+            flat = arrow().types.is_string(column.type) or arrow().types.is_large_string(column.type)
+            if not (flat and "UTF8" in str(error)):  # which is found last, and of which each row has its own account
+                raise Damaged("damaged data", f"column {name!r}: {error}") from error
+    return batch
 
 
 def _rows(batches: Iterator[Any], reading: Reading) -> Texts:

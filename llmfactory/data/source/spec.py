@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import field as field_
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -93,3 +94,55 @@ class Files(SourceSpec):
         from llmfactory.data.source.files import LocalFiles
 
         return LocalFiles(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class HfDisk(SourceSpec):
+    """A folder that `save_to_disk` of Hugging Face datasets has made."""
+
+    path: str
+    """The folder, relative to where the command runs."""
+    split: str | None = "train"
+    """Name of the split where the folder holds several; None: all of them."""
+    field: str | None = "text"
+    """The column that holds the text (`a.b`: b within a); null: the whole row, as JSON."""
+    bad_share: float = 0.0
+    """Share of rows that may be unreadable before the run fails; each is set aside with file and row."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 0.0, 1.0, "bad_share")
+
+    def build(self) -> Source:
+        from llmfactory.data.source.hf_disk import saved
+
+        return saved(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Hub(SourceSpec):
+    """A dataset of the Hugging Face hub, streamed, or a copy of its files."""
+
+    id: str
+    """Of the dataset on the hub, or a folder that is laid out as one there."""
+    name: str | None = None
+    """Of the configuration (a language, a sample); None: the only one."""
+    split: str = "train"
+    """Which part of it."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; None: main, as it is when the run begins."""
+    data_files: list[str] = field_(default_factory=list)
+    """Files of the dataset's repository, globs among them; empty: those of the configuration."""
+    field: str | None = "text"
+    """The column that holds the text (`a.b`: b within a); null: the whole row, as JSON."""
+    path: str | None = None
+    """Folder, file or glob of a local copy with the same columns, which is read instead; None: from the hub."""
+    bad_share: float = 0.0
+    """Share of rows that may be unreadable before the run fails; each is set aside with its number."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from between(self, 0.0, 1.0, "bad_share")
+
+    def build(self) -> Source:
+        from llmfactory.data.source.hub import HubDataset, copied
+
+        return HubDataset(self) if self.path is None else copied(self, self.path)

@@ -114,9 +114,15 @@ class Gunzip:
         return out
 
 
+def _zst() -> Unpacker:
+    """Also of frames that refer back up to 2 GiB (`--long=31`), as large dumps do."""
+    unpacker: Unpacker = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 31})
+    return unpacker
+
+
 UNPACKERS: dict[Compression, Callable[[], Unpacker]] = {
     Compression.gz: Gunzip,
-    Compression.zst: zstd.ZstdDecompressor,
+    Compression.zst: _zst,
     Compression.xz: lzma.LZMADecompressor,
     Compression.bz2: bz2.BZ2Decompressor,
 }

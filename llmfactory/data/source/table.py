@@ -20,9 +20,17 @@ class Lines:
     """Of a table, decoded; knows where it is. Lines that cannot be read are set aside."""
 
     def __init__(self, file: BinaryIO, reading: Reading) -> None:
-        self.file, self.reading, self.number = file, reading, 0
+        self.file, self.reading = file, reading
+        self.first, self.number = 0, 0
+        """Of the row's lines, and of the last line."""
+        self.quotes = 0
+        """In the row's lines: an odd number stands within a field."""
+        self.lines = self._lines()
 
     def __iter__(self) -> Iterator[str]:
+        return self.lines
+
+    def _lines(self) -> Iterator[str]:
         reading, limit = self.reading, self.reading.spec.max_record_bytes
         for number, raw, size in lines(self.file, limit):
             self.number = number
@@ -34,35 +42,47 @@ class Lines:
                 reading.bad(name, ("a zero byte", "this is a binary file, not text"), size, raw)
                 continue
             try:
-                yield (raw.removeprefix(MARK) if number == 1 else raw).decode(reading.encoding)
+                line = (raw.removeprefix(MARK) if number == 1 else raw).decode(reading.encoding)
             except UnicodeDecodeError as error:
                 reading.bad(name, (f"invalid {reading.encoding}", f"{error.reason} at byte {error.start}"), size, raw)
+                continue
+            self.first = self.first or number
+            self.quotes += line.count('"')
+            yield line
+
+    def leave_field(self) -> None:
+        """Go on behind the quote that closes the field."""
+        while self.quotes % 2 and next(self.lines, None) is not None:
+            pass
 
 
 def comma(file: BinaryIO, reading: Reading) -> Texts:
     csv.field_size_limit(reading.spec.max_record_bytes)
     source = Lines(file, reading)
-    yield from _read(csv.reader(source, strict=True), source, reading)
+    yield from _read(csv.reader(source, strict=True), source, reading, quoted=True)
 
 
 def tab(file: BinaryIO, reading: Reading) -> Texts:
     csv.field_size_limit(reading.spec.max_record_bytes)
     source = Lines(file, reading)
-    yield from _read(csv.reader(source, delimiter="\t", quoting=csv.QUOTE_NONE), source, reading)
+    yield from _read(csv.reader(source, delimiter="\t", quoting=csv.QUOTE_NONE), source, reading, quoted=False)
 
 
-def _read(rows: Iterator[list[str]], source: Lines, reading: Reading) -> Texts:
+def _read(rows: Iterator[list[str]], source: Lines, reading: Reading, quoted: bool) -> Texts:
     header: list[str] | None = None
     while True:
-        begin = source.number + 1
-        name = f"{reading.where}, line {begin}"
+        source.first, source.quotes = 0, 0
         try:
             row = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            reading.bad(name, ("no row", f"{error} (lines {begin} to {source.number})"), 0, "")
+            if quoted:
+                source.leave_field()
+            where = f"{reading.where}, line {source.first}"
+            reading.bad(where, ("no row", f"{error} (lines {source.first} to {source.number})"), 0, "")
             continue
+        name = f"{reading.where}, line {source.first}"
         if not row:
             continue
         if header is None:
