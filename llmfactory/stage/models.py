@@ -25,9 +25,9 @@ from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
 from llmfactory.data.clean.models import Models
 from llmfactory.data.examples import saved_labels
-from llmfactory.data.spec import DataSpec
+from llmfactory.data.spec import DataSpec, Labelled
 from llmfactory.data.task.classify import marked
-from llmfactory.data.task.spec import Classify, TaskSpec
+from llmfactory.data.task.spec import Classify
 from llmfactory.data.task.task import ExampleRows, Row, fields_of
 from llmfactory.data.tokenizer.tokenizer import FOLDER
 from llmfactory.model.skeleton import Skeleton
@@ -79,7 +79,7 @@ TRAINED_ON = ("stage", "objective")
 
 def find(init: str) -> Path:
     """The checkpoint that `init` means. Raises UserError where there is none."""
-    path = Path(init).expanduser().absolute()
+    path = Path(init).expanduser().resolve()
     return path if is_published(path) else io.find(path)
 
 
@@ -171,7 +171,8 @@ class Classes:
     """A classifier of single texts."""
 
     def __init__(self, checkpoint: Path) -> None:
-        task = None if is_published(checkpoint) else saved_spec(checkpoint, TaskSpec, "data", "task")
+        data = None if is_published(checkpoint) else saved_spec(checkpoint, DataSpec, "data")
+        task = data.task if isinstance(data, Labelled) else None
         labels = None if is_published(checkpoint) else saved_labels(checkpoint / FOLDER)
         if not isinstance(task, Classify) or not labels:
             raise UserError(f"{checkpoint} is no classifier: train one with stage=finetune data=examples data/task=classify")
