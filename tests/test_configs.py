@@ -67,6 +67,13 @@ NEEDS = {
     "data=text": ["data.source.files=[a.txt]"],
     "data=jsonl": ["data.source.files=[a.jsonl]"],
     "data/clean=bad_words": ["data.clean.bad_words.files=[words.txt]"],
+    "data/clean=toxicity": ["data.clean.toxicity.files=[words.txt]"],
+    **{
+        f"data/clean={name}": [f"data.clean.{name}.files=[test.jsonl]"]
+        for name in ("decontaminate", "decontaminate_8", "decontaminate_50_characters")
+    },
+    "data/clean=perplexity": ["data.clean.perplexity.init=outputs/my_run", "data.clean.perplexity.most=2.5"],
+    "data/clean=classifier": ["data.clean.classifier.init=outputs/my_run", "data.clean.classifier.label=good"],
     "data/source=text": ["data.source.files=[a.txt]"],
     "data/source=jsonl": ["data.source.files=[a.jsonl]"],
     "data/source=files": ["data.source.files=[a.parquet]"],

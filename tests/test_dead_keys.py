@@ -584,6 +584,31 @@ EFFECTS: dict[str, str] = {
         )
         for field in fields_
     },
+    **{
+        f"data/clean/{name}.{field}": f"data/clean/test_{name}.py::{test}"
+        for name, fields_, test in (
+            ("redact", ("kinds",), "test_each_kind_by_itself_and_not_without_it"),
+            ("redact", ("style", "fake_key"), "test_a_fake_is_the_same_for_the_same_one_and_nobody_s"),
+            ("redact", ("private_ips",), "test_local_networks_by_option"),
+            ("toxicity", ("files",), "test_several_lists"),
+            ("toxicity", ("measure", "threshold"), "test_the_threshold_is_reached_not_passed"),
+            ("toxicity", ("action",), "test_words_are_masked"),
+            ("toxicity", ("leetspeak",), "test_letters_spelled_as_digits_by_option"),
+            ("decontaminate", ("files",), "test_a_document_with_an_item_is_dropped_and_the_file_is_named"),
+            ("decontaminate", ("fields", "unit", "n"), "test_fields_and_units"),
+            ("decontaminate", ("shortest",), "test_short_items_are_looked_for_as_a_whole"),
+            ("decontaminate", ("frequent",), "test_frequent_sequences_do_not_count"),
+            ("decontaminate", ("action", "around"), "test_it_is_cut_out_with_what_stands_around_it"),
+            ("decontaminate", ("max_pieces",), "test_pieces_that_are_short_or_too_many"),
+            ("perplexity", ("measure",), "test_perplexity_per_word"),
+            ("perplexity", ("most", "least"), "test_bits_per_byte_of_utf8"),
+            ("perplexity", ("bounds", "keep"), "test_head_middle_and_tail"),
+            ("classifier", ("label", "threshold"), "test_the_class_is_kept_from_the_threshold_on"),
+        )
+        for field in fields_
+    },
+    "data/clean/perplexity.init": "stage/test_models.py::test_text_is_likelier_than_gibberish",
+    "data/clean/classifier.init": "stage/test_models.py::test_classes_are_told_apart",
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
     "data.workers": "data/test_encode.py::test_as_many_texts_at_once_as_there_are_workers",
     "data/source/files.format": "data/source/test_files.py::test_the_format_goes_by_the_name_or_by_what_is_said",
