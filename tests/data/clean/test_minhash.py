@@ -54,6 +54,14 @@ def test_signatures_are_the_least_products(unit: Unit) -> None:
     assert all(a % 2 for a in comparison.factors.tolist())
 
 
+def test_a_long_document_s_signature_is_of_all_its_pieces() -> None:
+    words = [f"word{i}" for i in range(30_000)]
+    comparison = MinhashComparison(Minhash(ngram=1))
+    (whole, *parts), _ = comparison.signatures([" ".join(words), *(" ".join(words[at::3]) for at in range(3))])
+    assert np.array_equal(whole, np.minimum.reduce(parts))
+    assert not np.array_equal(whole, parts[2])
+
+
 @pytest.mark.parametrize(("shared", "single"), [(0, 40), (10, 45), (50, 25), (80, 10), (400, 50), (97, 1)])
 def test_the_share_of_equal_hashes_is_the_similarity(shared: int, single: int) -> None:
     """Unbiased, and no more uncertain than independent hash functions are."""
