@@ -9,48 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmfactory.core.errors import UserError
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.patterns import PATTERNS, byte_level
 from llmfactory.data.tokenizer.spec import ByteBpe
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, check_size
+from llmfactory.data.tokenizer.tokenizer import Tokenizer
+from llmfactory.data.tokenizer.trained import END, Learned, form_of
 
-END = "<|endoftext|>"
 
-
-class BytePairTrainer(TokenizerSource):
+class BytePairTrainer(Learned):
     def __init__(self, spec: ByteBpe, vocab_size: int) -> None:
-        self.spec = spec
-        self.vocab_size = vocab_size if spec.vocab_size is None else spec.vocab_size
-        self.sample_bytes = spec.train_bytes
-        if self.vocab_size < 257:
-            raise UserError(
-                f"the model has {self.vocab_size} ids (model.vocab_size); a byte-level tokenizer needs 257, for the bytes and the end "
-                "of a document. Try model.vocab_size=4096"
-            )
-        check_size(self.vocab_size, vocab_size, f"data.tokenizer.vocab_size={self.vocab_size}")
+        why = "a byte-level tokenizer needs 257, for the bytes and the end of a document"
+        Learned.__init__(self, spec, vocab_size, 257, why)
+        self.pattern = PATTERNS[spec.split]
 
     def fingerprint(self) -> str:
-        import tokenizers
-
-        return (
-            f"byte_bpe {self.vocab_size} {self.spec.train_bytes} {PATTERNS[self.spec.split]} tokenizers {tokenizers.__version__}"
-        )
+        return f"{self.told} {self.pattern}"
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
         from tokenizers import Tokenizer as Inner
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
         inner = Inner(models.BPE())
-        inner.pre_tokenizer = byte_level([PATTERNS[self.spec.split]])
+        for form in form_of(self.form):
+            inner.normalizer = form
+        inner.pre_tokenizer = byte_level([self.pattern])
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
-            special_tokens=[END],
+            special_tokens=[END, *self.specials],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         inner.train_from_iterator(texts, trainer)
-        end_id = inner.token_to_id(END)
-        assert end_id is not None
-        return HfTokenizer(inner, end_id)
+        return HfTokenizer(inner, 0)

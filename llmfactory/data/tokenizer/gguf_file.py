@@ -15,13 +15,12 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.gguf_file import read_gguf
 from llmfactory.core.special import Special
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
+from llmfactory.data.tokenizer.pieces import add, merges_of, pairs
 from llmfactory.data.tokenizer.spec import GgufFile
 from llmfactory.data.tokenizer.splits import cut_of, pre_tokenizer
 from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, Usage, check_size, lacking
 
 TEMPLATE = "tokenizer.chat_template"
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""How SentencePiece writes a space."""
 
 
 class Kind(IntEnum):
@@ -92,42 +91,15 @@ def _byte_pairs(path: Path, about: Mapping[str, Any], tokens: list[str]) -> Any:
 
 
 def _pieces(path: Path, about: Mapping[str, Any], tokens: list[str], types: list[int]) -> Any:
-    from tokenizers import Tokenizer as Inner
-    from tokenizers import decoders, models, normalizers
-
     scores = about.get("scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise UserError(f"{path} is damaged: {len(tokens)} tokens without as many tokenizer.ggml.scores")
     vocab = {token: number for number, token in enumerate(tokens)}
     unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == Kind.UNKNOWN), None)
     merges = merges_of({token: s for token, s, k in zip(tokens, scores, types, strict=True) if k == Kind.NORMAL})
-    inner = Inner(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    prefix = [normalizers.Prepend(SPACE)] if about.get("add_space_prefix", True) else []
-    inner.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    inner.decoder = decoders.Sequence(steps)
-    return inner
-
-
-def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Every way in which a piece is made of two others, the best score first; of one piece's, the earlier pieces first."""
-    place = {piece: number for number, piece in enumerate(scores)}
-    found = [
-        (-score, place[piece], place[piece[:cut]], piece[:cut], piece[cut:])
-        for piece, score in scores.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in scores and piece[cut:] in scores
-    ]
-    return [(left, right) for *_, left, right in sorted(found)]
+    return pairs(vocab, merges, prefix=bool(about.get("add_space_prefix", True)), unknown=unknown)
 
 
 def _add_special(inner: Any, tokens: list[str], types: list[int]) -> None:
-    from tokenizers import AddedToken
-
     for kind, special in ((Kind.CONTROL, True), (Kind.USER_DEFINED, False)):
-        added = [
-            AddedToken(token, special=special, normalized=False) for token, k in zip(tokens, types, strict=True) if k == kind
-        ]
-        if added:
-            (inner.add_special_tokens if special else inner.add_tokens)(added)
+        add(inner, [token for token, k in zip(tokens, types, strict=True) if k == kind], special)

@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from llmfactory.core.errors import UserError
-from llmfactory.data.tokenizer.gguf_file import SPACE, TEMPLATE, Kind
+from llmfactory.data.tokenizer.gguf_file import TEMPLATE, Kind
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
+from llmfactory.data.tokenizer.pieces import SPACE
 from llmfactory.data.tokenizer.splits import name_of
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from llmfactory.core.errors import UserError
 from llmfactory.core.special import Special
 from llmfactory.data.tokenizer.patterns import letters
+from llmfactory.data.tokenizer.pieces import add
 from llmfactory.data.tokenizer.spec import HfFile
 from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, Usage, between_ends, check_size, lacking, write_about
 
@@ -103,6 +104,9 @@ class TokenizerFile(TokenizerSource):
         else:
             inner = parse(path)
             self.tokenizer = HfTokenizer(inner, end_of(inner, path, spec.end_token))
+        if spec.special_tokens:
+            add(self.tokenizer.inner, spec.special_tokens)
+            self.tokenizer = HfTokenizer(self.tokenizer.inner, self.tokenizer.end_id, self.tokenizer.usage)
         check_size(self.tokenizer.vocab_size, vocab_size, str(path), lacking(self.tokenizer, specials))
 
     def fingerprint(self) -> str:
@@ -112,26 +116,31 @@ class TokenizerFile(TokenizerSource):
         return self.tokenizer
 
 
-def end_of(inner: Any, path: Path, token: str | None) -> int:
-    """The id of the end token; None: of the first that is known."""
+def end_of(inner: Any, path: Path, token: str | None, key: str = "end_token") -> int:
+    """The id of the end token; None: of the first that is known. `key`: which field names it."""
     for name in END_TOKENS if token is None else (token,):
         if (found := inner.token_to_id(name)) is not None:
             return int(found)
     looked = "none of " + ", ".join(END_TOKENS) if token is None else f"no {token!r}"
-    raise UserError(f"{path} knows {looked}: name its end token, data.tokenizer.end_token=...")
+    raise UserError(f"{path} knows {looked}: name its {key.replace('_', ' ')}, data.tokenizer.{key}=...")
 
 
 def parse(path: Path) -> Any:
     """The `tokenizers.Tokenizer` of a file; a `UserError` names the file and what is wrong with it."""
     from tokenizers import Tokenizer as Inner
 
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no tokenizer.json: not UTF-8") from error
+    content = text_of(path, "tokenizer.json")
     try:
         return Inner.from_str(content)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path} is no tokenizer.json that `tokenizers` can read: {error}") from error
+
+
+def text_of(path: Path, kind: str) -> str:
+    """Of a file of a tokenizer; `kind`: what it should be. Raises UserError."""
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no {kind}: not UTF-8") from error

@@ -1,5 +1,6 @@
-"""The tokenizer of a published folder: `tokenizer.json`, and the files beside it that say how the model is spoken to.
+"""The tokenizer of a published folder: its file, and the files beside it that say how the model is spoken to.
 
+The file is `tokenizer.json`; where there is none, an older one: a `.model` of SentencePiece, BERT's `vocab.txt`, GPT-2's pair.
 The token that ends a document stands in `tokenizer_config.json` or `special_tokens_map.json`; the ids at which the model stops
 in `generation_config.json` or `config.json`; the chat template in `chat_template.jinja` or `tokenizer_config.json`. What stands
 before a text is what the tokenizer's own post-processor puts there.
@@ -13,12 +14,13 @@ from typing import Any
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.tokenizer.hf_file import HfTokenizer, end_of, parse
+from llmfactory.data.tokenizer.older_files import older
 from llmfactory.data.tokenizer.tokenizer import ABOUT, Usage, load
 
-FILE = "tokenizer.json"
+FILE, CONFIG = "tokenizer.json", "config.json"
 TEMPLATE = "chat_template.jinja"
 NAMED_IN = ("tokenizer_config.json", "special_tokens_map.json")
-STOPS_IN = ("generation_config.json", "config.json")
+STOPS_IN = ("generation_config.json", CONFIG)
 
 
 def read_folder(folder: Path, end_token: str | None = None) -> HfTokenizer:
@@ -28,13 +30,8 @@ def read_folder(folder: Path, end_token: str | None = None) -> HfTokenizer:
         if not isinstance(kept, HfTokenizer):
             raise UserError(f"{folder} holds no {FILE} but a tokenizer of bytes: data/tokenizer=bytes")
         return kept
-    if not (folder / FILE).is_file():
-        raise UserError(
-            f"{folder} has no {FILE}; transformers makes one of older files: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    inner = parse(folder / FILE)
     named = {key: value for name in reversed(NAMED_IN) for key, value in _json(folder / name).items() if value is not None}
+    inner = parse(folder / FILE) if (folder / FILE).is_file() else older(folder, named, _json(folder / CONFIG).get("model_type"))
     known = (_text(named.get(key)) for key in ("eos_token", "sep_token"))
     token = end_token or next((name for name in known if name is not None), None)
     end_id = end_of(inner, folder / FILE, token)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmfactory.data.tokenizer.byte_bpe import END
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.spec import WordLevel
 from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, check_size
+from llmfactory.data.tokenizer.trained import END
 
 UNKNOWN = "<unk>"
 

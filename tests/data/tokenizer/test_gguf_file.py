@@ -11,9 +11,10 @@ import pytest
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.tokenizer.bytes import ByteTokenizer, as_pairs
-from llmfactory.data.tokenizer.gguf_file import SPACE, merges_of, read_tokenizer
+from llmfactory.data.tokenizer.gguf_file import read_tokenizer
 from llmfactory.data.tokenizer.gguf_metadata import tokenizer_metadata
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
+from llmfactory.data.tokenizer.pieces import SPACE, merges_of
 from llmfactory.data.tokenizer.spec import ByteBpe, GgufFile, Split
 from llmfactory.data.tokenizer.splits import CUTS, cut_of, name_of, pre_tokenizer
 from llmfactory.data.tokenizer.tokenizer import Usage, load

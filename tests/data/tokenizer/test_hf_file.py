@@ -78,3 +78,13 @@ def test_a_damaged_folder_is_named(tmp_path: Path, about: str | None, said: str)
         (tmp_path / "about.json").write_text(about)
     with pytest.raises(UserError, match=said):
         load(tmp_path)
+
+
+def test_further_special_tokens_get_the_next_ids(tmp_path: Path) -> None:
+    made = ByteBpe().build(300).make(["words and words"])
+    made.save(tmp_path)
+    for file in (tmp_path, tmp_path / "tokenizer.json"):
+        more = HfFile(file=str(file), special_tokens=["<|im_start|>", "<|endoftext|>"]).build(400).make(())
+        assert more.specials() == {"<|endoftext|>": made.end_id, "<|im_start|>": made.vocab_size}
+        assert more.vocab_size == made.vocab_size + 1
+        assert more.encode("words <|im_start|>") == made.encode("words <|im_start|>")
