@@ -49,6 +49,11 @@ def test_equal_documents_take_few_comparisons() -> None:
     assert max(calls) <= PAIRS
 
 
+def test_a_document_is_no_copy_of_itself() -> None:
+    found = alike_in_buckets(np.zeros(4, np.uint64), np.array([3, 3, 5, 5]), lambda left, right: np.ones(len(left), bool))
+    assert (found.document.tolist(), found.first.tolist()) == ([5], [3])
+
+
 def test_no_keys_and_none_alike() -> None:
     def never(left: Int64, right: Int64) -> np.ndarray:
         return np.zeros(len(left), bool)

@@ -47,7 +47,7 @@ def reference(texts: list[bytes], least: int) -> set[int]:
     return gone
 
 
-@pytest.mark.parametrize("alphabet", ["ab", "a中é😀", "abcdefgh "])
+@pytest.mark.parametrize("alphabet", ["ab", "aaaaaaab", "a中席é😀🙀", "abcdefgh "])
 @pytest.mark.parametrize("seed", range(3))
 def test_it_finds_what_a_table_finds(alphabet: str, seed: int) -> None:
     draw = random.Random(seed)
@@ -80,8 +80,18 @@ def test_borders_of_documents_are_no_passage() -> None:
     assert outcomes(texts) == [Kept(text) for text in texts]
 
 
+def test_copies_side_by_side_are_of_their_own_documents() -> None:
+    texts = ["the first of the two", "and this is the other"]
+    assert outcomes([*texts, *texts, texts[0] + "!"])[2:] == [
+        Drop("nothing but repeated passages"),
+        Drop("nothing but repeated passages"),
+        Kept("!", {"repeated passages": 1}),
+    ]
+
+
 def test_characters_stay_whole() -> None:
     passage = "中文的句子很长很长"
+    assert outcomes([f"中{passage}中", f"席{passage}乭"])[1] == Kept("席乭", {"repeated passages": 1})  # share two bytes, and two
     assert outcomes([f"甲{passage}乙", f"甸{passage}乛"])[1] == Kept("甸乛", {"repeated passages": 1})
     assert outcomes([f"😀{passage}😁", f"😂{passage}🙃"])[1] == Kept("😂🙃", {"repeated passages": 1})
     assert outcomes(["\ud800" + passage, "\ud801" + passage])[1] == Kept("\ud801", {"repeated passages": 1})
