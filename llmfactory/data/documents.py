@@ -24,7 +24,7 @@ from llmfactory.data.form.spec import FormSpec
 from llmfactory.data.grouping import Grouping, Settling, partitions_for
 from llmfactory.data.lock import shared, tried
 from llmfactory.data.segment import FORM, QUARANTINE, Part, Segment, cut
-from llmfactory.data.shard import Shard, Shards, forget_texts, read_about, write_about
+from llmfactory.data.shard import Shard, Shards, check_about, forget_texts, read_about, write_about
 from llmfactory.data.source.account import insist_on_share
 from llmfactory.data.source.document import Source
 from llmfactory.data.source.spec import SourceSpec
@@ -86,10 +86,10 @@ class Documents:
         return self.folder.name
 
 
-def open_documents(folder: Path, whole: bool = True) -> Documents:
-    """Raises Damaged. `whole`: look at the contents of every file, not only at their sizes."""
-    about = read_about(folder, whole=True)
-    shards = [Shard(path, read_about(path, whole)) for path in sorted((folder / SHARDS).iterdir())]
+def open_documents(folder: Path) -> Documents:
+    """Raises Damaged."""
+    about = check_about(folder)
+    shards = [Shard(path, check_about(path)) for path in sorted((folder / SHARDS).iterdir())]
     if len(shards) != about["shards"]:
         raise Damaged(f"{folder} has {len(shards)} shards instead of {about['shards']}")
     return Documents(folder, Shards(shards), Tally.of(about["tally"]), about)

@@ -176,7 +176,7 @@ class Joining(Phase):
         whole, tokenizer = folder / "whole", self.encoding.tokenizer
         dtype = dtype_for(tokenizer.vocab_size)
         pieces = [self.encoded_folder / f"{place:05d}" for place in range(len(self.encoding.pieces))]
-        abouts = [read_about(piece, whole=False) for piece in pieces]
+        abouts = [read_about(piece) for piece in pieces]
         counts: dict[str, Any] = {}
         for name in self.named:
             place = whole / SOURCES / name

@@ -91,19 +91,28 @@ def write_about(folder: Path, **about: Any) -> None:
     (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
 
 
-def read_about(folder: Path, whole: bool = True) -> dict[str, Any]:
-    """Raises Damaged where the folder is not what it says; `whole`: look at contents, not only at sizes."""
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a folder says of itself."""
+    about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return about
+
+
+def check_about(folder: Path) -> dict[str, Any]:
+    """The same; raises Damaged where the folder's files are not what it says."""
     try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        verify(folder, about["files"], whole)
+        about = read_about(folder)
+        verify(folder, about["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{folder / ABOUT}: {error}") from error
     return about
 
 
 def forget_texts(folder: Path) -> None:
-    """Free the disk of a shard whose texts nobody reads any more. Its account and index stay, and it counts as whole."""
-    about = read_about(folder, whole=False)
+    """Free the disk of a shard whose texts nobody reads any more. Its account and index stay, and it counts as whole.
+
+    Several processes may do so at once: the account is replaced as a whole, and before anything is taken away.
+    """
+    about = read_about(folder)
     texts = [name for name in (TEXTS, NAMES) if about["files"].pop(name, None) is not None]
     if texts:
         fresh = folder / f"{ABOUT}.{os.getpid()}"
@@ -116,7 +125,7 @@ def forget_texts(folder: Path) -> None:
 class Shard:
     def __init__(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
-        self.about = read_about(folder, whole=False) if about is None else about
+        self.about = read_about(folder) if about is None else about
         self.source: str = self.about["source"]
         self.bytes: int = self.about["bytes"]
 

@@ -38,7 +38,7 @@ class Sides:
     def __init__(self, folder: Path) -> None:
         self.side: NDArray[np.uint8] = np.load(folder / SIDES, mmap_mode="r")
         """[documents], a `Side` each."""
-        cuts = [Cut(*cut) for cut in read_about(folder, whole=False)[CUTS]]
+        cuts = [Cut(*cut) for cut in read_about(folder)[CUTS]]
         self.cuts = {cut.document: cut.place for cut in cuts}
 
     def parts(self, number: int, text: str) -> Iterator[tuple[str, str]]:
@@ -231,4 +231,4 @@ def _left_out(counted: StepTally, reason: str, name: str, detail: str, text: str
 
 def account(folder: Path) -> Tally:
     """That of `Deciding`."""
-    return Tally.of(read_about(folder, whole=False)["tally"])
+    return Tally.of(read_about(folder)["tally"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmfactory.data.checksum import Damaged
-from llmfactory.data.shard import ABOUT, TEXTS, Entry, Shard, Shards, ShardWriter, forget_texts, group_number, read_about
+from llmfactory.data.shard import ABOUT, TEXTS, Entry, Shard, Shards, ShardWriter, check_about, forget_texts, group_number
 
 TEXTS_OF = ["first", "", "zwölf Boxkämpfer", "数据\n数据", "😀" * 50, "x" * 5000, "last"]
 
@@ -66,13 +66,13 @@ def test_damage_is_seen(tmp_path: Path, file: str, harm: str) -> None:
     else:
         path.write_bytes(raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:])
     with pytest.raises(Damaged, match=file):
-        read_about(tmp_path / "0")
+        check_about(tmp_path / "0")
 
 
 def test_forgotten_texts_leave_a_shard_that_counts(tmp_path: Path) -> None:
     shard = write(tmp_path / "0", TEXTS_OF)
     forget_texts(shard.folder)
     forget_texts(shard.folder)
-    again = Shard(tmp_path / "0", read_about(tmp_path / "0"))
+    again = Shard(tmp_path / "0", check_about(tmp_path / "0"))
     assert not (tmp_path / "0" / TEXTS).exists()
     assert (len(again), again.sizes.tolist()) == (7, [len(text.encode()) for text in TEXTS_OF])
