@@ -456,6 +456,27 @@ EFFECTS: dict[str, str] = {
         for field in ("window", "negatives", "subsample", "noise_power")
     },
     "model/recurrent.max_positions": "model/test_recurrent.py::test_rows_longer_than_it_is_made_for",
+    "data/form/chat.template": "data/form/test_chat.py::test_a_turn_that_ends_with_its_own_token",
+    **{f"data/form/chat.{field}": "data/form/test_chat.py::test_fields_and_format_can_be_named" for field in ("format", "fields")},
+    "data/form/chat.system": "data/form/test_chat.py::test_a_system_message_for_those_that_have_none",
+    **{
+        f"data/form/chat.{field}": "data/form/test_chat.py::test_what_is_too_long_is_dropped_or_cut_and_counted"
+        for field in ("max_tokens", "too_long")
+    },
+    "data/form/chat.train_on": "data/form/test_chat.py::test_what_is_learned_can_be_chosen",
+    **{
+        f"data/form/{form}.{field}": "data/form/test_records.py::test_every_option_of_records_works_for_each_form"
+        for form in ("preference", "kto", "ranking", "reward")
+        for field in ("template", "format", "fields", "system", "max_tokens", "too_long")
+    },
+    "data/form/preference.keep_equal": "data/form/test_records.py::test_equal_answers_are_bad_unless_they_are_wanted",
+    "data/form/ranking.most": "data/form/test_records.py::test_rankings_of_different_length",
+    "data/form/template/jinja.source": "data/form/template/test_equip.py::test_templates_by_option",
+    "data/form/template/jinja.specials": (
+        "data/form/template/test_equip.py::test_missing_tokens_are_added_and_an_end_of_turn_stops_the_model"
+    ),
+    "data/form/template/jinja_file.file": "data/form/template/test_equip.py::test_templates_by_option",
+    "data/form/template/jinja_file.specials": "data/form/template/test_equip.py::test_templates_by_option",
     "data/labelled.tokenizer": "data/test_examples.py::test_a_tokenizer_is_trained_on_the_texts_that_are_trained_on",
     "data/labelled.seq_len": "data/task/test_tasks.py::test_the_longer_text_is_cut",
     "data/labelled.held_out": "data/test_examples.py::test_every_example_is_on_one_side",

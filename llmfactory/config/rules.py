@@ -52,6 +52,11 @@ from llmfactory.config.rule.objective import (
     objective_fits_the_data,
     objective_fits_the_model,
 )
+from llmfactory.config.rule.packing import (
+    reweighting_compares_two_small_models,
+    rows_of_one_length_where_they_are_asked_for,
+    weights_are_drawn_by,
+)
 from llmfactory.config.rule.pipeline import (
     a_pipeline_deals_out_one_model,
     every_stage_has_a_layer,
@@ -59,6 +64,7 @@ from llmfactory.config.rule.pipeline import (
     split_backwards_keep_what_they_need,
     virtual_stages_are_asked_for,
 )
+from llmfactory.config.rule.records import conversations_are_continued, records_fit_into_rows
 from llmfactory.config.rule.tensor import (
     compiled_layouts_are_proven,
     keys_of_an_axis_need_the_axis,
@@ -95,6 +101,8 @@ def check(job: Job) -> list[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
+    conversations_are_continued,
+    records_fit_into_rows,
     rows_are_cut_into_equal_blocks,
     context_parallel_cuts_attention,
     ring_drops_no_attention,
@@ -149,6 +157,9 @@ RULES: tuple[Rule, ...] = (
     offload_has_what_to_do,
     compiled_layouts_are_proven,
     pipelines_gather_once_a_step,
+    rows_of_one_length_where_they_are_asked_for,
+    weights_are_drawn_by,
+    reweighting_compares_two_small_models,
     documents_are_prepared,
     records_are_compared_only,
     steps_are_for_sources_that_there_are,

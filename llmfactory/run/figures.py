@@ -32,6 +32,8 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("prepared data", result["data"], result["folder"]))
     for name in (key.partition("/")[2] for key in result if key.startswith("tokens/")):
         row(f"tokens of {name}", f"tokens/{name}", ",", f"{result[f'epochs/{name}']:.3g} epochs")
+    for name in (key.partition("/")[2] for key in result if key.startswith("weights/")):
+        row(f"weight of {name}", f"weights/{name}", ".4f", f"{result[f'baseline/{name}']:.4f} before")
     if result.get("padding") is not None:
         rows.append(("padding", f"{result['padding']:.2%}", f"{result['cut_documents']:.2%} of documents are cut"))
     row("tokens/s", "tokens_per_second", ",.0f")

@@ -15,6 +15,8 @@ from llmfactory.config.plain import from_plain, to_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import walk
+from llmfactory.data.mix.spec import Curriculum
+from llmfactory.data.spec import Mixture
 
 SAFE = {
     "name": "says where the run lies",
@@ -99,7 +101,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         ) from error
     new_job = from_plain(new)
     found = differences(to_plain(old_job), to_plain(new_job))
-    problems = list(_schedule_problems(old_job, new_job, found))
+    problems = [*_schedule_problems(old_job, new_job, found), *_curriculum_problems(old_job, new_job, found)]
     found = {key: pair for key, pair in found.items() if not matches(key, SAFE)}
     rounding = {key: pair for key, pair in found.items() if matches(key, ROUNDING)}
     for key, (before, after) in found.items():
@@ -143,3 +145,19 @@ def _schedule_problems(old: Job, new: Job, found: dict[str, tuple[Any, Any]]) ->
         )
         can_pin = key in dict(flatten(to_plain(new))) and before > new.optim.schedule.warmup_steps
         yield Problem("trainer.max_steps", after, reason, f"{key}={before}" if can_pin else "resume=changed")
+
+
+def _curriculum_problems(old: Job, new: Job, found: dict[str, tuple[Any, Any]]) -> Iterator[Problem]:
+    """The same of the weights of a mixture that change in the course of the run."""
+    if not (isinstance(old.data, Mixture) and isinstance(new.data, Mixture)):
+        return
+    if not (isinstance(old.data.mix, Curriculum) and isinstance(new.data.mix, Curriculum)):
+        return
+    before, after = old.data.mix.span(old.trainer.max_steps), new.data.mix.span(new.trainer.max_steps)
+    if before == after:
+        found.pop("data.mix.horizon", None)
+    elif "data.mix.horizon" not in found:
+        reason = (
+            f"the weights of data.mix change in the course of trainer.max_steps, which was {before}: other samples would be drawn"
+        )
+        yield Problem("trainer.max_steps", after, reason, f"data.mix.horizon={before}")

@@ -54,6 +54,27 @@ class Prepare(StageSpec):
 
 
 @dataclass(kw_only=True, slots=True)
+class Reweight(StageSpec):
+    """Find weights for the sources of a mixture with two small models (DoReMi, Xie et al. 2023): `model` is trained as a reference
+    for trainer.max_steps on the mixture as it is, and as a proxy for as many on what is left to learn."""
+
+    keeps: ClassVar[bool] = True
+    step_size: float = 1.0
+    """How fast weights follow the excess loss, in nats per token."""
+    smoothing: float = 0.001
+    """Share of each step's weights that all sources get alike."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from above(self, 0.0, "step_size", repair=1.0)
+        yield from between(self, 0.0, 1.0, "smoothing")
+
+    def build(self) -> StageJob:
+        from llmfactory.stage.reweight import ReweightJob
+
+        return ReweightJob(self)
+
+
+@dataclass(kw_only=True, slots=True)
 class Generate(StageSpec):
     """Continue a text with the model of `init`."""
 

@@ -16,7 +16,21 @@ from llmfactory.core.errors import ConfigError
 TWO = ["parallel=tp", "launch=local"]
 FOUR = ["launch=local", "launch.processes=4"]
 STAGES = ["parallel=pp_1f1b", "trainer.micro_batch_size=1", "launch=local"]
+MIXTURE = "data/source=[pydocs,pycode]"
 FIRES = {
+    "rows_of_one_length_where_they_are_asked_for": [
+        ["data/pack=grouped", MIXTURE],
+        ["data/pack=grouped", *STAGES],
+        ["data/pack=grouped", "parallel=cp_ring", "launch=local"],
+        ["data/pack=grouped", "model=bert_tiny", "stage/objective=masked"],
+    ],
+    "weights_are_drawn_by": [[MIXTURE, "model=kneser_ney"]],
+    "reweighting_compares_two_small_models": [
+        ["stage=reweight"],
+        ["stage=reweight", MIXTURE, "parallel=ddp", "launch=local"],
+        ["stage=reweight", MIXTURE, "model=bert_tiny"],
+        ["stage=reweight", MIXTURE, "init=."],
+    ],
     "documents_are_prepared": [["stage=prepare", "data=examples", "data.files=[x.jsonl]"]],
     "records_are_compared_only": [["data/form=chat", "data/clean=[exact,unicode]"]],
     "steps_are_for_sources_that_there_are": [["data/clean=[exact]", "data.clean.exact.sources=[corpus,web]"]],
@@ -143,6 +157,12 @@ FIRES = {
     "inverse_sqrt_warms_up": [["optim/schedule=inverse_sqrt"]],
     "best_is_looked_for": [["trainer.eval_every=null"]],
     "held_out_text_is_there": [["data.held_out=0"]],
+    # records: conversations and preferences
+    "conversations_are_continued": [
+        ["data=preference", "data.source.files=[a.jsonl]", "model=llama_tiny"],
+        ["data=chat", "data.source.files=[a.jsonl]", "stage/objective=prefix"],
+    ],
+    "records_fit_into_rows": [["data=chat", "data.source.files=[a.jsonl]", "data.seq_len=512"]],
     "objective_fits_the_data": [
         ["data=examples", "data.files=[a.jsonl]"],
         ["stage=finetune", "model=bert_tiny", "model/head=classifier"],

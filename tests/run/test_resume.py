@@ -8,6 +8,11 @@ from toy_job import toy_job
 from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Resume
 from llmfactory.core.errors import ConfigError
+from llmfactory.data.mix.spec import Curriculum
+from llmfactory.data.pack.spec import Concat
+from llmfactory.data.source.spec import Files
+from llmfactory.data.spec import Mixture
+from llmfactory.data.tokenizer.spec import Bytes
 from llmfactory.launch.spec import Local
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.optim.schedule.spec import Constant, Linear
@@ -129,3 +134,17 @@ def test_every_key_of_the_trainer_was_decided(plain):
     judged = {"trainer.type", "trainer.batch_size", "trainer.eval_rows"}
     undecided = [key for key in dict(flatten(plain())) if key.startswith("trainer.") and not matches(key, {**SAFE, **ROUNDING})]
     assert set(undecided) <= judged
+
+
+def test_a_curriculum_that_ends_at_max_steps_must_be_pinned(plain):
+    def mixture(steps, **settings):
+        mix = Curriculum(at=[0.0, 1.0], weights={"a": [1.0, 0.0], "b": [0.0, 1.0]}, **settings)
+        parts = {"sources": {"a": Files(files=["a.txt"]), "b": Files(files=["b.txt"])}, "mix": mix}
+        data = Mixture(tokenizer=Bytes(), seq_len=32, pack=Concat(), **parts)
+        return plain(data=data, trainer__max_steps=steps)
+
+    found = problems(mixture(20), mixture(40))
+    assert found["trainer.max_steps"].repair == "data.mix.horizon=20"
+    assert compare(mixture(20), mixture(40, horizon=20)) == []
+    assert compare(mixture(40, horizon=20), mixture(20)) == []
+    assert "data.mix.horizon" in problems(mixture(20), mixture(20, horizon=30))
