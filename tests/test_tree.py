@@ -19,6 +19,8 @@ GROUPS = sorted({str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.ya
 ABSTRACT = {"part", "tracker", "job", "objective", "rows", "document", "tokenizer", "plugin", "frame", "writer"}
 """Files that hold an interface or what a group's members share; proven through the members."""
 DIRECTLY = {
+    "jinja": "data/form/template/jinja is its text, filled in by template.py",
+    "own": "data/form/template/own is the tokenizer's text, chosen in equip.py",
     "single": "launch/single runs the worker in place",
     "none": "peft/none leaves the model alone",
     "mesh": "parallel/mesh is one file",

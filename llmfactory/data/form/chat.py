@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from llmfactory.data.form.records import RecordForm, Side
 from llmfactory.data.form.spec import Chat, TrainOn
-from llmfactory.data.record.record import BadRow, Kind, Record
+from llmfactory.data.record.record import BadRow, Record
 
 
 class ChatForm(RecordForm):
-    kind = Kind.conversation
     prompt = "messages"
 
     def __init__(self, spec: Chat) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from llmfactory.data.form.record_rows import LabelRows
 from llmfactory.data.form.records import Side, SidedForm
 from llmfactory.data.pack.spec import PackSpec
-from llmfactory.data.record.record import Kind, Record
+from llmfactory.data.record.record import Record
 from llmfactory.data.tokens import TokenFile
 
 
 class KtoForm(SidedForm):
-    kind = Kind.judged
-
     def sides(self, record: Record) -> list[Side]:
         return [self.side(record, record["answer"], label=record["label"])]
 

@@ -6,13 +6,11 @@ from llmfactory.data.form.record_rows import PairRows
 from llmfactory.data.form.records import Side, SidedForm
 from llmfactory.data.form.spec import Preference
 from llmfactory.data.pack.spec import PackSpec
-from llmfactory.data.record.record import BadRow, Kind, Record
+from llmfactory.data.record.record import BadRow, Record
 from llmfactory.data.tokens import TokenFile
 
 
 class PreferenceForm(SidedForm):
-    kind = Kind.pair
-
     def __init__(self, spec: Preference) -> None:
         SidedForm.__init__(self, spec)
         self.keep_equal = spec.keep_equal

@@ -6,13 +6,11 @@ from llmfactory.data.form.record_rows import RankedRows
 from llmfactory.data.form.records import Side, SidedForm
 from llmfactory.data.form.spec import Ranking
 from llmfactory.data.pack.spec import PackSpec
-from llmfactory.data.record.record import Kind, Record
+from llmfactory.data.record.record import Record
 from llmfactory.data.tokens import TokenFile
 
 
 class RankingForm(SidedForm):
-    kind = Kind.ranking
-
     def __init__(self, spec: Ranking) -> None:
         SidedForm.__init__(self, spec)
         self.sequences = self.most = spec.most

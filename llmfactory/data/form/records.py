@@ -50,7 +50,6 @@ class Side:
 
 class RecordForm(Form):
     records = True
-    kind: ClassVar[Kind]
     last_only: bool = False
     """Whether it is enough to know what the assistant wrote last."""
     sequences: int | None = None
@@ -59,7 +58,7 @@ class RecordForm(Form):
     """The field with the messages that may be cut on the left."""
 
     def __init__(self, spec: RecordSpec) -> None:
-        self.record_spec = spec
+        self.record_spec, self.kind = spec, Kind[spec.kind]
         self.source, self.needed = spec.template.read()
         self._template: tuple[Tokenizer, Template] | None = None
 

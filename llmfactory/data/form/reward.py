@@ -8,13 +8,11 @@ from llmfactory.data.form.record_rows import ScoreRows
 from llmfactory.data.form.records import Side, SidedForm
 from llmfactory.data.pack.spec import PackSpec
 from llmfactory.data.record.messages import assistant
-from llmfactory.data.record.record import Kind, Record
+from llmfactory.data.record.record import Record
 from llmfactory.data.tokens import TokenFile
 
 
 class RewardForm(SidedForm):
-    kind = Kind.scored
-
     def sides(self, record: Record) -> list[Side]:
         if "steps" not in record:
             return [self.side(record, record["answer"], score=record["score"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
@@ -48,6 +48,8 @@ class TooLong(Enum):
 class RecordSpec(FormSpec):
     """Base of the forms whose documents are records, JSON objects that many formats write: alpaca, ShareGPT, OpenAI's messages, ..."""
 
+    kind: ClassVar[str]
+    """Name of the kind of record that it reads (data/record/record.py)."""
     template: TemplateSpec = field(default_factory=Own)
     """How conversations are written out."""
     format: str | None = None
@@ -62,11 +64,12 @@ class RecordSpec(FormSpec):
     """What becomes of longer ones."""
 
     def problems(self) -> Iterator[Problem]:
-        from llmfactory.data.record.formats import NAMES
+        from llmfactory.data.record.formats import FORMATS
 
         yield from at_least(self, 8, "max_tokens")
-        if self.format is not None and self.format not in NAMES:
-            yield Problem("format", self.format, f"is no format that is known: {', '.join(NAMES)}", "format=null")
+        known = [one.name for one in FORMATS if one.kind.name == self.kind]
+        if self.format is not None and self.format not in known:
+            yield Problem("format", self.format, f"is no format of such records: there are {', '.join(known)}", "format=null")
 
 
 class TrainOn(Enum):
@@ -84,6 +87,7 @@ class TrainOn(Enum):
 class Chat(RecordSpec):
     """Conversations with one or many turns, with tools; what is learned is what the assistant writes."""
 
+    kind: ClassVar[str] = "conversation"
     train_on: TrainOn = TrainOn.answers
     """Which tokens are targets."""
 
@@ -94,9 +98,15 @@ class Chat(RecordSpec):
 
 
 @dataclass(kw_only=True, slots=True)
-class Preference(RecordSpec):
+class SidedSpec(RecordSpec):
+    """Base of the forms with one answer or several to a prompt, and more to know of them; one record a row."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Preference(SidedSpec):
     """Pairs of a chosen and a rejected answer to the same prompt; both are the targets."""
 
+    kind: ClassVar[str] = "pair"
     keep_equal: bool = False
     """Whether a pair of two equal answers is kept; false: it is a bad record."""
 
@@ -107,8 +117,10 @@ class Preference(RecordSpec):
 
 
 @dataclass(kw_only=True, slots=True)
-class Kto(RecordSpec):
+class Kto(SidedSpec):
     """Answers with a label, wanted or not (Ethayarajh et al. 2024)."""
+
+    kind: ClassVar[str] = "judged"
 
     def build(self) -> Form:
         from llmfactory.data.form.kto import KtoForm
@@ -117,9 +129,10 @@ class Kto(RecordSpec):
 
 
 @dataclass(kw_only=True, slots=True)
-class Ranking(RecordSpec):
+class Ranking(SidedSpec):
     """Several answers to a prompt, the best first."""
 
+    kind: ClassVar[str] = "ranking"
     most: int = 8
     """Answers of a record at most, K: the best and the worst ones stay, others are left out."""
 
@@ -134,8 +147,10 @@ class Ranking(RecordSpec):
 
 
 @dataclass(kw_only=True, slots=True)
-class Reward(RecordSpec):
+class Reward(SidedSpec):
     """Answers with a score, of the whole or of each step."""
+
+    kind: ClassVar[str] = "scored"
 
     def build(self) -> Form:
         from llmfactory.data.form.reward import RewardForm

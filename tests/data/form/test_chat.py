@@ -154,7 +154,7 @@ def test_fields_and_format_can_be_named() -> None:
     row = {"messages": turns("q", "a")["messages"], "instruction": "r", "output": "b"}
     tokenizer, ((one,),) = encoded(Chat(format="alpaca"), row)
     assert learned(tokenizer, one) == " b|"
-    with pytest.raises(ConfigError, match="format = 'alpacca': is no format that is known"):
+    with pytest.raises(ConfigError, match="format = 'alpacca': is no format of such records"):
         Chat(format="alpacca")
 
 

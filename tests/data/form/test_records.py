@@ -287,3 +287,38 @@ def test_packed_and_single_conversations_give_the_same_loss_for_each_token(tmp_p
         count += int(one.targets.sum())
     assert losses["BestFit"] == pytest.approx(losses["Document"], rel=1e-9)
     assert losses["BestFit"] == pytest.approx(total / count, rel=1e-9)
+
+
+ROWS: dict[type[RecordSpec], dict[str, Any]] = {
+    Preference: {"prompt": "question", "chosen": "some words", "rejected": "more words"},
+    Kto: {"prompt": "question", "completion": "some words", "response": "others", "label": True},
+    Ranking: {"prompt": "question", "responses": ["some words", "more words"], "completions": ["a", "b"]},
+    Reward: {"prompt": "question", "response": "some words", "score": 1.0, "steps": ["a"], "scores": [1]},
+}
+NEEDED = {Preference: "comparison", Kto: "judged", Ranking: "answers", Reward: "steps"}
+OLD = [{"role": "user", "content": "old"}, {"role": "assistant", "content": "older"}]
+
+
+@pytest.mark.parametrize("cls", ROWS, ids=lambda cls: cls.__name__)
+def test_every_option_of_records_works_for_each_form(cls: type[RecordSpec]) -> None:
+    def found(row: dict[str, Any], **options: Any) -> Any:
+        form = cls(**options).build()
+        outcome = form.normalize(Page("x", json.dumps(row)))
+        if isinstance(outcome, Drop):
+            return outcome.reason
+        tokenizer = form.equip(trained(), 400)
+        return [list(one.ids) for one in form.encode(tokenizer, [outcome.text])[0]]
+
+    row = ROWS[cls]
+    plain = found(row)
+    assert found(row, template=CHATML) != plain
+    assert found(row, system="s") != plain
+    assert found({**row, "frage": "another"}, fields={"prompt": "frage"}) != plain
+    assert found({"prompt": "q"}, format=NEEDED[cls]) == "not of the format that is asked for"
+    with pytest.raises(ConfigError, match="format = 'openai': is no format of such records: there are "):
+        cls(format="openai")
+    long = {**row, "prompt": [*OLD, {"role": "user", "content": "q"}]}
+    size = max(map(len, found(long)))
+    ways = [found(long, max_tokens=size, too_long=way) for way in TooLong]
+    assert len({str(way) for way in ways}) == 3
+    assert ways[list(TooLong).index(TooLong.drop)] == []
