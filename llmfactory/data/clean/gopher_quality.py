@@ -49,13 +49,13 @@ class GopherQualityRules(Step):
         return self._symbols(page)
 
     def _usual(self, page: Page) -> bool:
-        """Whether number and length of words are right however many of the odd words are of marks only: seen without looking."""
-        spec, count, odd = self.spec, len(page.words), page.odd_words
-        least = count - len(odd)
+        """Whether number and length of words are right however many of them are of marks only: seen without looking at each."""
+        spec, count = self.spec, len(page.words)
+        least = count - page.odd_starts
         if page.unspaced or least < spec.min_words or count > spec.max_words:
             return False
-        shortest = (page.word_characters - sum(map(len, odd))) / count
-        return shortest >= spec.min_mean_length and page.word_characters / least <= spec.max_mean_length
+        shortest, longest = (page.word_characters - page.shape.count(b".")) / count, page.word_characters / least
+        return shortest >= spec.min_mean_length and longest <= spec.max_mean_length
 
     def _symbols(self, page: Page) -> Drop | None:
         spec, words = self.spec, page.words
@@ -82,7 +82,7 @@ class GopherQualityRules(Step):
 
     def _letters(self, page: Page) -> Drop | None:
         spec, words = self.spec, page.words
-        share = (len(words) - len(page.odd_words)) / len(words)
+        share = (len(words) - page.odd_starts) / len(words)
         if share < spec.min_alphabetic:
             share = (len(words) - sum(not has_letter(word) for word in page.odd_words)) / len(words)
         if share < spec.min_alphabetic:

@@ -43,7 +43,11 @@ class GopherRepetitionRules(Step):
     def apply(self, page: Page) -> Outcome:
         if not page.text:
             return Drop("empty")
-        return self._pieces(page) or self._most_frequent(page) or self._duplicate(page) or Kept(page.text)
+        dropped = self._pieces(page)
+        if dropped:
+            return dropped
+        shortest = Sequences.of(page)
+        return self._most_frequent(page, shortest) or self._duplicate(page, shortest) or Kept(page.text)
 
     def _pieces(self, page: Page) -> Drop | None:
         spec, text = self.spec, page.text
@@ -64,38 +68,31 @@ class GopherRepetitionRules(Step):
                 return Drop(f"characters of duplicate {name}", f"{share:.3f} > {most_characters:g}")
         return None
 
-    def _most_frequent(self, page: Page) -> Drop | None:
+    def _most_frequent(self, page: Page, shortest: Sequences) -> Drop | None:
         words, size, spaces = page.words, len(page.text), 0 if page.unspaced else 1
-        most = None
         least = 2 if page.mostly_unspaced else 1
         for of, n, limit in _lengths(page, TOP, self.spec.top_ngrams):
-            if len(words) < n or (most is not None and most.characters(n) <= limit * size):
+            if len(words) < n or shortest.most_characters(n) <= limit * size:
                 continue
-            counts = Counter(ngrams(words, n))
+            counts = shortest.counts if n == shortest.n else Counter(ngrams(words, n))
             ngram, count = counts.most_common(1)[0]
             characters = (sum(map(len, ngram)) + (n - 1) * spaces) * count
             if characters / size > limit and count >= least:
                 return Drop(f"most frequent {of} words", f"{characters / size:.3f} > {limit:g}: {' '.join(ngram)[:80]!r}")
-            most = most or Most.of(counts, words)
         return None
 
-    def _duplicate(self, page: Page) -> Drop | None:
+    def _duplicate(self, page: Page, shortest: Sequences) -> Drop | None:
         words, size = page.words, len(page.text)
         limits = _lengths(page, DUPLICATE, self.spec.duplicate_ngrams)
-        if not limits:
+        if not limits or not shortest.repeated:
             return None
-        shortest = limits[0][1]
-        counts = Counter(ngrams(words, shortest))
-        if len(counts) == max(0, len(words) - shortest + 1):
-            return None
+        length = limits[0][1]
+        starts = shortest.starts(words, length)
+        counts = Counter([tuple(words[start : start + length]) for start in starts])
         # No fewer characters than in all sequences that stood above already: where they overlap some count several times.
-        if (
-            sum([(count - 1) * sum(map(len, ngram)) for ngram, count in counts.items() if count > 1])
-            <= min(self.spec.duplicate_ngrams) * size
-        ):
+        most = sum([(count - 1) * sum(map(len, ngram)) for ngram, count in counts.items() if count > 1])
+        if most <= min(self.spec.duplicate_ngrams) * size:
             return None
-        # A sequence that comes twice begins with one of the shortest ones that come twice.
-        starts = [start for start, ngram in enumerate(ngrams(words, shortest)) if counts[ngram] > 1]
         for of, n, limit in limits:
             share = _duplicate_characters(words, n, starts) / size
             if share > limit:
@@ -104,35 +101,48 @@ class GopherRepetitionRules(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Most:
-    """Bounds for sequences of more words, from the pairs (or what was counted first) that come more than once."""
+class Sequences:
+    """The shortest sequences of a page that are looked at (pairs of words), all counted, and what they say of longer ones."""
 
-    words: int
-    """Words in what was counted."""
-    count: int
-    """Of the most frequent one."""
-    total: int
-    """Characters of the one with the most, all its places together, spaces included."""
-    repeated: int
-    """Characters of the longest word in any."""
+    n: int
+    """Words in each."""
+    counts: Counter[Ngram]
+    repeated: dict[Ngram, int]
+    """Those that come more than once."""
     longest: int
-    """Characters of the longest word of all."""
+    """Characters of the longest word of the page."""
+    within: int
+    """Characters of the longest word in a repeated one."""
+    most: int
+    """Characters of the repeated one with the most, all its places together, spaces included."""
+    times: int
+    """How often the most frequent one comes, if more than once."""
 
     @classmethod
-    def of(cls, counts: Counter[Ngram], words: Sequence[str]) -> Most:
-        repeated = [(ngram, count) for ngram, count in counts.items() if count > 1]
-        n = len(next(iter(counts)))
+    def of(cls, page: Page) -> Sequences:
+        ((_, n, _),) = _lengths(page, TOP, (0,))
+        counts = Counter(ngrams(page.words, n))
+        repeated = {ngram: count for ngram, count in counts.items() if count > 1}
         return cls(
             n,
-            max([count for _, count in repeated], default=0),
-            max([count * (sum(map(len, ngram)) + n - 1) for ngram, count in repeated], default=0),
-            max([len(word) for ngram, _ in repeated for word in ngram], default=0),
-            max(map(len, words)),
+            counts,
+            repeated,
+            longest=max(map(len, page.words), default=0),
+            within=max([len(word) for ngram in repeated for word in ngram], default=0),
+            most=max([count * (len("".join(ngram)) + n - 1) for ngram, count in repeated.items()], default=0),
+            times=max(repeated.values(), default=0),
         )
 
-    def characters(self, n: int) -> int:
-        """No fewer than the most frequent sequence of n words has: n is above `words`. It comes once, or all its parts come twice."""
-        return max(n * self.longest + n - 1, self.total + self.count * (n - self.words) * (self.repeated + 1))
+    def most_characters(self, n: int) -> int:
+        """No fewer than the most frequent sequence of n words has, spaces included: it comes once, or all its parts come twice."""
+        return max(n * self.longest + n - 1, self.most + self.times * (n - self.n) * (self.within + 1))
+
+    def starts(self, words: Sequence[str], n: int) -> list[int]:
+        """Where sequences of n words begin that may come more than once: all their parts do."""
+        flags = bytes(map(self.repeated.__contains__, ngrams(words, self.n)))
+        parts = n - self.n + 1
+        runs = re.finditer(b"\x01{%d,}" % parts, flags)
+        return [start for run in runs for start in range(run.start(), run.end() - parts + 1)]
 
 
 def _lengths(page: Page, shortest: int, limits: Sequence[float]) -> list[tuple[int, int, float]]:

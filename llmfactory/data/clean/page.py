@@ -7,6 +7,10 @@ from itertools import filterfalse
 
 from llmfactory.data.clean.characters import count_unspaced, is_marks, is_unspaced, words_of
 
+SHAPES = bytes(
+    ord("a" if chr(code).isalpha() and code < 128 else " " if chr(code).isspace() and code < 128 else ".") for code in range(256)
+)
+
 
 class Page:
     """A step that changes the text makes a new page of it, so what was worked out here always fits the text."""
@@ -50,6 +54,17 @@ class Page:
     def word_characters(self) -> int:
         """Characters of all words together."""
         return sum(map(len, self.words))
+
+    @cached_property
+    def shape(self) -> bytes:
+        """The words with a space in front of each, a byte of UTF-8 each: `a` for letters of ASCII, `.` for all else."""
+        text = self.text if self.text.isascii() else " ".join(self.words)
+        return b" " + text.encode(errors="surrogatepass").translate(SHAPES)
+
+    @cached_property
+    def odd_starts(self) -> int:
+        """Words that begin with another character than a letter of ASCII: no fewer than those without a letter, and those of marks."""
+        return self.shape.count(b" .")
 
     @cached_property
     def odd_words(self) -> list[str]:

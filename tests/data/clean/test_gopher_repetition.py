@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from llmfactory.core.errors import ConfigError
-from llmfactory.data.clean.gopher_repetition import Most, ngrams
+from llmfactory.data.clean.gopher_repetition import Sequences, ngrams
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.quality_spec import GopherRepetition
 from llmfactory.data.clean.step import Drop, Kept, Outcome
@@ -99,17 +100,17 @@ def test_equals_the_rules(prose: Callable[..., str], chinese: bool) -> None:
     assert len(seen) >= 11, "nearly every rule decides sometimes"
 
 
-def test_the_bound_of_longer_sequences_holds() -> None:
-    from collections import Counter
-
+def test_the_bounds_of_longer_sequences_hold() -> None:
     numbers = random.Random(5)
     for _ in range(500):
         alphabet = ["a", "bb", "ccc", "dddddddd"][: numbers.randrange(1, 5)] + [f"w{i}" for i in range(numbers.randrange(12))]
         words = numbers.choices(alphabet, k=numbers.randrange(2, 60))
-        bound = Most.of(Counter(ngrams(words, 2)), words)
-        for n in range(3, min(7, len(words) + 1)):
+        shortest = Sequences.of(Page("a", " ".join(words)))
+        for n in range(2, min(7, len(words) + 1)):
             counts = Counter(ngrams(words, n))
-            assert max(count * len(" ".join(ngram)) for ngram, count in counts.items()) <= bound.characters(n)
+            assert max(count * len(" ".join(ngram)) for ngram, count in counts.items()) <= shortest.most_characters(n)
+            again = {start for start, ngram in enumerate(ngrams(words, n)) if counts[ngram] > 1}
+            assert again <= set(shortest.starts(words, n))
 
 
 def test_the_paper_s_numbers() -> None:
