@@ -85,6 +85,7 @@ NEEDS = {
     "data/tokenizer=tiktoken_file": ["data.tokenizer.file=my.tiktoken", "data.tokenizer.split=cl100k"],
     "data/tokenizer=wordpiece_file": ["data.tokenizer.file=vocab.txt"],
     "data/tokenizer=gpt2_files": ["data.tokenizer.file=vocab.json"],
+    "data/tokenizer=extended": ["data.tokenizer.base=tokenizer.json", "data.tokenizer.new_tokens=9"],
     "stage=generate": ["stage.prompt=Hello", "init=."],
     "stage=evaluate": ["init=."],
     "stage=bench_comm": ["launch=local", "parallel=ddp"],

@@ -682,6 +682,10 @@ EFFECTS: dict[str, str] = {
         f"data/tokenizer/gpt2_files.{field}": "data/tokenizer/test_gpt2_files.py::test_other_names_and_further_tokens"
         for field in ("file", "end_token", "special_tokens", "merges")
     },
+    **{
+        f"data/tokenizer/extended.{field}": "data/tokenizer/test_extended.py::test_as_an_option"
+        for field in ("base", "new_tokens", "train_bytes")
+    },
     "data/tokenizer/hf_file.special_tokens": "data/tokenizer/test_hf_file.py::test_further_special_tokens_get_the_next_ids",
     "data/tokenizer/hf_file.file": "data/tokenizer/test_hf_file.py::test_it_is_used_as_it_is",
     "data/tokenizer/hf_file.end_token": "data/tokenizer/test_hf_file.py::test_the_end_token_can_be_named",

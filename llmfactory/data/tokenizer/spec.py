@@ -6,6 +6,7 @@ from llmfactory.data.tokenizer.base_spec import LoadedSpec as LoadedSpec
 from llmfactory.data.tokenizer.base_spec import Normalization as Normalization
 from llmfactory.data.tokenizer.base_spec import TokenizerSpec as TokenizerSpec
 from llmfactory.data.tokenizer.base_spec import TrainedSpec as TrainedSpec
+from llmfactory.data.tokenizer.extend_spec import Extended as Extended
 from llmfactory.data.tokenizer.file_spec import GgufFile as GgufFile
 from llmfactory.data.tokenizer.file_spec import Gpt2Files as Gpt2Files
 from llmfactory.data.tokenizer.file_spec import HfFile as HfFile
