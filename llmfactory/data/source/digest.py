@@ -26,6 +26,8 @@ UNIT = 64 << 20
 FRESH_NS = 3_000_000_000
 """Files changed so recently are not remembered."""
 THREADS = 8
+TOGETHER = 500
+"""Files that are written down at once: each time takes as long as hashing many small ones."""
 NAME = "digests.sqlite"
 
 
@@ -48,10 +50,15 @@ def digests(paths: Sequence[Path], folder: Path | None = None) -> list[Digest]:
         known = [_known(table, path, mark) for path, mark in zip(paths, marks, strict=True)]
         missing = [(path, mark) for path, mark, digest in zip(paths, marks, known, strict=True) if digest is None]
         made: dict[Path, Digest] = {}
+        fresh: list[tuple[Path, Digest]] = []
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as threads:  # hashing lets other threads work
             for (path, _), digest in zip(missing, threads.map(lambda it: make(*it), missing), strict=True):
                 made[path] = digest
-                _keep(table, path, digest)
+                fresh.append((path, digest))
+                if len(fresh) == TOGETHER or digest.stamp[0] > UNIT:
+                    _keep(table, fresh)
+                    fresh.clear()
+        _keep(table, fresh)
     return [digest or made[path] for path, digest in zip(paths, known, strict=True)]
 
 
@@ -94,11 +101,14 @@ def _table(folder: Path) -> Iterator[sqlite3.Connection | None]:
         return
     with closing(connection):
         try:
+            connection.execute("PRAGMA synchronous=OFF")  # what a power cut loses is hashed again
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, size INTEGER, mtime INTEGER, inode INTEGER,"
                 " content TEXT, lines TEXT)"
             )
-        except sqlite3.Error:
+        except sqlite3.Error as error:
+            if not isinstance(error, sqlite3.OperationalError):  # damaged, not busy: the next run begins a new one
+                (folder / NAME).unlink(missing_ok=True)
             yield None
             return
         yield connection
@@ -116,16 +126,22 @@ def _known(table: sqlite3.Connection | None, path: Path, mark: Stamp) -> Digest 
     return Digest(row[0], tuple(json.loads(row[1])), mark) if row else None
 
 
-def _keep(table: sqlite3.Connection | None, path: Path, digest: Digest) -> None:
-    if table is None or time.time_ns() - digest.stamp[1] < FRESH_NS:
+def _keep(table: sqlite3.Connection | None, fresh: Sequence[tuple[Path, Digest]]) -> None:
+    if table is None:
         return
+    now = time.time_ns()
+    rows = [
+        (_key(path), *digest.stamp, digest.content, json.dumps(digest.lines))
+        for path, digest in fresh
+        if now - digest.stamp[1] > FRESH_NS
+    ]
     try:
-        table.execute(
-            "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)",
-            (_key(path), *digest.stamp, digest.content, json.dumps(digest.lines)),
-        )
+        table.execute("BEGIN IMMEDIATE")
+        table.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", rows)
+        table.execute("COMMIT")
     except sqlite3.Error:  # a full disk or a busy table costs only time
-        return
+        if table.in_transaction:
+            table.rollback()
 
 
 def _key(path: Path) -> str:

@@ -73,6 +73,7 @@ def test_a_table_that_cannot_be_kept_costs_only_time(file: Path, tmp_path: Path,
         cache.mkdir()
         (cache / NAME).mkdir() if kind == "folder" else (cache / NAME).write_bytes(b"no database at all" * 100)
     assert digests([file], cache)[0].content == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert kind != "damaged" or not (cache / NAME).exists()
 
 
 def test_a_file_that_changes_while_it_is_hashed_is_an_error(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

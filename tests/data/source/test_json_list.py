@@ -93,9 +93,9 @@ def test_items_and_strings_without_end_are_bounded(block: int, monkeypatch: pyte
         list(items(io.BytesIO(b'[{"a": "' + b"x" * 10_000), 100))
 
 
-def test_a_billion_brackets_are_one_bad_item(read: Read, tmp_path: Path) -> None:
+def test_brackets_without_end_are_one_bad_item(read: Read, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    deep = '{"text":' * 1_000_000 + "1" + "}" * 1_000_000
+    deep = '{"text":' * 300_000 + "1" + "}" * 300_000
     path.write_text(f'[{{"text": "one"}}, {deep}, {{"text": "two"}}]')
     documents, account = read(Files(files=[str(path)], bad_share=1.0))
     assert [d.text for d in documents] == ["one", "two"]

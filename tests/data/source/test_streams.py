@@ -30,7 +30,7 @@ def unpack(data: bytes, kind: Compression, **budget: Any) -> bytes:
 @pytest.mark.parametrize("kind", Compression)
 def test_it_gives_what_was_packed(kind: Compression) -> None:
     noise = random.Random(0).randbytes(300_000)
-    for content in (b"", b"x", b"line\n" * 1000, noise, noise * 12 + b"a" * 5_000_000):
+    for content in (b"", b"x", b"line\n" * 1000, noise, noise * 4 + b"a" * 1_500_000):
         assert unpack(PACK[kind](content), kind) == content
         assert unpack(PACK[kind](content) + PACK[kind](b"and more"), kind) == content + b"and more"
 
