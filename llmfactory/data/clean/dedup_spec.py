@@ -172,7 +172,7 @@ class Substring(CleanSpec):
     min_left: float = 0.3
     """Share of a document's characters that must be left; with less the whole document goes."""
     block_mib: int = 32
-    """Text that is searched at once, in MiB: what repeats in another block is not seen. A process takes about 13 times as much
+    """Text that is searched at once, in MiB: what repeats in another block is not seen. A process takes about 16 times as much
     memory."""
 
     def problems(self) -> Iterator[Problem]:
