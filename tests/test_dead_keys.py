@@ -457,7 +457,9 @@ EFFECTS: dict[str, str] = {
     },
     "model/recurrent.max_positions": "model/test_recurrent.py::test_rows_longer_than_it_is_made_for",
     "data/form/chat.template": "data/form/test_chat.py::test_a_turn_that_ends_with_its_own_token",
-    **{f"data/form/chat.{field}": "data/form/test_chat.py::test_fields_and_format_can_be_named" for field in ("format", "fields")},
+    **{
+        f"data/form/chat.{field}": "data/form/test_chat.py::test_fields_and_format_can_be_named" for field in ("format", "fields")
+    },
     "data/form/chat.system": "data/form/test_chat.py::test_a_system_message_for_those_that_have_none",
     **{
         f"data/form/chat.{field}": "data/form/test_chat.py::test_what_is_too_long_is_dropped_or_cut_and_counted"
