@@ -24,6 +24,11 @@ def kept(outcomes: list[Outcome]) -> list[int]:
     return [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Kept)]
 
 
+def ones(values: np.ndarray) -> np.ndarray:
+    """How many bits of each are set."""
+    return np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
+
+
 def test_fingerprints_are_signs_of_sums() -> None:
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS[:20], k=draw.randrange(30))) for _ in range(40)]
@@ -54,7 +59,7 @@ def test_different_bits_follow_the_angle() -> None:
     words = [draw.sample(WORDS, 300) for _ in range(200)]
     texts = [" ".join(text) for its in words for text in (its[:200], its[100:])]  # a right angle would be 32 bits
     found, _ = SimhashComparison(Simhash(ngram=1)).fingerprints(texts)
-    differ = np.unpackbits((found[::2] ^ found[1::2]).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
+    differ = ones(found[::2] ^ found[1::2])
     expected = 64 * np.arccos(100 / 200) / np.pi
     assert abs(differ.mean() - expected) < 4 * 4 / 200**0.5
 
@@ -73,12 +78,11 @@ def test_any_two_that_are_near_share_a_key(monkeypatch: pytest.MonkeyPatch, dist
     keys = comparison.keys([Page("", "")] * 600)
     table = keys.key.reshape(600, -1)
     assert (table[:300] == table[300:]).any(axis=1).all()
-    assert sum(map(int, np.bitwise_count(comparison.masks))) >= len(comparison.masks) * 64 * (blocks - distance) // blocks - 64
+    assert ones(comparison.masks).sum() >= len(comparison.masks) * 64 * (blocks - distance) // blocks - 64
     order = np.lexsort((keys.item, keys.page, keys.key))
     found = comparison.copies(keys.key[order], keys.page[order], keys.item[order], both.__getitem__)
     assert {(i, i + 300) for i in range(300)} <= set(zip(found.first.tolist(), found.document.tolist(), strict=True))
-    differ = both[found.first] ^ both[found.document]
-    assert (np.bitwise_count(differ) <= distance).all()
+    assert (ones(both[found.first] ^ both[found.document]) <= distance).all()
 
 
 @pytest.mark.parametrize(("alphabet", "space"), [(WORDS, " "), (HAN, "")], ids=["english", "chinese"])
