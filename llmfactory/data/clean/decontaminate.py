@@ -114,44 +114,78 @@ class Hits:
 
 
 class Index:
-    """Sequences of the evaluation sets."""
+    """Sequences of the evaluation sets.
+
+    Nearly no place of a corpus begins one. Whether it may, its first `head` units tell, as many as the shortest sequence has.
+    """
 
     def __init__(self, spec: Decontaminate) -> None:
         sets = Evaluations(spec.files, spec.fields, KEY)
         self.hash, self.names = sets.hash, sets.names
         self.units: Units = Words() if spec.unit is Unit.words else Characters()
-        by_length: dict[int, list[tuple[Numbers, int]]] = {}
+        items: dict[int, list[tuple[Numbers, int]]] = {}
         for file, text in sets.texts:
             numbers = self.units.learned(text)
             if len(numbers) >= spec.shortest:
-                length = min(spec.n, len(numbers))
-                by_length.setdefault(length, []).append((hashes(numbers, [length])[length], file))
-        if not by_length:
+                items.setdefault(min(spec.n, len(numbers)), []).append((numbers, file))
+        if not items:
             raise UserError(
                 f"{KEY}.files: no text in {', '.join(self.names[:5])} has {KEY}.shortest={spec.shortest} {spec.unit.name}"
             )
+        self.head = min(items)
         self.known: dict[int, tuple[Numbers, Int64]] = {}
-        for length, parts in sorted(by_length.items()):
-            # The first file that has it, because np.unique gives the first place.
-            known, place = np.unique(np.concatenate([part for part, _ in parts]), return_index=True)
-            file_of = np.repeat([file for _, file in parts], [len(part) for part, _ in parts])
-            self.known[length] = known, file_of[place].astype(np.int64)
+        """Of each length the sequences, sorted, and the first file that has each."""
+        heads = []
+        for length, its in sorted(items.items()):
+            found, head, file = _sequences(its, length, self.head)
+            known, place = np.unique(found, return_index=True)
+            self.known[length] = known, file[place]
+            heads.append(np.unique(head))
+        self.heads = Lookup(np.unique(np.concatenate(heads)))
 
     def hits(self, text: str) -> Hits | None:
         numbers = self.units.numbers(text)
-        if not _has_run(numbers, next(iter(self.known))):
+        if not _has_run(numbers, self.head):
             return None
-        first, length, file, key = [], [], [], []
-        for size, found in hashes(numbers, self.known).items():
-            known, file_of = self.known[size]
-            place = places(found, known)
-            here = np.flatnonzero(place >= 0)
-            if len(here):
-                first.append(here)
-                length.append(np.full(len(here), size))
-                file.append(file_of[place[here]])
-                key.append(found[here])
-        return Hits(*map(np.concatenate, (first, length, file, key))) if first else None
+        begins = np.flatnonzero(self.heads.has(hashes(numbers, [self.head])[self.head]))
+        if not len(begins):
+            return None
+        parts = [self._of_length(size, found, begins) for size, found in hashes(numbers, self.known).items()]
+        hits = Hits(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return hits if len(hits) else None
+
+    def _of_length(self, size: int, found: Numbers, begins: Int64) -> tuple[Int64, Int64, Int64, Numbers]:
+        known, file_of = self.known[size]
+        first = begins[begins < len(found)]
+        place = places(found[first], known)
+        first, place = first[place >= 0], place[place >= 0]
+        return first, np.full(len(first), size), file_of[place], found[first]
+
+
+def _sequences(items: Sequence[tuple[Numbers, int]], length: int, head: int) -> tuple[Numbers, Numbers, Int64]:
+    """Of each sequence within an item its hash, that of its first `head` units, and the item's file."""
+    numbers, sizes = np.concatenate([its for its, _ in items]), [len(its) for its, _ in items]
+    left = np.repeat(np.cumsum(sizes), sizes) - np.arange(len(numbers))  # units of the item from here on
+    begins = np.flatnonzero(left >= length)
+    found = hashes(numbers, [length, head])
+    file = np.repeat(np.array([file for _, file in items], np.int64), sizes)
+    return found[length][begins], found[head][begins], file[begins]
+
+
+class Lookup:
+    """Which hashes are among known ones: nearly all others are told by a table, where a search takes long."""
+
+    def __init__(self, known: Numbers) -> None:
+        self.known = known
+        size = 1 << max(10, (16 * len(known)).bit_length())
+        self.mask, self.table = np.uint64(size - 1), np.zeros(size, bool)
+        self.table[known & self.mask] = True
+
+    def has(self, found: Numbers) -> NDArray[np.bool_]:
+        there = self.table[found & self.mask]
+        maybe = np.flatnonzero(there)
+        there[maybe] = places(found[maybe], self.known) >= 0
+        return there
 
 
 def _has_run(numbers: Numbers, length: int) -> bool:

@@ -160,7 +160,7 @@ class Decontaminate(CleanSpec):
         yield from at_least(self, 0, "around")
         if self.shortest > self.n:
             yield Problem(
-                "shortest", self.shortest, f"an item of n={self.n} units is never shorter than that", f"shortest={self.n}"
+                "shortest", self.shortest, f"an item of n={self.n} units is never shorter than that", f"shortest={max(1, self.n)}"
             )
         if self.action is Contaminated.drop and (self.around, self.max_pieces) != (200, 10):
             yield Problem(
