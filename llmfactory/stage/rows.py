@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmfactory.checkpoint.names.published import is_published
 from llmfactory.config.spec import Job
-from llmfactory.core.errors import UserError
+from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.special import Special
 from llmfactory.data.corruption.corruption import CorruptedRows
 from llmfactory.data.corruption.vocabulary import Vocabulary
@@ -64,7 +64,12 @@ def task_rows(job: Job, objective: Objective, data: Data, part: str) -> Rows:
     vocabulary = Vocabulary(job.model.vocab_size, data.tokenizer, [source.train for source in data.sources.values()])
     corruption = objective.corruption(vocabulary, job.data.seq_len)
     rows = packed_rows(job, data, part, job.data.seq_len if corruption is None else corruption.raw_length)
-    return rows if corruption is None else CorruptedRows(rows, corruption, job.seed)
+    if corruption is None:
+        return rows
+    if rows.ragged:  # a rule says so of training; here, of a checkpoint that is measured
+        reason = "the objective makes its task of rows of one length"
+        raise ConfigError([Problem("data.pack", "grouped", reason, "data/pack=document")])
+    return CorruptedRows(rows, corruption, job.seed)
 
 
 def packed_rows(job: Job, data: Prepared, part: str, width: int) -> Rows:

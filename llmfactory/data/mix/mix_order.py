@@ -1,9 +1,9 @@
 """The order of a mixture: which row of which source each sample is, as a pure function of (seed, sample number).
 
-Samples come in blocks of about a thousand. How many of a block are of a source is what is due at its end less what was due at its
-beginning, both rounded (`Course.due`), so that no source is ever more than a sample away from its share, however small that is;
-blocks are longer or shorter than a thousand by a few samples for that. Within a block, sources are shuffled by a keyed hash. The
-k-th sample of a source is the k-th of its own order, whatever other sources there are.
+Samples come in strata of about 64. How many of a stratum are of a source is what is due at its end less what was due at its
+beginning, both rounded (`Course.due`), so that no source is ever more than a sample away from its share there, however small that
+is; strata are longer or shorter by a few samples for that. Within a stratum, sources are shuffled by a keyed hash. The k-th sample
+of a source is the k-th of its own order, whatever other sources there are. Strata are worked out together, a block at a time.
 Nothing is counted on the way: any sample is found from its number alone.
 """
 
@@ -19,8 +19,10 @@ from llmfactory.data.mix.course import Course, Int64
 from llmfactory.data.order import Words, mix, seed_of
 from llmfactory.data.pack.rows import Drawn
 
-BLOCK = 1024
-"""Samples of a block, about."""
+STRATUM = 64
+"""Samples within which the order of sources is random, about."""
+BLOCK = 16 * STRATUM
+"""Samples that are worked out together, about."""
 
 
 class MixOrder:
@@ -86,15 +88,18 @@ class MixOrder:
 
     def _arranged(self, block: int) -> tuple[Int64, Int64]:
         """(source, which sample of it) of each place of a block."""
-        due_2S = self._due(np.array([block, block + 1]))
-        counts_S = due_2S[1] - due_2S[0]
-        length = int(counts_S.sum())
+        due_KS = self.course.due(block * BLOCK + np.arange(0, BLOCK + 1, STRATUM))
+        counts_KS = np.diff(due_KS, axis=0)  # of each source in each stratum
+        K, S = counts_KS.shape
+        length = int(counts_KS.sum())
+        # A random number for each place, behind the number of its stratum.
         block_key: Words = np.array([block], np.uint64) ^ self.key
         place_L: Words = np.arange(length, dtype=np.uint64)
-        keys_L = mix(place_L + mix(block_key))
-        source_L = np.arange(len(counts_S)).repeat(counts_S)[np.argsort(keys_L, kind="stable")]
+        stratum_L = np.arange(K, dtype=np.uint64).repeat(counts_KS.sum(1))
+        keys_L = (stratum_L << np.uint64(58)) | (mix(place_L + mix(block_key)) >> np.uint64(6))
+        source_L = np.tile(np.arange(S), K).repeat(counts_KS.ravel())[np.argsort(keys_L, kind="stable")]
         # Each source's samples in ascending order: places by source, then by themselves.
-        draw_L = np.empty_like(source_L)
+        counts_S, draw_L = counts_KS.sum(0), np.empty_like(source_L)
         within_L = np.arange(length) - (counts_S.cumsum() - counts_S).repeat(counts_S)
-        draw_L[np.argsort(source_L, kind="stable")] = due_2S[0].repeat(counts_S) + within_L
+        draw_L[np.argsort(source_L, kind="stable")] = due_KS[0].repeat(counts_S) + within_L
         return source_L, draw_L
