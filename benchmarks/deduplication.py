@@ -5,7 +5,8 @@
 
 `speed`: 128 hash functions over 5-grams of words, CPU time a document, the best of five passes in a process of its own. Twice: from
 the text (cutting it into n-grams is part of it: theirs are joined in Python, as their users do) and from the n-grams themselves,
-of which each side gets what it takes: strings for datasketch and rensa, 64-bit hashes for us and for rensa's bulk form.
+of which each side gets what it takes: strings for datasketch and rensa, 64-bit hashes for us (we never make strings) and for one of
+rensa's bulk forms.
 
 `quality`: pairs of documents with a Jaccard similarity of at least 0.8, found exactly by counting common 5-grams of all pairs,
 against the clusters that each method makes. To the documents copies of some are added in which words (English) or characters
@@ -150,7 +151,10 @@ def speed(arguments: argparse.Namespace) -> None:
     for start, names in (("text", ["ours", *PEERS]), ("n-grams", ["ours", "rensa hashes", *PEERS])):
         variants = {name: [__file__, "speed", "--sample", f"{name}, {start}", *tail] for name in names}
         print(f"From {start}:\n")
-        interleave(variants, "ours", arguments.rounds, "us/document", {"RAYON_NUM_THREADS": "1"})
+        numbers = interleave(variants, "ours", arguments.rounds, "us/document", {"RAYON_NUM_THREADS": "1"})
+        for name, values in numbers.items():
+            ratios = sorted(value / own for value, own in zip(values, numbers["ours"], strict=True))
+            print(f"{name}: {ratios[len(ratios) // 2]:.2f} x our time ({ratios[0]:.2f}-{ratios[-1]:.2f})")
         print()
 
 
