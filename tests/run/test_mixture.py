@@ -58,7 +58,7 @@ def test_sources_are_logged(tmp_path: Path, pack: PackSpec) -> None:
             assert row[f"epochs/{name}"] == count / len(rows.sources[name])
     last = tracker.rows[8]
     assert fitted.drawn == {key: last[key] for key in last if key.startswith(("tokens/", "epochs/"))}
-    assert sum(last[f"tokens/{name}"] for name in ("long", "short")) == pytest.approx(8 * 8 * 32, rel=0.06)
+    assert sum(last[f"tokens/{name}"] for name in ("long", "short")) == pytest.approx(8 * 8 * 32, rel=0.1)
     held_out = rows_of(job, "held_out")
     counts = {name: part.targets for name, part in held_out.sources.items()}
     total = sum(last[f"held_out_loss/{name}"] * count for name, count in counts.items()) / sum(counts.values())
