@@ -137,9 +137,9 @@ class Index:
         """Of each length the sequences, sorted, and the first file that has each."""
         heads = []
         for length, its in sorted(items.items()):
-            found, head, file = _sequences(its, length, self.head)
+            found, head, file_of = _sequences(its, length, self.head)
             known, place = np.unique(found, return_index=True)
-            self.known[length] = known, file[place]
+            self.known[length] = known, file_of[place]
             heads.append(np.unique(head))
         self.heads = Lookup(np.unique(np.concatenate(heads)))
 
@@ -182,7 +182,7 @@ class Lookup:
         self.table[known & self.mask] = True
 
     def has(self, found: Numbers) -> NDArray[np.bool_]:
-        there = self.table[found & self.mask]
+        there: NDArray[np.bool_] = self.table[found & self.mask]
         maybe = np.flatnonzero(there)
         there[maybe] = places(found[maybe], self.known) >= 0
         return there

@@ -1,13 +1,16 @@
 """Toxic words of lists of your own: how much of a page they are, and what is done about them.
 
-All words are looked for in one pass (Aho and Corasick 1975), however many there are. One that begins or ends with a letter of an
-alphabet or a digit must stand there by itself: `ass` is not in `class`. Chinese words and kana stand anywhere. Of words over each
-other the longest of the first counts.
+One that begins or ends with a letter of an alphabet or a digit must stand there by itself: `ass` is not in `class`. Chinese words and
+kana stand anywhere. Of words over each other the longest of the first counts.
+
+Words of letters alone are looked up as they come; all others are looked for together (Aho and Corasick 1975). Neither takes longer
+the more there are.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -15,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.core.errors import MissingExtra, UserError
-from llmfactory.data.clean.characters import is_unspaced, words_of
+from llmfactory.data.clean.characters import UNSPACED, is_unspaced, words_of
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.privacy_spec import Against, Measure, Toxicity
 from llmfactory.data.clean.spans import Span, disjoint, lowered
 from llmfactory.data.clean.step import Drop, Kept, Outcome, Step
 
 VERSION = 1
+WORD = re.compile(rf"[^\W{UNSPACED}]+")
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which no program but Python takes for a text."""
 REASON = "toxic words"
 LEET = str.maketrans("013457@$!|", "oleastasil")
 """How letters are spelled to get through."""
@@ -34,6 +40,7 @@ class ToxicWords(Step):
         self.weights: dict[str, float] = {}
         for name in spec.files:
             self.weights |= {self._normal(word): weight for word, weight in read(Path(name)).items()}
+        self.whole = frozenset(filter(WORD.fullmatch, self.weights))
         self.automaton  # noqa: B018  # what is missing is told at once
 
     def fingerprint(self) -> str:
@@ -43,14 +50,10 @@ class ToxicWords(Step):
     @cached_property
     def automaton(self) -> Any:
         try:
-            import ahocorasick
+            import ahocorasick_rs
         except ImportError as error:
-            raise MissingExtra("pyahocorasick", "data", "data.clean.toxicity") from error
-        automaton = ahocorasick.Automaton()
-        for word in self.weights:
-            automaton.add_word(word, len(word))
-        automaton.make_automaton()
-        return automaton
+            raise MissingExtra("ahocorasick_rs", "data", "data.clean.toxicity") from error
+        return ahocorasick_rs.AhoCorasick(sorted(self.weights.keys() - self.whole))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "automaton"}
@@ -66,7 +69,7 @@ class ToxicWords(Step):
             return Kept(page.text)
         if self.spec.action is Against.line:
             return self._without_lines(page, text, found)
-        figure = self._figure(text, found, len(page.words))
+        figure = self._figure(text, found, page.words if self.spec.measure is Measure.share else ())
         if figure < self.spec.threshold:
             return Kept(page.text)
         if self.spec.action is Against.mask:
@@ -74,14 +77,19 @@ class ToxicWords(Step):
         return Drop(REASON, f"{self.spec.measure.name} {figure:.4g}: {self._shown(text, found)}")
 
     def _places(self, text: str) -> list[Span]:
-        spans = ((end + 1 - length, end + 1) for end, length in self.automaton.iter(text))
-        return disjoint([span for span in spans if _stands_alone(text, *span)])
+        found: list[Span] = []
+        if not self.whole.isdisjoint(WORD.findall(text)):
+            found += [match.span() for match in WORD.finditer(text) if match[0] in self.whole]
+        if len(self.whole) < len(self.weights):
+            matches = self.automaton.find_matches_as_indexes(SURROGATE.sub("?", text), overlapping=True)
+            found += [(start, end) for _, start, end in matches if _stands_alone(text, start, end)]
+        return disjoint(found)
 
-    def _figure(self, text: str, found: Sequence[Span], words: int) -> float:
+    def _figure(self, text: str, found: Sequence[Span], words: Sequence[str]) -> float:
         if self.spec.measure is Measure.count:
             return math.fsum(self.weights[text[start:end]] for start, end in found)
         weighted = (self.weights[text[start:end]] * len(words_of(text[start:end])) for start, end in found)
-        return math.fsum(weighted) / max(1, words)
+        return math.fsum(weighted) / max(1, len(words))
 
     def _without_lines(self, page: Page, text: str, found: Sequence[Span]) -> Outcome:
         """Each line is measured by itself."""
@@ -91,7 +99,7 @@ class ToxicWords(Step):
             while place < len(found) and found[place][0] < end:
                 place += 1
             here = found[first:place]
-            if here and self._figure(text, here, len(words_of(line))) >= self.spec.threshold:
+            if here and self._figure(text, here, words_of(line)) >= self.spec.threshold:
                 gone += 1
             else:
                 kept.append(line)

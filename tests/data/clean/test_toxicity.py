@@ -61,7 +61,8 @@ def test_words_are_found_and_weighed(file: Path, text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "pigs spigot pig5 5pig pig_ épig", "badword bad\nword", "好人", "cc++", "book吧", "坏 once", "\ud800"]
+    "text",
+    ["", "pigs spigot pig5 5pig pig_ épig", "badword bad\nword", "好人", "cc++", "book吧", "坏 once", "\ud800", "坏\udfff"],
 )
 def test_what_stays(file: Path, text: str) -> None:
     assert apply(file, text, **COUNT) == Kept(text)
@@ -176,13 +177,13 @@ def test_it_goes_to_other_processes_and_says_what_it_depends_on(file: Path, monk
     assert len(prints) == len(options) + 1
 
     def missing(name: str, *rest: Any) -> Any:
-        if name == "ahocorasick":
+        if name == "ahocorasick_rs":
             raise ImportError(name)
         return imported(name, *rest)
 
     imported = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtra, match="pyahocorasick"):
+    with pytest.raises(MissingExtra, match="ahocorasick_rs"):
         built(file)
 
 
