@@ -39,10 +39,7 @@ def write(folder: Path) -> None:
     import pyarrow.feather
     import pyarrow.parquet
 
-    try:
-        from compression import zstd
-    except ImportError:
-        from backports import zstd
+    from llmfactory.data.source.streams import zstd
 
     rows = [{"id": i, "text": text, "url": f"http://a.b/{i}"} for i, text in enumerate(texts())]
     lines = [json.dumps(row) for row in rows]
@@ -76,10 +73,8 @@ def plain(path: Path) -> Iterator[str]:
 
     name = path.name
     if name.endswith("zst"):
-        try:
-            from compression import zstd
-        except ImportError:
-            from backports import zstd
+        from llmfactory.data.source.streams import zstd
+
         with zstd.open(path, "rb") as file:
             yield from (json.loads(line)["text"] for line in file)
     elif name.endswith("gz"):

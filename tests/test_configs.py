@@ -66,6 +66,7 @@ NEEDS = {
     "data/form/template=jinja_file": ["data=chat", *ROWS, "data.form.template.file=a.jinja"],
     "data=text": ["data.source.files=[a.txt]"],
     "data=jsonl": ["data.source.files=[a.jsonl]"],
+    "data=files": ["data.source.files=[a.parquet]"],
     "data/clean=bad_words": ["data.clean.bad_words.files=[words.txt]"],
     "data/clean=toxicity": ["data.clean.toxicity.files=[words.txt]"],
     **{
@@ -92,6 +93,7 @@ NEEDS = {
     "hardware=measured": ["hardware.file=comm.yaml"],
     **{f"parallel=deepspeed_{name}": ["launch=local"] for name in ("zero1", "zero2", "zero3", "offload", "infinity")},
     "stage=embed": ["init=.", "stage.texts=[a]", "model=minilm", "model/head=sentence"],
+    "stage=extend": ["init=.", "stage.path=extended", "data/tokenizer=extended", "data.tokenizer.new_tokens=9"],
     "stage=export": ["init=.", "stage.path=exported"],
     "stage/format=gguf": ["stage=export", "init=.", "stage.path=exported"],
     "stage/format=hf": ["stage=export", "init=.", "stage.path=exported"],

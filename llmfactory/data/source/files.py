@@ -18,7 +18,7 @@ from llmfactory.data.source.kinds import SEEKING, Container, Kind, kind, suffixe
 from llmfactory.data.source.paths import by_file, resolve
 from llmfactory.data.source.reading import Reading, Texts
 from llmfactory.data.source.spec import Files, Format
-from llmfactory.data.source.streams import Budget, Damaged, opened, seek_line, unpacked
+from llmfactory.data.source.streams import Budget, Damaged, Stamp, opened, seek_line, unpacked
 
 READERS: dict[Format, Callable[[BinaryIO, Reading], Texts]] = {
     Format.text: plain.text,
@@ -31,6 +31,8 @@ READERS: dict[Format, Callable[[BinaryIO, Reading], Texts]] = {
 }
 LINES = (Format.text, Format.jsonl)
 """Can be read from any line on."""
+TOGETHER = 8 << 20
+"""Bytes of small files that are read as one piece: a piece has its costs, and few pieces leave processes idle."""
 CODED = (Format.text, Format.jsonl, Format.json, Format.csv, Format.tsv)
 """Are in the encoding of the option."""
 
@@ -63,15 +65,26 @@ class LocalFiles(Source):
         return f"files {total.hexdigest()}"
 
     def units(self) -> list[Unit]:
-        found = zip(self.paths, self.kinds, self._digests, strict=True)
-        return [unit for path, it, digest in found for unit in self._units(path, it, digest)]
+        """Pieces of large files; small files that follow one another are read together."""
+        found: list[Unit] = []
+        small: list[Unit] = []
+        for path, it, digest in zip(self.paths, self.kinds, self._digests, strict=True):
+            units = list(self._units(path, it, digest))
+            if small and (len(units) > 1 or sum(unit.size for unit in (*small, *units)) > TOGETHER):
+                found.append(_together(small))
+                small = []
+            if len(units) > 1:
+                found += units
+            else:
+                small += units
+        return [*found, _together(small)] if small else found
 
     def _units(self, path: Path, it: Kind, digest: Digest) -> Iterator[Unit]:
         size = digest.stamp[0]
-        whole = Unit(str(path), size, (str(path), digest.stamp, None))
+        whole = Unit(str(path), size, ((str(path), digest.stamp, None),))
 
         def part(name: str, size: int, *piece: int) -> Unit:
-            return Unit(f"{path}, {name}", size, (str(path), digest.stamp, piece))
+            return Unit(f"{path}, {name}", size, ((str(path), digest.stamp, piece),))
 
         try:
             if size <= UNIT and (it.container is not Container.zip or not size):
@@ -85,27 +98,30 @@ class LocalFiles(Source):
                 yield from (part(f"rows from {row}", size // len(found), first, last, row) for first, last, row in found)
             elif it.container is Container.zip:
                 runs = archive.zip_pieces(path, UNIT)
-                yield from (part(f"members from {first}", max(1, taken), first, last) for first, last, taken in runs)
-                if not runs:
+                if len(runs) < 2:
                     yield whole
+                else:
+                    yield from (part(f"members from {first}", taken, first, last) for first, last, taken in runs)
             else:
                 yield whole
         except Damaged:  # is met again, and set aside, when it is read
             yield whole
 
     def documents(self, unit: Unit, account: Account) -> Iterator[Document]:
-        name, stamp, piece = unit.place
-        path = Path(name)
-        unchanged(path, tuple(stamp))
-        reading = Reading(self.spec, account, name)
+        for name, stamp, piece in unit.place:
+            yield from self._piece(Path(name), stamp, piece, account)
+
+    def _piece(self, path: Path, stamp: Stamp, piece: tuple[int, ...] | None, account: Account) -> Iterator[Document]:
+        unchanged(path, stamp)
+        reading = Reading(self.spec, account, str(path))
         group = self.groups.get(path)
-        if not unit.size:
+        if not stamp[0]:
             account.left_out("empty file", str(path))
             return
         for where, text in self._guarded(self._texts(path, piece, reading), reading):
             # The hash of the text as group puts copies of a document on the same side of the split.
             yield Document(where, text, group or sha256(text.encode()).hexdigest())
-        unchanged(path, tuple(stamp))
+        unchanged(path, stamp)
 
     def _guarded(self, texts: Texts, reading: Reading) -> Texts:
         """The texts; what cannot be read from a place on is one bad record."""
@@ -174,3 +190,10 @@ class LocalFiles(Source):
     def _is_wide(self, path: Path) -> bool:
         with opened(path) as file:
             return encoding.is_wide(self._encoding(file))
+
+
+def _together(units: list[Unit]) -> Unit:
+    if len(units) == 1:
+        return units[0]
+    place = tuple(place for unit in units for place in unit.place)
+    return Unit(f"{units[0].name} and {len(units) - 1} more", sum(unit.size for unit in units), place)

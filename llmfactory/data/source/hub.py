@@ -16,19 +16,44 @@ from llmfactory.data.source.digest import digests
 from llmfactory.data.source.document import Document, Source, Unit
 from llmfactory.data.source.files import LocalFiles
 from llmfactory.data.source.hf_disk import is_saved, saved
-from llmfactory.data.source.paths import walk
+from llmfactory.data.source.kinds import suffixes
+from llmfactory.data.source.paths import resolve, walk
 from llmfactory.data.source.reading import Texts
 from llmfactory.data.source.record import from_fields
-from llmfactory.data.source.spec import Files, HfDisk, Hub
+from llmfactory.data.source.spec import Files, Format, HfDisk, Hub
 
+ROWS = (Format.jsonl, Format.json, Format.csv, Format.tsv, Format.parquet, Format.arrow)
+"""Formats that hold rows. A page that describes the dataset stands beside them often enough."""
+CARDS = ("dataset_info.json", "dataset_infos.json")
+SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|dev|eval)(?![a-z])")
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def copied(spec: Hub, path: str) -> LocalFiles:
-    """The dataset's local copy: files of any known format, or a folder that `save_to_disk` has made."""
-    if is_saved(Path(path).expanduser()):
+    """The dataset's local copy: its files, or a folder that `save_to_disk` has made."""
+    folder = Path(path).expanduser()
+    if is_saved(folder):
         return saved(HfDisk(path=path, split=spec.split, field=spec.field, bad_share=spec.bad_share))
-    return LocalFiles(Files(files=[path], field=spec.field, bad_share=spec.bad_share))
+    files = [str(file) for file in _chosen(spec, folder)] if folder.is_dir() else [path]
+    return LocalFiles(Files(files=files, field=spec.field, bad_share=spec.bad_share))
+
+
+def _chosen(spec: Hub, folder: Path) -> list[Path]:
+    """Of a folder the files that hold the dataset's rows: those that are asked for, else those of the split, by their names."""
+    if asked := [file for pattern in spec.data_files for file in sorted(folder.glob(pattern))]:
+        return asked
+    rows = [suffix for format in ROWS for suffix in suffixes(format)]
+    files = [file for file in resolve([str(folder)], rows) if file.name not in CARDS]
+    splits = {file: {*SPLIT.findall(f"/{file.relative_to(folder).as_posix()}")} for file in files}
+    named = [
+        file for file in files if re.search(rf"(?<![a-z]){re.escape(spec.split)}(?![a-z])", file.relative_to(folder).as_posix())
+    ]
+    if not named and any(splits.values()):
+        found = sorted(set().union(*splits.values()))
+        raise UserError(
+            f"data.source.path={folder} has no files of the split {spec.split!r}, but of {found}: data.source.split={found[0]}"
+        )
+    return named or files
 
 
 class HubDataset(Source):

@@ -93,7 +93,7 @@ def write(path: Path, row: dict[str, Any]) -> None:
     elif path.suffix == ".gz":
         path.write_bytes(gzip.compress(line))
     elif path.suffix == ".zst":
-        from backports import zstd
+        from llmfactory.data.source.streams import zstd
 
         path.write_bytes(zstd.compress(line))
     elif path.name.startswith(("alpaca", "sg")):

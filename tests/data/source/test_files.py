@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from backports import zstd
 
 import llmfactory.data.source.digest as digest
 import llmfactory.data.source.files as files
@@ -23,6 +22,7 @@ import llmfactory.data.source.plain as plain
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.data.source.account import Account
 from llmfactory.data.source.spec import Files, Format
+from llmfactory.data.source.streams import zstd
 from tests.data.source.conftest import Read
 
 TEXTS = ["one\nline", "zwei: äöü", "三 🙂"]
@@ -266,6 +266,23 @@ def test_pieces_of_a_file_give_what_the_whole_gives(
     assert several.good == one.good
     copy = pickle.loads(pickle.dumps((source, source.units())))
     assert [d for part in copy[1] for d in copy[0].documents(part, Account(1.0))] == pieces
+
+
+def test_small_files_are_read_together(read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(30):
+        (tmp_path / f"{i:02}.txt").write_text(f"text {i:02}")
+    (tmp_path / "10.jsonl").write_bytes(jsonl(*"abcdefgh"))
+    spec = Files(files=[str(tmp_path)])
+    whole = read(spec)[0]
+    assert len(spec.build().units()) == 1
+    monkeypatch.setattr(files, "TOGETHER", 30)
+    monkeypatch.setattr(files, "UNIT", 40)
+    monkeypatch.setattr(digest, "UNIT", 40)
+    monkeypatch.setattr(digest, "BLOCK", 40)
+    units = spec.build().units()
+    assert [len(unit.place) for unit in units] == [4, 4, 2, 1, 1, 1, 4, 4, 4, 4, 4]
+    assert sum(unit.size for unit in units) == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert read(spec)[0] == whole
 
 
 def test_a_long_text_is_cut_where_a_paragraph_ends(read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

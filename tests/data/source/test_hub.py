@@ -140,3 +140,27 @@ def test_a_copy_is_read_instead(read: Read, folder: Path, tmp_path: Path) -> Non
     one = datasets.Dataset.from_list([{"text": "saved"}])
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "saved")
     assert [d.text for d in read(Hub(id="some/set", path=str(tmp_path / "saved"), split="test"))[0]] == ["saved"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003", "train"]),
+        ({"split": "test"}, ["test-00000-of-00001"]),
+        ({"data_files": ["fr/*.jsonl"]}, ["train"]),
+        ({"data_files": ["gone/*.jsonl"], "split": "test"}, ["test-00000-of-00001"]),
+    ],
+)
+def test_of_a_copied_folder_the_split_is_read_and_no_card(folder: Path, fields: dict[str, Any], expected: list[str]) -> None:
+    (folder / "dataset_infos.json").write_text("{}")
+    (folder / "LICENSE.txt").write_text("a licence")
+    source = Hub(id="some/set", path=str(folder), **fields).build()
+    assert [Path(place[0]).stem for unit in source.units() for place in unit.place] == expected
+
+
+def test_a_copied_folder_without_the_split_is_an_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no files of the split 'dev', but of \['test', 'train'\]: data\.source\.split=test"):
+        Hub(id="some/set", path=str(folder), split="dev").build()
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "rows.jsonl").write_text('{"text": "x"}')
+    assert len(Hub(id="some/set", path=str(tmp_path / "plain")).build().units()) == 1

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from backports import zstd
 
-from llmfactory.data.source.streams import Budget, Compression, Damaged, lines, seek_line, unpacked, whole
+from llmfactory.data.source.streams import Budget, Compression, Damaged, lines, seek_line, unpacked, whole, zstd
 
 PACK: dict[Compression, Callable[..., bytes]] = {
     Compression.gz: gzip.compress,
