@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.quality_spec import GopherRepetition
+from llmfactory.data.clean.repetition_bounds import harmless
 from llmfactory.data.clean.step import Drop, Kept, Outcome, Step
 
 TOP, DUPLICATE = 2, 5
@@ -40,17 +41,26 @@ class GopherRepetitionRules(Step):
     def fingerprint(self) -> str:
         return f"gopher_repetition/1 {self.spec}"
 
+    def apply_many(self, pages: Sequence[Page]) -> list[Outcome]:
+        top, duplicate = list(enumerate(self.spec.top_ngrams, TOP)), list(enumerate(self.spec.duplicate_ngrams, DUPLICATE))
+        dropped = [self._pieces(page) for page in pages]
+        left = [page for page, drop in zip(pages, dropped, strict=True) if drop is None]
+        sure = iter(harmless(left, top, duplicate))
+        return [
+            drop or (Kept(page.text) if next(sure) else self._sequences(page)) for page, drop in zip(pages, dropped, strict=True)
+        ]
+
     def apply(self, page: Page) -> Outcome:
-        if not page.text:
-            return Drop("empty")
-        dropped = self._pieces(page)
-        if dropped:
-            return dropped
+        return self._pieces(page) or self._sequences(page)
+
+    def _sequences(self, page: Page) -> Outcome:
         shortest = Sequences.of(page)
         return self._most_frequent(page, shortest) or self._duplicate(page, shortest) or Kept(page.text)
 
     def _pieces(self, page: Page) -> Drop | None:
         spec, text = self.spec, page.text
+        if not text:
+            return Drop("empty")
         if "\n" not in text:
             return None
         for name, pieces, most, most_characters in (
