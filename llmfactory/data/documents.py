@@ -108,8 +108,8 @@ def make_documents(plan: Plan, folder: Path, workers: Workers, progress: Progres
             segment = _segment(plan, number, part, before, verdicts)
             before = run(segment, work, workers, progress)
             made.append(before)
-            if number == 0:
-                insist_on_shares(plan, Shards.of(before))
+            if number in (0, len(parts) - 1):
+                insist_on_shares(plan, [Shards.of(one) for one in dict.fromkeys((made[0], before))])
             verdicts = None
             if part.after is not None:
                 verdicts = _compare(plan, number, part.after, before, work, workers, progress)
@@ -226,11 +226,12 @@ def reasons(tally: Tally) -> str:
     )
 
 
-def insist_on_shares(plan: Plan, shards: Shards) -> None:
-    """Raises UserError where a source has more bad records than it may."""
+def insist_on_shares(plan: Plan, segments: Sequence[Shards]) -> None:
+    """Raises UserError where a source has more bad records than it may: those that cannot be read, and, in the last segment,
+    those that are not what their form says."""
     for name, source in plan.sources.items():
-        its = [shard for shard in shards.shards if shard.source == name]
-        bad, total = (sum(shard.about[key] for shard in its) for key in ("bad", "records"))
+        its = [shard for shards in segments for shard in shards.shards if shard.source == name]
+        bad, total = (sum(shard.about.get(key, 0) for shard in its) for key in ("bad", "records"))
         if not bad:
             continue
         key = "data.source.bad_share" if set(plan.sources) == {"corpus"} else f"data.sources.{name}.bad_share"
@@ -287,7 +288,8 @@ class Publishing(Phase):
             counts = sources.setdefault(shard.source, {"units": 0, "records": 0, "bad": 0, "documents": 0, "bytes": 0})
             counts["units"] += 1
             counts["records"] += shard.about["records"]
-            counts["bad"] += shard.about["bad"]
+        for shard in (shard for made in self.made for shard in Shards.of(made).shards):
+            sources[shard.source]["bad"] += shard.about["bad"]
         for shard in last.shards:
             sources[shard.source]["documents"] += len(shard)
             sources[shard.source]["bytes"] += shard.bytes
@@ -308,7 +310,7 @@ class Publishing(Phase):
 
     def _quarantine(self, whole: Path) -> None:
         """All records that were set aside, in order."""
-        files = [shard.folder / QUARANTINE for shard in Shards.of(self.made[0]).shards]
+        files = [shard.folder / QUARANTINE for made in self.made for shard in Shards.of(made).shards]
         with (whole / QUARANTINE).open("wb") as out:
             for path in files:
                 if path.is_file():

@@ -23,7 +23,7 @@ from llmfactory.data.form.form import Form
 from llmfactory.data.form.spec import FormSpec
 from llmfactory.data.grouping import KeyWriter, Verdicts
 from llmfactory.data.shard import Entry, Piece, Shards, ShardWriter, group_number
-from llmfactory.data.source.account import Account
+from llmfactory.data.source.account import Account, BadRecord
 from llmfactory.data.source.document import Source, Unit
 from llmfactory.data.source.spec import SourceSpec
 from llmfactory.data.tally import READ, Reason, Tally
@@ -144,32 +144,37 @@ class Segment(Phase):
         about: dict[str, Any] = {}
         if self.before is None:
             name, unit = self.units[number]
-            account = Account(self.opened[name].bad_share, self._bad_key(name))
-            chunks = self._read(name, unit, account, tally)
+            read, judged = self._account(name), self._account(name)
+            chunks = self._read(name, unit, read, tally)
         else:
             piece = self.pieces[number]
             name = self.shards.shards[piece.shard].source
+            read, judged = self._account(name), self._account(name)
             chunks = self._read_again(piece)
         keys = KeyWriter(self.partitions) if self.part.after is not None else None
         with ShardWriter(folder, name) as writer:
             for items in chunks:
-                for item in self._go(name, items, tally, keys):
+                for item in self._go(name, items, tally, keys, judged):
                     writer.add(item.page.name, item.page.text, item.group, item.evaluated)
             if keys is not None:
                 keys.write(folder)
+            bads = [*read.bads, *judged.bads]
+            about["bad"] = len(bads)
             if self.before is None:
-                about["bad"] = len(account.bads)
                 about["records"] = tally.step(READ).seen
-                if account.bads:
-                    write_quarantine(folder / QUARANTINE, account, name)
+            if bads:
+                write_quarantine(folder / QUARANTINE, bads, name)
             writer.close(tally=tally.plain(), **about)
 
-    def _go(self, source: str, items: list[Item], tally: Tally, keys: KeyWriter | None) -> list[Item]:
+    def _account(self, source: str) -> Account:
+        return Account(self.opened[source].bad_share, self._bad_key(source))
+
+    def _go(self, source: str, items: list[Item], tally: Tally, keys: KeyWriter | None, account: Account) -> list[Item]:
         """What the steps of this segment leave of some documents, and their keys."""
         for step in self._names(source):
             items = self._apply(step, items, tally)
         if self.part.last:
-            items = self._apply(FORM, items, tally)
+            items = self._apply(FORM, items, tally, account if self.form_step.records else None)
             for item in items:
                 tally.length("kept", item.page.size)
         self._give_keys(source, items, keys)
@@ -227,8 +232,8 @@ class Segment(Phase):
                 items, size = [], 0
         yield items
 
-    def _apply(self, name: str, items: list[Item], tally: Tally) -> list[Item]:
-        """What a step leaves of some documents."""
+    def _apply(self, name: str, items: list[Item], tally: Tally, account: Account | None = None) -> list[Item]:
+        """What a step leaves of some documents; with an account, the others are records that cannot be read."""
         counted, left = tally.step(name), []
         for item, outcome in zip(items, self._outcomes(name, items), strict=True):
             size = item.page.size
@@ -236,6 +241,8 @@ class Segment(Phase):
             counted.seen_bytes += size
             if isinstance(outcome, Drop):
                 counted.dropped.setdefault(outcome.reason, Reason()).add(size, item.page.name, outcome.detail, item.page.text)
+                if account is not None:
+                    account.bad(item.page.name, outcome.reason, outcome.detail, size, item.page.text)
                 continue
             page = item.page.with_text(outcome.text)
             if page is not item.page:
@@ -271,7 +278,7 @@ class Segment(Phase):
         keys.add(step.keys([item.page for item in items]) if not wanted or source in wanted else None, len(items))
 
 
-def write_quarantine(path: Path, account: Account, source: str) -> None:
+def write_quarantine(path: Path, bads: Sequence[BadRecord], source: str) -> None:
     with path.open("w", encoding="utf-8", errors="replace") as file:
-        for bad in account.bads:
+        for bad in bads:
             file.write(json.dumps({"source": source, **asdict(bad)}, ensure_ascii=False) + "\n")
