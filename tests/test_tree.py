@@ -29,6 +29,7 @@ DIRECTLY = {
 
 THROUGH = {
     **dict.fromkeys(("arguments", "build", "choices", "defaults", "suggest", "tree", "values"), "config/test_compose.py"),
+    "beginning": "stage/test_extend.py",
     "source": "config/test_register.py",
     "deepspeed": "config/test_rules.py",
     "summa": "distributed/test_tensor_parallel.py",

@@ -35,6 +35,7 @@ from llmfactory.config.toy import toy
 from llmfactory.config.tree import COMMAND_LINE, Branch, Tree, Unknown
 from llmfactory.config.values import plugins_of, put, refused, resolve
 from llmfactory.core.errors import ConfigError, Problem
+from llmfactory.stage.spec import Extend
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
     for key, who in pieces.chosen_by.items():
         if f"{place_of(key)}." in origins:
             origins[f"{place_of(key)}."] += f", chosen by {who}"
-    if job.init is not None and (other := _other_tokenizer(pieces, origins)):
+    if job.init is not None and not isinstance(job.stage, Extend) and (other := _other_tokenizer(pieces, origins)):
         reason = f"with init= data are read with the tokenizer that comes with it, so the one of {other} has no effect"
         raise ConfigError([Problem("data.tokenizer", places.get("data.tokenizer", "set"), reason, "init=null")])
     if job.toy:

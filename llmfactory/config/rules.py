@@ -28,6 +28,11 @@ from llmfactory.config.rule.deepspeed import (
     deepspeed_shares_over_several,
 )
 from llmfactory.config.rule.expert import expert_parallel_deals_experts
+from llmfactory.config.rule.extend import (
+    an_extended_tokenizer_has_a_base,
+    more_tokens_are_learned_from_documents,
+    the_first_phase_has_tables,
+)
 from llmfactory.config.rule.init import (
     a_family_can_say_the_model,
     a_text_is_continued_from_the_left,
@@ -154,6 +159,9 @@ RULES: tuple[Rule, ...] = (
     loss_parallel_has_a_cut_vocabulary,
     summa_cuts_squares,
     expert_parallel_deals_experts,
+    an_extended_tokenizer_has_a_base,
+    more_tokens_are_learned_from_documents,
+    the_first_phase_has_tables,
     offload_has_what_to_do,
     compiled_layouts_are_proven,
     pipelines_gather_once_a_step,

@@ -69,6 +69,10 @@ class Trainable(Protocol):
         """Give the parameters of `root`, which have been laid out over `world`, their first values."""
         ...
 
+    def rest(self, step: int) -> None:
+        """Drop the gradients of parameters that do not learn in a step, counted from 0."""
+        ...
+
     def count(self, batch: Batch) -> dict[str, float]:
         """Denominators of the loss's terms by name, and `tokens`, the number of tokens, of a batch on the CPU."""
         ...
@@ -272,6 +276,7 @@ class MeshStrategy(ParallelStrategy):
         self, optimizer: Optimizer, closure: Callable[[], Any], model: pl.LightningModule | nn.Module | None = None, **kwargs: Any
     ) -> Tensor:
         self.loss = self.world.sum_tensor(closure())
+        self.stage.rest(self._step)
         if self.layout.offload is Offload.disk and not self._on_disk:  # a resumed run has its state by now
             assert self.scratch is not None
             keep_on_disk(optimizer, self.scratch)

@@ -27,6 +27,7 @@ import torch
 from llmfactory.checkpoint import io
 from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
+from llmfactory.core.sharding import Layout
 from llmfactory.data.loader import StepLoader, held_out_by_source
 from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
@@ -254,6 +255,8 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[st
         max_steps=job.trainer.max_steps,
         isolated=isolated,
         first_weights=first_weights,
+        resting=[name for name, one in declared.items() if one.layout is not Layout.vocab],
+        resting_steps=job.stage.embeddings_only_steps,
     )
 
 

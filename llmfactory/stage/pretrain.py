@@ -6,7 +6,7 @@ weights only within the root's forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -79,7 +79,7 @@ class PretrainStage(pl.LightningModule):
 
     `decays` says for each parameter name of the model whether weight decay applies. `isolated`: rows hold several documents
     or padding, which attention must keep apart. `first_weights` fills the parameters of the model that it is given, once it is
-    laid out over the processes of a world.
+    laid out over the processes of a world. Parameters named in `resting` do not learn in the first `resting_steps` steps.
     """
 
     def __init__(
@@ -92,10 +92,13 @@ class PretrainStage(pl.LightningModule):
         max_steps: int,
         isolated: bool,
         first_weights: Callable[[Skeleton, World], None] = lambda model, world: None,
+        resting: Collection[str] = (),
+        resting_steps: int = 0,
     ) -> None:
         super().__init__()
         self.root = Root(model, objective, isolated)
         self.first_weights = first_weights
+        self.resting, self.resting_steps = frozenset(resting), resting_steps
         self.objective, self.optim, self.decays = objective, optim, dict(decays)
         self.schedule = optim.schedule.build(max_steps)
         self.clip_norm = optim.clip_norm
@@ -107,6 +110,13 @@ class PretrainStage(pl.LightningModule):
     def fill(self, world: World) -> None:
         """Give the parameters, which have been laid out over `world`, their first values; called by every process."""
         self.first_weights(self.model, world)
+
+    def rest(self, step: int) -> None:
+        """Drop the gradients of what does not learn in a step, counted from 0: the optimizer passes over what has none."""
+        if step < self.resting_steps:
+            for name, parameter in self.model.named_parameters():
+                if name in self.resting:
+                    parameter.grad = None
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

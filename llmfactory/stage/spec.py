@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
+from llmfactory.core.beginning import Beginning
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between
 from llmfactory.objective.spec import ObjectiveSpec
@@ -42,6 +43,12 @@ class TrainingSpec(StageSpec):
 @dataclass(kw_only=True, slots=True)
 class Pretrain(TrainingSpec):
     """Train a model from random weights, or from those of `init`, on the rows of `data`."""
+
+    embeddings_only_steps: int = 0
+    """In the first steps, only the tables whose rows are tokens learn: embedding and head (the first of two phases after stage=extend)."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 0, "embeddings_only_steps")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -189,6 +196,25 @@ class Export(StageSpec):
         from llmfactory.stage.export import ExportJob
 
         return ExportJob(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Extend(StageSpec):
+    """Give the tokenizer of `init` new pieces for the text of `data`, and its model rows for them."""
+
+    path: str
+    """Folder to write; it must not exist yet. `init=<path>` trains the model further."""
+    begin: Beginning = Beginning.mean_of_pieces
+    """What the rows of new tokens begin as."""
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.path:
+            yield Problem("path", self.path, "must name what to write", "path=extended")
+
+    def build(self) -> StageJob:
+        from llmfactory.stage.extend import ExtendJob
+
+        return ExtendJob(self)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from llmfactory.core.errors import ConfigError
 
 TWO = ["parallel=tp", "launch=local"]
 FOUR = ["launch=local", "launch.processes=4"]
+EXTENDED = ["data/tokenizer=extended", "data.tokenizer.new_tokens=9"]
 STAGES = ["parallel=pp_1f1b", "trainer.micro_batch_size=1", "launch=local"]
 MIXTURE = "data/source=[pydocs,pycode]"
 FIRES = {
@@ -151,6 +152,16 @@ FIRES = {
         ["stage=export", "stage.path=x", "init=.", "stage.family=gpt9"],
     ],
     "the_head_makes_vectors": [["stage=embed", "stage.texts=[a]", "init=.", "model=bert_tiny"]],
+    "more_tokens_are_learned_from_documents": [
+        ["stage=extend", "stage.path=x", "init=."],
+        ["stage=extend", "stage.path=x", "init=.", *EXTENDED, "launch=local", "parallel=ddp"],
+    ],
+    "an_extended_tokenizer_has_a_base": [EXTENDED],
+    "the_first_phase_has_tables": [
+        ["stage.embeddings_only_steps=5", *STAGES],
+        ["stage.embeddings_only_steps=5", "model=kneser_ney"],
+        ["stage.embeddings_only_steps=5", "parallel=deepspeed_zero2", "launch=local"],
+    ],
     "decay_reaches_the_end": [["trainer.max_steps=10000"], ["optim/schedule=linear", "optim.schedule.horizon=100"]],
     "warmup_ends_before_the_run": [["optim/schedule=cosine", "optim.schedule.warmup_steps=5", "trainer.max_steps=5"]],
     "warmup_and_decay_leave_room": [["optim/schedule=wsd", "optim.schedule.warmup_steps=450", "trainer.max_steps=500"]],
