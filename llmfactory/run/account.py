@@ -19,6 +19,7 @@ def account_of(counts: Plain) -> dict[str, Any]:
     return {
         "funnel": funnel(steps),
         "sources": [source_row(name, one) for name, one in counts["sources"].items()],
+        "detected": list(counts.get("detected", {}).items()),
         "plots": lengths(counts["lengths"]),
         "labels": [(name, labels(step["labels"])) for name, step in steps.items() if step["labels"]],
         "reasons": [

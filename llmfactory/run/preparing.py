@@ -17,6 +17,7 @@ from llmfactory.data.documents import Plan, make_documents
 from llmfactory.data.export import export
 from llmfactory.data.prepare import cache_folder, prepare
 from llmfactory.data.prepared import Prepared
+from llmfactory.data.record.first_rows import detected
 from llmfactory.data.spec import Documents
 from llmfactory.data.tasks import Workers
 from llmfactory.run.display import Display, make_display
@@ -38,7 +39,8 @@ def prepare_data(job: Job, folder: Path) -> dict[str, Any]:
         prepared = prepare(spec, job.model.vocab_size, display.preparing, models=TrainedModels())
     finally:
         display.stop()
-    return {"data": prepared.name, "folder": str(prepared.folder), "preparation": prepared.counts, **totals(prepared)}
+    counts = {**prepared.counts, "detected": detected(spec)}
+    return {"data": prepared.name, "folder": str(prepared.folder), "preparation": counts, **totals(prepared)}
 
 
 def _export(where: str, spec: Documents, display: Display) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from llmfactory.data.form.spec import Chat, Text
+from llmfactory.data.pack.spec import BestFit
 from llmfactory.data.record.detect import LOOKED_AT, SHOWN, detect, told
+from llmfactory.data.record.first_rows import detected
 from llmfactory.data.record.record import Kind
+from llmfactory.data.source.spec import Files
+from llmfactory.data.spec import Mixture
+from llmfactory.data.tokenizer.spec import Bytes
 
 ALPACA = {"instruction": "q", "input": "", "output": "a" * SHOWN}
 SHAREGPT = {"conversations": [{"from": "gpt", "value": "a"}]}
@@ -57,3 +65,21 @@ def test_no_more_rows_are_read_than_needed() -> None:
             yield json.dumps(ALPACA)
 
     assert detect(endless()).rows == LOOKED_AT == taken
+
+
+def test_the_first_rows_of_every_source_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"frage": "q", "antwort": "a"}\n{"x": 1}\n', encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps([SHAREGPT, ALPACA]), encoding="utf-8")
+    sources = {name: Files(files=[str(tmp_path / name)], field=None) for name in ("a.jsonl", "b.json")}
+    spec = Mixture(
+        sources=sources,
+        form=Chat(fields={"prompt": "frage", "response": "antwort"}),
+        tokenizer=Bytes(),
+        pack=BestFit(),
+        seq_len=64,
+    )
+    found = {name: dict(lines) for name, lines in detected(spec).items()}
+    assert found["a.jsonl"]["format"] == "prompt_response (a conversation)"
+    assert found["a.jsonl"]["rows that can be read"] == "1 of 2"
+    assert found["b.json"]["formats of the first rows"] == "alpaca 50%, sharegpt 50%"
+    assert detected(replace(spec, form=Text())) == {}
