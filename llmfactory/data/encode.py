@@ -30,6 +30,8 @@ PIECE = 16 << 20
 CHUNK = 1 << 18
 """Bytes of text that the tokenizer is given at once."""
 PARTS = ("train", "held_out")
+COUNTED = ("documents", "bytes", "targets", "too_long", "cut")
+"""What is counted of a part beside its tokens."""
 LENGTHS, RECORDS, NOTES, NOTE_LENGTHS = ".lengths", ".counts", ".notes", ".note_lengths"
 
 
@@ -43,12 +45,16 @@ class TokenWriter:
         self._notes = (folder / f"{name}{NOTES}").open("wb")
         self._lengths, self._records, self._note_lengths = array("q"), array("q"), array("q")
         self.documents = self.bytes = self.tokens = self.targets = 0
+        self.too_long = self.cut = 0
+        """Documents that were left out for their length, and tokens that others lost for it."""
 
     def add(self, documents: Sequence[Sequence[Encoded]], size: int) -> None:
         """Documents with so many bytes of text; each is one record."""
         pieces: list[NDArray[np.unsignedinteger]] = []
         for sequences in documents:
             self._records.append(len(sequences))
+            self.too_long += not sequences
+            self.cut += sum(one.cut for one in sequences)
             for one in sequences:
                 ids = np.asarray(one.ids, self.dtype)
                 self._lengths.append(len(ids))
@@ -90,7 +96,7 @@ class TokenWriter:
             np.array(values, "<i8").tofile(self.folder / f"{self.name}{suffix}")
         several = any(count != 1 for count in self._records)
         noted = any(self._note_lengths)
-        counts = {name: getattr(self, name) for name in ("documents", "bytes", "tokens", "targets")}
+        counts = {name: getattr(self, name) for name in (*COUNTED, "tokens")}
         return {**counts, "masked": self._mask is not None, "several": several, "noted": noted}
 
 
@@ -175,7 +181,7 @@ def join(
         with (folder / f"{part}.notes").open("wb") as file:
             _append(file, [piece / f"{part}{NOTES}" for piece in pieces])
         _running(_numbers(pieces, part, NOTE_LENGTHS)).tofile(folder / f"{part}.notes.offsets")
-    total = {key: sum(one[key] for one in counts) for key in ("documents", "bytes", "targets")}
+    total = {key: sum(one[key] for one in counts) for key in COUNTED}
     return {**total, "tokens": sum(one["tokens"] for one in counts) + 1}
 
 

@@ -22,7 +22,7 @@ from llmfactory.core.special import Special
 from llmfactory.data.checksum import Damaged
 from llmfactory.data.clean.models import Models, NoModels
 from llmfactory.data.documents import Documents, Plan, clear, make_documents, publish
-from llmfactory.data.encode import PARTS, Encoding, join
+from llmfactory.data.encode import COUNTED, PARTS, Encoding, join
 from llmfactory.data.learning import Learning
 from llmfactory.data.marks import write_texts
 from llmfactory.data.pack.spec import Concat
@@ -212,7 +212,7 @@ class Joining(Phase):
 
 
 def _total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    return {key: sum(one[key] for one in counts) for key in ("documents", "bytes", "tokens", "targets")}
+    return {key: sum(one[key] for one in counts) for key in (*COUNTED, "tokens")}
 
 
 def _plain(spec: DocumentsSpec) -> dict[str, Any]:

@@ -64,6 +64,8 @@ def test_every_document_stands_in_one_part_as_it_was(tmp_path: Path, tokenizer: 
         "bytes": sum(len(text.encode()) for text in train),
         "tokens": len(data.train.tokens),
         "targets": data.train.targets,
+        "too_long": 0,
+        "cut": 0,
     }
     for tokens in (data.train, data.held_out):
         ends = np.flatnonzero(tokens.tokens == data.tokenizer.end_id)

@@ -10,7 +10,7 @@ import pytest
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.clean.spec import CleanSpec, Exact
-from llmfactory.data.form.spec import Chat
+from llmfactory.data.form.spec import Chat, TooLong
 from llmfactory.data.pack.spec import BestFit
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
@@ -22,12 +22,23 @@ GOOD = [{"instruction": f"question {number}", "output": "answer " * number} for 
 BAD: list[Any] = [{"messages": [{"role": "assistant", "content": "a"}]}, {"text": "x"}]
 
 
-def made(tmp_path: Path, rows: list[Any], bad_share: float, clean: dict[str, CleanSpec]) -> Prepared:
+def made(tmp_path: Path, rows: list[Any], bad_share: float, clean: dict[str, CleanSpec], **form: Any) -> Prepared:
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "my.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
     source = Files(files=[str(path)], field=None, bad_share=bad_share)
     cache = str(tmp_path / "cache")
-    spec = Corpus(source=source, form=Chat(), clean=clean, tokenizer=Bytes(), pack=BestFit(), seq_len=256, held_out=0.3, cache=cache, workers=1)
+    spec = Corpus(
+        source=source,
+        form=Chat(**form),
+        clean=clean,
+        tokenizer=Bytes(),
+        pack=BestFit(),
+        seq_len=256,
+        held_out=0.3,
+        cache=cache,
+        workers=1,
+    )
     return prepare(spec, 300)
 
 
@@ -52,3 +63,14 @@ def test_above_the_share_the_first_is_named(tmp_path: Path, clean: dict[str, Cle
         made(tmp_path, rows, 0.1, clean)
     with pytest.raises(UserError, match=r"my.jsonl, line 4: wrong order of roles.*data.source.bad_share=0.01"):
         made(tmp_path, rows[:-1], 0.0, clean)
+
+
+def test_what_is_left_out_or_cut_for_its_length_is_counted(tmp_path: Path) -> None:
+    sizes = [len(f"|User: {row['instruction']}\n\nAssistant: {row['output']}") for row in GOOD]
+    for way in (TooLong.drop, TooLong.right):
+        prepared = made(tmp_path / way.value, GOOD, 0.0, {}, max_tokens=100, too_long=way)
+        found = {key: sum(prepared.counts[part][key] for part in ("train", "held_out")) for key in ("too_long", "cut", "targets")}
+        longer = [size - 100 for size in sizes if size > 100]
+        assert longer
+        assert found["too_long"] == (len(longer) if way is TooLong.drop else 0)
+        assert found["cut"] == (0 if way is TooLong.drop else sum(longer))
