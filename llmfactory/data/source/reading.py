@@ -38,8 +38,12 @@ class Reading:
         if isinstance(found, tuple):
             self.bad(name, found, size, content)
             return
-        self.account.good += 1
-        if found.strip():
-            yield name, found
+        yield from self.account_for(name, found, 1, size)
+
+    def account_for(self, name: str, text: str, records: int, size: int) -> Texts:
+        """The document of so many good records, if there is anything in it."""
+        self.account.good += records
+        if text and not text.isspace():
+            yield name, text
         else:
             self.account.left_out("empty document", name, size)

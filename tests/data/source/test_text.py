@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,22 @@ def test_wrong_settings() -> None:
     with pytest.raises(ConfigError) as found:
         Files(files=[], encoding="utf-9", bad_share=2.0)
     assert {problem.path for problem in found.value.problems} == {"files", "encoding", "bad_share"}
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_a_file_read_at_once_is_as_one_read_line_by_line(tmp_path: Path, seed: int) -> None:
+    """Packed ones cannot be read twice and so take the long way."""
+    random_ = random.Random(seed)
+    pieces = [b"line\n", b"\n", b"\r\n", "é中🙂".encode(), b" ", b"x" * 30] + [b"\xff", b"\x00", b"\xef\xbb\xbf"] * (seed % 2)
+    content = b"".join(random_.choices(pieces, k=random_.randrange(1, 9)))
+    content = random_.choice([b"", b"\xef\xbb\xbf"]) + content
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content))
+    found = []
+    for name in ("a.txt", "a.txt.gz"):
+        account = Account(1.0)
+        spec = Files(files=[str(tmp_path / name)], bad_share=1.0, max_record_bytes=(40, 1000)[seed % 3 > 0])
+        source = spec.build()
+        documents = [d.text for unit in source.units() for d in source.documents(unit, account)]
+        found.append((documents, account.good, [(bad.where[-1:], bad.reason, bad.content) for bad in account.bads]))
+    assert found[0] == found[1]
