@@ -62,7 +62,7 @@ def test_words_are_found_and_weighed(file: Path, text: str, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "pigs spigot pig5 5pig pig_ épig", "badword bad\nword", "好人", "cc++", "book吧", "坏 once", "\ud800", "坏\udfff"],
+    ["", "pigs spigot pig5 5pig pig_ épig", "badword bad\nword bad words xbad word", "好人", "cc++", "book吧", "坏 once", "\ud800", "坏\udfff"],
 )
 def test_what_stays(file: Path, text: str) -> None:
     assert apply(file, text, **COUNT) == Kept(text)
@@ -113,7 +113,7 @@ def test_of_words_over_each_other_the_longest_of_the_first_counts(tmp_path: Path
 
 def test_against_a_search_for_each_word(tmp_path: Path) -> None:
     draw = random.Random(0)
-    words = sorted({"".join(draw.choices("ab", k=draw.randrange(1, 5))) for _ in range(8)} | {"甲", "乙甲", "a甲"})
+    words = sorted({"".join(draw.choices("ab", k=draw.randrange(1, 5))) for _ in range(8)} | {"甲", "乙甲", "a甲", "甲b", "b乙a"})
     (tmp_path / "w.txt").write_text("\n".join(words), encoding="utf-8")
     step = built(tmp_path / "w.txt", action=Against.mask, measure=Measure.count, threshold=0.5)
     spaced = "[ab0]"
