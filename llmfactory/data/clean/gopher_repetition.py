@@ -30,7 +30,7 @@ TOP, DUPLICATE = 2, 5
 """Words in the shortest sequence of the two kinds."""
 CHARACTERS = 1.6
 """Of a Chinese word on average."""
-PARAGRAPH_END, LINE_END = re.compile("\n{2,}"), re.compile("\n+")
+PARAGRAPH_END = re.compile("\n{2,}")
 Ngram = tuple[str, ...]
 
 
@@ -162,11 +162,16 @@ def _lengths(page: Page, shortest: int, limits: Sequence[float]) -> list[tuple[i
 
 
 def _paragraphs(text: str) -> list[str]:
-    return PARAGRAPH_END.split(text.strip()) if "\n\n" in text else [text]
+    """Between empty lines."""
+    text = text.strip()
+    return PARAGRAPH_END.split(text) if "\n\n\n" in text else text.split("\n\n")
 
 
 def _lines(text: str) -> list[str]:
-    return LINE_END.split(text) if "\n\n" in text else text.split("\n")
+    """Those with a character, and an empty one where the text begins or ends with a line end."""
+    lines = text.split("\n")
+    edges = [""] * ((not lines[0]) + (not lines[-1]))
+    return [*filter(None, lines), *edges]
 
 
 def ngrams(words: Sequence[str], n: int) -> zip[Ngram]:
