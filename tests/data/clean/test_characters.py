@@ -42,7 +42,7 @@ def test_chinese_characters_and_kana_by_their_names() -> None:
         and not unicodedata.name(chr(code)).endswith(("SOUND MARK", "HYPHEN", "DIGRAPH KOTO", "DIGRAPH YORI"))
     ]
     assert not wrong
-    assert all(map(is_unspaced, "々〇"))
+    assert all(map(is_unspaced, ["々", "〇", "，我", "😀 ア", "가我"]))
     assert not any(map(is_unspaced, ("abc", "é", "가", "ก", "，", "。", "😀", "")))
 
 
