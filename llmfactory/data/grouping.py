@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from llmfactory.data.clean.comparison import Comparison, Copies, Int64, Keys
 from llmfactory.data.clean.models import Models
 from llmfactory.data.clean.spec import CleanSpec
-from llmfactory.data.shard import Shards, write_about
+from llmfactory.data.shard import Shard, Shards, write_about
 from llmfactory.data.tasks import Phase
 
-KEYS, BORDERS, EVIDENCE = "keys.npy", "borders.npy", "evidence.npy"
+KEYS, BORDERS, EVIDENCE = "keys.npy", "borders.npy", "evidence.bin"
 KEY = np.dtype([("key", "<u8"), ("document", "<i8"), ("item", "<i4")])
 PARTITION = 64 << 20
 """Bytes of text whose keys are one partition, about."""
@@ -33,12 +33,13 @@ def partitions_for(size: int) -> int:
 
 
 class KeyWriter:
-    """Keys of one shard's documents, which are numbered from 0."""
+    """Keys of one shard's documents, which are numbered from 0. Evidence is written as it comes."""
 
-    def __init__(self, partitions: int) -> None:
-        self.partitions = partitions
+    def __init__(self, folder: Path, partitions: int) -> None:
+        self.folder, self.partitions = folder, partitions
         self._rows: list[NDArray[np.void]] = []
-        self._evidence: list[NDArray[np.generic]] = []
+        self._shape: tuple[int, ...] = ()
+        self._type: np.dtype[np.generic] | None = None
         self._documents = 0
 
     def add(self, keys: Keys | None, documents: int) -> None:
@@ -48,17 +49,19 @@ class KeyWriter:
             rows["key"], rows["document"], rows["item"] = keys.key, keys.page + self._documents, keys.item
             self._rows.append(rows)
             if keys.evidence is not None:
-                self._evidence.append(keys.evidence)
+                self._shape, self._type = keys.evidence.shape[1:], keys.evidence.dtype
+                with (self.folder / EVIDENCE).open("ab") as file:
+                    file.write(np.ascontiguousarray(keys.evidence).tobytes())
         self._documents += documents
 
-    def write(self, folder: Path) -> None:
+    def close(self) -> dict[str, Any]:
+        """What the shard must say of it."""
         rows = np.concatenate(self._rows) if self._rows else np.empty(0, KEY)
         partition = partition_of(rows["key"], self.partitions)
         order = np.argsort(partition, kind="stable")
-        np.save(folder / KEYS, rows[order])
-        np.save(folder / BORDERS, np.searchsorted(partition[order], np.arange(self.partitions + 1)))
-        if self._evidence:
-            np.save(folder / EVIDENCE, np.concatenate(self._evidence))
+        np.save(self.folder / KEYS, rows[order])
+        np.save(self.folder / BORDERS, np.searchsorted(partition[order], np.arange(self.partitions + 1)))
+        return {} if self._type is None else {"evidence": {"type": self._type.str, "shape": list(self._shape)}}
 
 
 def partition_of(key: NDArray[np.uint64], partitions: int) -> Int64:
@@ -75,8 +78,7 @@ class Evidences:
 
     @cached_property
     def files(self) -> list[NDArray[np.generic] | None]:
-        paths = [shard.folder / EVIDENCE for shard in self.shards.shards]
-        return [np.load(path, mmap_mode="r") if path.is_file() else None for path in paths]
+        return [_evidence(shard) for shard in self.shards.shards]
 
     def __call__(self, documents: Int64) -> NDArray[np.generic]:
         shard = np.searchsorted(self.shards.starts, documents, side="right") - 1
@@ -93,6 +95,14 @@ class Evidences:
         if found is None:
             raise ValueError("evidence of no documents was asked for")
         return found
+
+
+def _evidence(shard: Shard) -> NDArray[np.generic] | None:
+    """Of its documents, a row each, mapped; None: it has none."""
+    about = shard.about.get("evidence")
+    if about is None or not len(shard):
+        return None
+    return np.memmap(shard.folder / EVIDENCE, np.dtype(about["type"]), "r", shape=(len(shard), *about["shape"]))
 
 
 @dataclass(kw_only=True)

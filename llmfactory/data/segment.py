@@ -151,13 +151,13 @@ class Segment(Phase):
             name = self.shards.shards[piece.shard].source
             read, judged = self._account(name), self._account(name)
             chunks = self._read_again(piece)
-        keys = KeyWriter(self.partitions) if self.part.after is not None else None
+        keys = KeyWriter(folder, self.partitions) if self.part.after is not None else None
         with ShardWriter(folder, name) as writer:
             for items in chunks:
                 for item in self._go(name, items, tally, keys, judged):
                     writer.add(item.page.name, item.page.text, item.group, item.evaluated)
             if keys is not None:
-                keys.write(folder)
+                about |= keys.close()
             bads = [*read.bads, *judged.bads]
             about["bad"] = len(bads)
             if self.before is None:
