@@ -30,7 +30,7 @@ class Evaluations:
 
     def __init__(self, names: Sequence[str], fields: Sequence[str], key: str) -> None:
         """`key`: where `files` and `fields` stand in the config, for messages."""
-        self.files = resolve(names, SUFFIXES)
+        self.files = resolve(names, SUFFIXES, f"{key}.files")
         self.texts: list[tuple[int, str]] = []
         """(number of the file, text)"""
         total, seen = sha256(), set()

@@ -15,7 +15,7 @@ MANY = 20
 """From so many files on, the documents of one file are held out together; below it each document stands alone."""
 
 
-def resolve(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
+def resolve(names: Sequence[str], suffixes: Sequence[str], key: str = "data.source.files") -> list[Path]:
     """Every file that the names, folders and globs stand for, each once, sorted; folders give files with these suffixes."""
     found: set[Path] = set()
     for name in names:
@@ -23,22 +23,22 @@ def resolve(names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
         if path.is_dir():
             inside = {file for file in walk(path) if file.name.lower().endswith(tuple(suffixes))}
             if not inside:
-                raise UserError(f"data.source.files: no {' or '.join(suffixes)} file in the folder {name}")
+                raise UserError(f"{key}: no {' or '.join(suffixes)} file in the folder {name}")
             found |= inside
         elif path.exists():
             found.add(path)
         elif glob.has_magic(name):
             files = set(_matches(path))
             if not files:
-                raise UserError(f"data.source.files: nothing matches {name} (from the folder {Path.cwd()})")
+                raise UserError(f"{key}: nothing matches {name} (from the folder {Path.cwd()})")
             found |= files
         elif os.path.lexists(path):
-            raise UserError(f"data.source.files: {name} is {_broken(path)}")
+            raise UserError(f"{key}: {name} is {_broken(path)}")
         else:
-            raise UserError(f"data.source.files: no such file: {name} (from the folder {Path.cwd()})")
+            raise UserError(f"{key}: no such file: {name} (from the folder {Path.cwd()})")
     for path in found:
         if not path.is_file():
-            raise UserError(f"data.source.files: {path} is {_broken(path)}")
+            raise UserError(f"{key}: {path} is {_broken(path)}")
     return sorted(found)
 
 

@@ -88,5 +88,5 @@ def test_a_field_that_no_file_has(tmp_path: Path) -> None:
         texts(tmp_path / "a.jsonl", "question", "query")
     with pytest.raises(UserError, match="no text in a field 'n'"):
         texts(tmp_path / "a.jsonl", "n")
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match=r"here\.files: no such file"):
         texts(tmp_path / "b.jsonl")

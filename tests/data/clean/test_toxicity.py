@@ -62,7 +62,17 @@ def test_words_are_found_and_weighed(file: Path, text: str, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "pigs spigot pig5 5pig pig_ épig", "badword bad\nword bad words xbad word", "好人", "cc++", "book吧", "坏 once", "\ud800", "坏\udfff"],
+    [
+        "",
+        "pigs spigot pig5 5pig pig_ épig",
+        "badword bad\nword bad words xbad word",
+        "好人",
+        "cc++",
+        "book吧",
+        "坏 once",
+        "\ud800",
+        "坏\udfff",
+    ],
 )
 def test_what_stays(file: Path, text: str) -> None:
     assert apply(file, text, **COUNT) == Kept(text)
