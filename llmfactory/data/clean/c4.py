@@ -6,7 +6,7 @@ dropped; marks of citations go. The order is that of the published code (tensorf
 in a line that is taken out anyway does no harm; what stands behind a citation mark at the end of a line is no terminal mark.
 
 Ours: sentences are counted by their marks, not by a trained model (Punkt), so that an abbreviation ends one; 。！？ are terminal, also
-within quotation marks; ten Chinese phrases of cookie notices and the like.
+within quotation marks; ten Chinese phrases of cookie notices and the like; no space is left where a citation mark began a line.
 """
 
 from __future__ import annotations
