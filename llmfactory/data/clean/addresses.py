@@ -162,7 +162,7 @@ def _sixes(text: str) -> Iterator[Span]:
         # `a::b` is an address, and code; one of a machine in a network has more to it, or a digit at its head.
         if not any(c.isdigit() for c in text[start:end]) or all(len(group) == 2 for group in groups):  # times, network cards
             continue
-        if len(groups) < 3 and not re.fullmatch(r"(?i)[23f][0-9a-f]{3}", groups[0]):
+        if len(groups) < 2 or (len(groups) < 3 and not re.fullmatch(r"(?i)[23f][0-9a-f]{3}", groups[0])):
             continue
         yield start, end
 
