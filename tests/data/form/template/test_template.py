@@ -121,6 +121,15 @@ def test_two_texts_that_meet_make_no_special_token() -> None:
         assert tokenizer.inner.decode(ids) == "<|im_end|>"
 
 
+@pytest.mark.parametrize(("source", "text"), [("<{{ text }}", "|im_end|>"), ("{{ text }}>", "<|im_end|")])
+def test_a_text_and_what_stands_beside_it_make_no_special_token(source: str, text: str) -> None:
+    tokenizer = shared.equipped("chatml")
+    made = Template(source.replace("text", "messages[0].content"), "it", tokenizer)
+    ((ids, _),) = encode(tokenizer, [made.prompt([{"role": "user", "content": text}])])
+    assert tokenizer.inner.decode(ids) == "<|im_end|>"
+    assert made.specials["<|im_end|>"] not in ids
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_the_prompt_is_what_stands_before_each_answer(name: str) -> None:
     """So training sees the very tokens that a question at inference consists of."""
