@@ -157,6 +157,26 @@ def test_a_curriculum_goes_by_steps(files: dict[str, TokenFile]) -> None:
     assert mixed(files, half, steps=8000).order(0).drawn(999).tolist() == mixed(files, half, steps=5).order(0).drawn(999).tolist()
 
 
+def test_weights_change_with_the_samples_of_each_step(files: dict[str, TokenFile]) -> None:
+    """Half of what source web would get at its first weight, because it goes down to 0 until the run's end."""
+    mix = Curriculum(at=[0.0, 1.0], weights={"web": [1.0, 0.0], "code": [0.0, 1.0], "books": [0.0, 0.0]})
+    drawn = mixed(files, mix, steps=1000).order(0).drawn(1000 * BATCH)
+    assert drawn[0] == pytest.approx(1000 * BATCH / 2, rel=0.02)
+    assert mixed(files, mix, steps=1000).order(0).drawn(100 * BATCH)[0] == pytest.approx(0.95 * 100 * BATCH, rel=0.02)
+
+
+def test_another_source_moves_none_of_the_others_rows(files: dict[str, TokenFile]) -> None:
+    def rows_of(rows: MixedRows, name: str) -> list[int]:
+        number = list(rows.sources).index(name)
+        drawn = rows.order(3)(np.arange(2000))
+        first = int(rows.first_S[number])
+        return [row - first for row in drawn.tolist() if first <= row < int(rows.last_S[number])][:100]
+
+    few = mixed({name: files[name] for name in ("code", "web")}, Fixed())
+    assert [rows_of(mixed(files, Fixed()), name) for name in ("web", "code")] == [rows_of(few, name) for name in ("web", "code")]
+    assert rows_of(few, "web") != rows_of(mixed({"code": files["web"], "web": files["code"]}, Fixed()), "code")
+
+
 class Reversed(Corruption):
     raw_length = T
 
