@@ -84,10 +84,10 @@ def _pydocs() -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Paragraphs together, up to about 1.2 KB."""
+    """Lines together, up to about 1.2 KB."""
     pieces, piece = [], ""
-    for paragraph in text.split("\n\n"):
-        piece += paragraph + "\n\n"
+    for line in text.splitlines(keepends=True):
+        piece += line
         if len(piece) >= PIECE:
             pieces.append(piece)
             piece = ""

@@ -40,7 +40,7 @@ class FinewebRules(Step):
             share = (sum(map(len, lines)) - sum(map(len, unique))) / (len(text) - line_ends)
             if share > spec.max_duplicate:
                 return Drop("characters of duplicate lines", f"{share:.3f} > {spec.max_duplicate:g}")
-        ratio = line_ends / max(1, len(page.words))
+        ratio = line_ends / max(1, len(page.words)) if line_ends else 0.0
         if ratio > spec.max_line_ends:
             return Drop("list", f"{ratio:.3f} line ends a word > {spec.max_line_ends:g}")
         return Kept(text)
