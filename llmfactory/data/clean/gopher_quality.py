@@ -11,7 +11,6 @@ the length of words is that of the others, looked at only where they are the gre
 
 from __future__ import annotations
 
-from llmfactory.data.clean.characters import has_letter
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.quality_spec import GopherQuality
 from llmfactory.data.clean.step import Drop, Kept, Outcome, Step
@@ -87,7 +86,7 @@ class GopherQualityRules(Step):
         spec, words = self.spec, page.words
         share = (len(words) - page.odd_starts) / len(words)
         if share < spec.min_alphabetic:
-            share = (len(words) - sum(not has_letter(word) for word in page.odd_words)) / len(words)
+            share = (len(words) - page.letterless_words) / len(words)
         if share < spec.min_alphabetic:
             return Drop("words without a letter", f"{share:.3f} of the words have one < {spec.min_alphabetic:g}")
         if len(self.stop_words.intersection(words[:SOME])) < spec.min_stop_words:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from itertools import filterfalse
 
-from llmfactory.data.clean.characters import count_unspaced, is_marks, is_unspaced, words_of
+from llmfactory.data.clean.characters import count_unspaced, has_letter, is_marks, is_unspaced, words_of
 
 SHAPES = bytes(
     ord("a" if chr(code).isalpha() and code < 128 else " " if chr(code).isspace() and code < 128 else ".") for code in range(256)
 )
+NO_LETTER = re.compile(rb" \.+(?= |\Z)")
+"""A word without a letter in a page's shape."""
 
 
 class Page:
@@ -70,6 +73,13 @@ class Page:
     def odd_words(self) -> list[str]:
         """Words with a character that is no letter: few."""
         return list(filterfalse(str.isalpha, self.words))
+
+    @cached_property
+    def letterless_words(self) -> int:
+        """How many words have no letter."""
+        if self.text.isascii():
+            return len(NO_LETTER.findall(self.shape))
+        return sum(not has_letter(word) for word in self.odd_words)
 
     @cached_property
     def mark_words(self) -> list[str]:

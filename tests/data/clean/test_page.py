@@ -39,10 +39,18 @@ def test_words_of_an_english_page() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Well, (this) 3.14\tis\x1fit…\n", "caf\u00e9\u00a012 \u201cyes\u201d\u3000--", "我们用 Python 很好！！ 3", "a\ud800 b"],
+    [
+        "",
+        "1 2 -- a 3\n.",
+        "Well, (this) 3.14\tis\x1fit…\n",
+        "caf\u00e9\u00a012 \u201cyes\u201d\u3000--",
+        "我们用 Python 很好！！ 3",
+        "a\ud800 b",
+    ],
 )
 def test_shape_begins_each_word(text: str) -> None:
     page = Page("a", text)
     letters = [[character.isascii() and character.isalpha() for character in word] for word in page.words]
     assert page.odd_starts == sum(not word[0] for word in letters)
+    assert page.letterless_words == sum(not any(map(str.isalpha, word)) for word in page.words)
     assert page.shape.count(b".") >= sum(word.count(False) for word in letters)
