@@ -138,3 +138,25 @@ def test_any_path(tmp_path: Path) -> None:
     assert read_any(tmp_path / "b/checkpoints/step_00000001").vocab_size == 257
     with pytest.raises(UserError, match="is no tokenizer that can be told by its name"):
         read_any(tmp_path / "c.bin")
+
+
+@pytest.mark.parametrize("kind", [ByteBpe(), SentencepieceBpe()], ids=["byte_bpe", "pieces"])
+def test_new_merges_come_after_all_old_ones(kind: TokenizerSpec) -> None:
+    """Of text in the same letters: what is joined is what the old tokenizer leaves."""
+    base = kind.build(310).make(ENGLISH)
+    assert isinstance(base, HfTokenizer)
+    texts = ["the boxer's dogs were quickly jumping over those lazy foxes, or overjumping them\n" * 30]
+    made = extend(base, texts, 40)
+    found = pieces_of(base, made)
+    for text in (*texts, *ENGLISH, "a lazy overjumper of dogs"):
+        assert [old for number in made.encode(text) for old in found.get(number, [number])] == base.encode(text)
+    assert len(made.encode(texts[0])) < 0.8 * len(base.encode(texts[0]))
+
+
+def test_what_stays_in_bytes_parts_its_neighbours() -> None:
+    base = SentencepieceBpe().build(300).make(["xx yy " * 30])
+    assert isinstance(base, HfTokenizer)
+    made = extend(base, ["甲" * 300 + "乙" * 300 + "x丙y丁" * 50], 4)
+    vocab = made.inner.get_vocab()
+    assert {"甲", "乙"} <= vocab.keys()
+    assert not {"丙", "丁", "xy", "yx"} & vocab.keys()

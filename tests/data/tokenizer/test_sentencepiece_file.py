@@ -87,7 +87,7 @@ KINDS = {
     "unigram_own": {
         "model_type": "unigram",
         "vocab_size": 200,
-        "user_defined_symbols": ["<turn>", "fox", "北京大学"],
+        "user_defined_symbols": ["<turn>", "fox", "北京大学", "words and more words"],
         "control_symbols": ["<pad>"],
     },
     "unigram_identity": {
