@@ -9,7 +9,7 @@ import pytest
 from llmfactory.core.errors import UserError
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.spec import Bytes
-from llmfactory.data.tokenizer.tokenizer import load
+from llmfactory.data.tokenizer.tokenizer import Usage, load
 
 
 @pytest.mark.parametrize("text", ["", "abc", "naïve 数学 👩‍👩‍👧", "\u0000\U0010ffff\r\n"])
@@ -30,3 +30,9 @@ def test_half_a_character_is_no_error() -> None:
 def test_a_model_with_fewer_ids_is_an_error() -> None:
     with pytest.raises(UserError, match="data/tokenizer=bytes has 257 ids, the model only 256"):
         Bytes().build(256)
+
+
+def test_how_it_is_used_is_kept(tmp_path: Path) -> None:
+    usage = Usage((256,), (256, 10), "{{ messages }}")
+    ByteTokenizer(usage).save(tmp_path)
+    assert load(tmp_path).usage == usage

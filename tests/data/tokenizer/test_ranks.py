@@ -61,6 +61,7 @@ def texts() -> list[str]:
     chance = random.Random(0)
     found = ["", *(soup(chance, 6) for _ in range(1500)), *(soup(chance, 300) for _ in range(60))]
     found += [SOURCE[place : place + 4000] for place in range(0, 60_000, 4000)] + [CHINESE * 20]
+    found += ["a\n" + " " * count for count in range(1, 13)]
     found += ["a\n  ", "a\n\n    ", "x \n \n", "=\n  ", "1\n\t "]
     found += ["'" + "'".join(EVERY[place : place + 4000]) for place in range(0, 0x20000, 4000)]  # what (?i:'s) means to each
     return found
