@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from llmfactory.config.choices import SEVERAL
 from llmfactory.config.compose import compose_job, place_of
 from llmfactory.config.fields import field_types
 from llmfactory.config.register import class_of, classes, conf_folder, groups, options
@@ -58,6 +59,7 @@ NEEDS = {
     "data/mix=curriculum": [MIXTURE, "data.mix.weights={pydocs: [1, 0], pycode: [0, 1]}"],
     "data/mix=from_file": [MIXTURE, "data.mix.file=weights.json"],
     "data=chat": ROWS,
+    "data=web": ROWS,
     **{f"data={name}": [*ROWS, "stage=prepare"] for name in ("preference", "kto", "ranking", "reward")},
     "data/source=records": ROWS,
     "data/form=chat": ["data=chat", *ROWS],
@@ -257,8 +259,9 @@ def check_defaults(name: str, items: list[Any]) -> list[str]:
         if option is None:
             if (name, path) != ("config", "experiment"):
                 wrong.append(f"{key} has no option")
-        elif option not in options(path):
-            wrong.append(f"{path} has no option {option}")
+        else:
+            several = option if isinstance(option, list) and path in SEVERAL else [option]
+            wrong += [f"{path} has no option {one}" for one in several if one not in options(path)]
     if items[-1] != "_self_" and name != "config":
         wrong.append("_self_ is the last")
     if name == "config" and [item if isinstance(item, str) else next(iter(item)) for item in items][-2:] != [
@@ -280,6 +283,8 @@ def check_defaults(name: str, items: list[Any]) -> list[str]:
         ("model/x", [{"optional norm": "rms_norm"}, "_self_"]),
         ("model/x", ["_self_", {"norm": "rms_norm"}]),
         ("model/x", [{"norm": "rms_norm"}]),
+        ("data/x", [{"clean": ["exact", "exat"]}, "_self_"]),
+        ("model/x", [{"norm": ["rms_norm"]}, "_self_"]),
     ],
 )
 def test_the_grammar_check_finds_what_hydra_lets_pass(name: str, items: list[Any]) -> None:

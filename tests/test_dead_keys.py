@@ -272,6 +272,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "data.seq_len": ([*LLAMA, *TEXT], "data.seq_len=20"),
     "data.held_out": ([*LLAMA, *TEXT], "data.held_out=0.3"),
     "data.source": ([*LLAMA, "data=text", "data.source.files=[corpus.jsonl]"], "data/source=jsonl"),
+    "data.held_out_bytes": ([*LLAMA, *TEXT, "data.held_out=0.3"], "data.held_out_bytes=40"),
     "data.tokenizer": ([*LLAMA, *TEXT], "data/tokenizer=bytes"),
     "data.pack": ([*LLAMA, *TEXT], "data/pack=document"),
     "data/pack/concat.isolate": ([*LLAMA, *TEXT], "data.pack.isolate=false"),
@@ -298,6 +299,29 @@ CHANGES: dict[str, tuple[list[str], str]] = {
 WORDS = "objective/test_negative_sampling.py"
 
 EFFECTS: dict[str, str] = {
+    **{
+        f"data/clean/{name}.sources": "data/test_segment.py::test_a_step_may_be_for_some_sources_only"
+        for name, cls in classes("data/clean").items()
+        if not cls.__name__.endswith("Spec")
+    },
+    **dict.fromkeys(
+        ("data.clean", "data/mixture.clean"), "data/test_segment.py::test_copies_are_found_over_shards_sources_and_partitions"
+    ),
+    "data.form": "data/form/test_chat.py::*",
+    "stage/prepare.export": "run/test_preparing.py::test_documents_are_exported",
+    **{
+        f"data/mixture.{name}": f"data/test_prepare.py::{test}"
+        for name, test in {
+            "cache": "test_sources_are_prepared_together",
+            "form": "test_sources_are_prepared_together",
+            "held_out": "test_sources_are_prepared_together",
+            "held_out_bytes": "test_only_what_matters_is_prepared_anew",
+            "tokenizer": "test_only_what_matters_is_prepared_anew",
+            "workers": "test_the_result_depends_on_neither_processes_nor_folder_nor_chunks",
+            "sources": "test_sources_are_prepared_together",
+        }.items()
+    },
+    **dict.fromkeys(("data/mixture.pack", "data/mixture.seq_len"), "data/mix/test_mixed_rows.py::*"),
     "job.name": "run/test_start.py::test_the_run_folder_holds_everything",
     "job.output_dir": "run/test_start.py::test_the_run_folder_holds_everything",
     "job.init": "run/test_fit.py::test_init_takes_the_weights_and_nothing_else",

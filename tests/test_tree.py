@@ -88,7 +88,9 @@ def test_options_extend_a_schema_of_their_own_group(group: str) -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_spec_class_has_an_option(group: str) -> None:
     """A class that no YAML extends could not be chosen."""
-    pages = [ast.parse(path.read_text(encoding="utf-8")) for path in (package(group) / "spec.py", *package(group).glob("*_spec.py"))]
+    pages = [
+        ast.parse(path.read_text(encoding="utf-8")) for path in (package(group) / "spec.py", *package(group).glob("*_spec.py"))
+    ]
     nodes = [node for page in pages for node in page.body if isinstance(node, ast.ClassDef)]
     classes = {node.name: [ast.unparse(base) for base in node.bases] for node in nodes}
     specs = {

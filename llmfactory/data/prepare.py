@@ -29,7 +29,7 @@ from llmfactory.data.pack.spec import Concat
 from llmfactory.data.prepared import FORMAT, SOURCES, Prepared, read, write_manifest
 from llmfactory.data.shard import read_about, write_about
 from llmfactory.data.sides import Deciding, Looking, Sides, SourceTraits, Splitting, account
-from llmfactory.data.spec import Documents as DocumentsSpec
+from llmfactory.data.spec import DocumentsSpec
 from llmfactory.data.tally import Tally
 from llmfactory.data.tasks import Phase, Progress, Workers, run
 from llmfactory.data.tokenizer.tokenizer import FOLDER, TokenizerSource

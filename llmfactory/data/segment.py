@@ -161,7 +161,7 @@ class Segment(Phase):
             bads = [*read.bads, *judged.bads]
             about["bad"] = len(bads)
             if self.before is None:
-                about["records"] = tally.step(READ).seen
+                about["records"] = read.good + len(read.bads)
             if bads:
                 write_quarantine(folder / QUARANTINE, bads, name)
             writer.close(tally=tally.plain(), **about)

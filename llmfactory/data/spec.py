@@ -34,7 +34,7 @@ class DataSpec(Spec):
 
 
 @dataclass(kw_only=True, slots=True)
-class Documents(DataSpec):
+class DocumentsSpec(DataSpec):
     """Base of documents that are read and cleaned once, tokenized once, kept as memory-mapped token files, and cut into rows when
     they are read."""
 
@@ -64,7 +64,7 @@ CORPUS = "corpus"
 
 
 @dataclass(kw_only=True, slots=True)
-class Corpus(Documents):
+class Corpus(DocumentsSpec):
     """Documents of one source."""
 
     source: SourceSpec
@@ -74,7 +74,7 @@ class Corpus(Documents):
 
 
 @dataclass(kw_only=True, slots=True)
-class Mixture(Documents):
+class Mixture(DocumentsSpec):
     """Documents of several sources, drawn from in proportions.    llmfactory 'data/source=[pydocs,pycode]'"""
 
     sources: dict[str, SourceSpec] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Mixture(Documents):
         return self.sources
 
     def problems(self) -> Iterator[Problem]:
-        yield from Documents.problems(self)
+        yield from DocumentsSpec.problems(self)
         if not self.sources:
             yield Problem("sources", {}, "a mixture needs a source at least", "data/source=[pydocs,pycode]")
         else:

@@ -20,7 +20,7 @@ from llmfactory.launch.agent import LOGS, child_environment
 from llmfactory.launch.failure import forget, outcome
 from llmfactory.launch.rank import terminate_with_parent
 from llmfactory.launch.spec import Ray
-from llmfactory.launch.torchrun import SAVING_S, line
+from llmfactory.launch.torchrun import SAVING_S, line, may_use_gpus
 
 END_S = 30.0
 """Seconds that the other machines have to end by themselves after one failed."""
@@ -50,7 +50,7 @@ def run_ray(spec: Ray, config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _run(ray: Any, spec: Ray, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     scheduling = importlib.import_module("ray.util.scheduling_strategies")
-    gpus = spec.gpus if spec.gpus is not None else 0 if config["trainer"]["device"] == "cpu" else spec.processes
+    gpus = spec.gpus if spec.gpus is not None else spec.processes if may_use_gpus(config) else 0
     cpus = spec.cpus if spec.cpus is not None else spec.processes
     machine = {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
     places = ray.util.placement_group([machine] * spec.nodes, strategy="STRICT_SPREAD" if spec.nodes > 1 else "PACK")

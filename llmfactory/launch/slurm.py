@@ -17,7 +17,7 @@ from llmfactory.core.errors import UserError
 from llmfactory.launch.agent import LOGS
 from llmfactory.launch.failure import forget, outcome
 from llmfactory.launch.spec import Slurm, Submit
-from llmfactory.launch.torchrun import SAVING_S, line, python_of
+from llmfactory.launch.torchrun import SAVING_S, line, may_use_gpus, python_of
 
 SCRIPT = "job.sh"
 FREE_PORT = "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])"
@@ -59,7 +59,7 @@ def gpus_of(spec: Slurm, config: dict[str, Any]) -> int:
     """GPUs to ask for on each machine."""
     if spec.gpus is not None:
         return spec.gpus
-    return 0 if config["trainer"]["device"] == "cpu" else spec.processes
+    return spec.processes if may_use_gpus(config) else 0
 
 
 def options(spec: Slurm, config: dict[str, Any], folder: Path) -> Iterator[str]:

@@ -92,3 +92,9 @@ def line(
 def python_of(given: str | None) -> str:
     """The interpreter of the job's environment."""
     return given or sys.executable
+
+
+def may_use_gpus(config: dict[str, Any]) -> bool:
+    """Whether the job may compute on GPUs, of which machines are asked for one a process: preparing data does not."""
+    preparing = config["stage"].get("type") == "prepare"
+    return not preparing and bool(config["trainer"]["device"] != "cpu")

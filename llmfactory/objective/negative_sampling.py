@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,7 +39,7 @@ class NegativeSampling(Objective):
     def corruption(self, vocabulary: Vocabulary, seq_len: int) -> Corruption:
         assert vocabulary.texts, "how frequent tokens are is asked of the training text"
         return Windows(
-            sum(text.frequencies(vocabulary.size) for text in vocabulary.texts),
+            np.sum([text.frequencies(vocabulary.size) for text in vocabulary.texts], axis=0),
             seq_len,
             window=self.spec.window,
             negatives=self.spec.negatives,

@@ -18,7 +18,7 @@ from llmfactory.data.export import export
 from llmfactory.data.prepare import cache_folder, prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.data.record.first_rows import detected
-from llmfactory.data.spec import Documents
+from llmfactory.data.spec import DocumentsSpec
 from llmfactory.data.tasks import Workers
 from llmfactory.run.display import Display, make_display
 from llmfactory.stage.models import TrainedModels
@@ -28,7 +28,7 @@ from llmfactory.stage.spec import Prepare
 def prepare_data(job: Job, folder: Path) -> dict[str, Any]:
     """Results as plain data: where the tokens are, how many, and what became of every record."""
     assert isinstance(job.stage, Prepare)
-    assert isinstance(job.data, Documents)
+    assert isinstance(job.data, DocumentsSpec)
     rank, here = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = max(1, (os.cpu_count() or 1) // here)
     spec = dataclasses.replace(job.data, workers=job.data.workers or cores)
@@ -43,7 +43,7 @@ def prepare_data(job: Job, folder: Path) -> dict[str, Any]:
     return {"data": prepared.name, "folder": str(prepared.folder), "preparation": counts, **totals(prepared)}
 
 
-def _export(where: str, spec: Documents, display: Display) -> None:
+def _export(where: str, spec: DocumentsSpec, display: Display) -> None:
     """Before the tokens are made: documents that went through no step are not kept after that."""
     place = Path(where).expanduser()
     if place.exists():

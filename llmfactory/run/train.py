@@ -227,8 +227,10 @@ def sample(job: Job, model: Skeleton, data: Prepared, precision: MeshPrecision) 
             reading=objective.reading,
             vocab_size=tokenizer.vocab_size,
             seed=job.seed,
+            on_token=lambda _, token: token in tokenizer.usage.stop_ids,
         )[0]
-    return {"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(tokens)}
+    written = [token for token in tokens if token not in tokenizer.usage.stop_ids]  # an answer's end, if it came
+    return {"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(written)}
 
 
 def first_words(data: Prepared) -> str:

@@ -16,10 +16,11 @@ from llmfactory.data.examples import Examples, read_examples, saved_labels
 from llmfactory.data.mix.mixed_rows import MixedRows
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
-from llmfactory.data.spec import Documents, Labelled, Mixture
+from llmfactory.data.spec import DocumentsSpec, Labelled, Mixture
 from llmfactory.data.tokenizer.tokenizer import FOLDER
 from llmfactory.model.head.spec import Classifier, TokenClassifier
 from llmfactory.stage.initial import data_for
+from llmfactory.stage.models import TrainedModels
 
 if TYPE_CHECKING:
     from llmfactory.data.pack.rows import Rows
@@ -41,8 +42,8 @@ def read_data(
         examples = read_examples(spec, job.model.vocab_size, known)
         check_classes(job, examples)
         return examples
-    assert isinstance(spec, Documents)
-    return prepare(spec, job.model.vocab_size, progress, specials=specials)
+    assert isinstance(spec, DocumentsSpec)
+    return prepare(spec, job.model.vocab_size, progress, specials=specials, models=TrainedModels())
 
 
 def check_classes(job: Job, examples: Examples) -> None:
@@ -60,7 +61,7 @@ def task_rows(job: Job, objective: Objective, data: Data, part: str) -> Rows:
     """Rows of `train` or `held_out`. Read, they are those of every run; drawn, they depend on the job's seed."""
     if isinstance(data, Examples):
         return data.of(part, job.data.seq_len)
-    assert isinstance(job.data, Documents)
+    assert isinstance(job.data, DocumentsSpec)
     vocabulary = Vocabulary(job.model.vocab_size, data.tokenizer, [source.train for source in data.sources.values()])
     corruption = objective.corruption(vocabulary, job.data.seq_len)
     rows = packed_rows(job, data, part, job.data.seq_len if corruption is None else corruption.raw_length)
@@ -74,8 +75,9 @@ def task_rows(job: Job, objective: Objective, data: Data, part: str) -> Rows:
 
 def packed_rows(job: Job, data: Prepared, part: str, width: int) -> Rows:
     """Plain rows of `width` tokens."""
-    assert isinstance(job.data, Documents)
-    sources = {name: job.data.pack.build(source.part(part), width) for name, source in data.sources.items()}
+    assert isinstance(job.data, DocumentsSpec)
+    form = job.data.form.build()
+    sources = {name: form.rows(job.data.pack, source.part(part), width) for name, source in data.sources.items()}
     if isinstance(job.data, Mixture):
         return MixedRows(sources, job.data.mix, job.trainer.max_steps, job.trainer.batch_size)
     (rows,) = sources.values()

@@ -19,12 +19,13 @@ from llmfactory.data import checksum as checksum_module
 from llmfactory.data import encode, segment, tasks
 from llmfactory.data import prepare as module
 from llmfactory.data.clean.spec import CleanSpec, Exact, Length
+from llmfactory.data.form.spec import Text as TextForm
 from llmfactory.data.lock import locked
 from llmfactory.data.pack.spec import Concat, Document
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.data.source.spec import Files, Pycode
-from llmfactory.data.spec import Corpus
+from llmfactory.data.spec import Corpus, Mixture
 from llmfactory.data.tokenizer.spec import ByteBpe, Bytes, Split
 
 TEXTS = [f"Document {i}: " + " ".join(f"word{i}x{(i * k) % 97}" for k in range(5 + i * 7 % 60)) + "\n" for i in range(120)]
@@ -348,3 +349,40 @@ def test_pycode_is_prepared(tmp_path: Path) -> None:
     data = prepare(corpus(tmp_path, source=Pycode(), tokenizer=ByteBpe(train_bytes=200_000)), 500)
     assert data.counts["train"]["bytes"] > 4_000_000
     assert 0.02 < data.held_out_bytes / data.counts["train"]["bytes"] < 0.08
+
+
+def test_sources_are_prepared_together(tmp_path: Path) -> None:
+    """One tokenizer, a token file each, a share of each held out."""
+    files = {}
+    for name, texts in {"one": TEXTS[:70], "two": TEXTS[70:]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        files[name] = Files(files=[str(tmp_path / f"{name}.jsonl")])
+    spec = Mixture(
+        sources=files,
+        tokenizer=ByteBpe(),
+        pack=Concat(),
+        seq_len=16,
+        held_out=0.2,
+        cache=str(tmp_path / "cache"),
+        form=TextForm(),
+    )
+    data = prepare(spec, 400)
+    assert list(data.sources) == ["one", "two"]
+    found = []
+    for name, source in data.sources.items():
+        parts = [
+            [data.tokenizer.decode(tokens.document(i)) for i in range(tokens.documents)]
+            for tokens in (source.train, source.held_out)
+        ]
+        sizes = [sum(map(len, part)) for part in parts]
+        assert 0.1 < sizes[1] / sum(sizes) < 0.3
+        assert source.counts["train"]["documents"] == len(parts[0])
+        assert data.counts["sources"][name]["read"]["documents"] == sum(map(len, parts))
+        found += [*parts[0], *parts[1]]
+    assert sorted(found) == sorted(TEXTS)
+    assert data.counts["train"]["documents"] + data.counts["held_out"]["documents"] == len(TEXTS)
+    assert data.held_out_text(data.sources["one"].held_out.documents) == data.tokenizer.decode(
+        data.sources["two"].held_out.document(0)
+    )
+    with pytest.raises(IndexError):
+        data.held_out_text(len(TEXTS))

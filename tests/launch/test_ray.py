@@ -151,3 +151,25 @@ def test_a_job_on_a_local_cluster(tmp_path, monkeypatch):
     result = start(compose_job(line))
     assert result["held_out_loss"] == pytest.approx(alone["held_out_loss"], rel=1e-9)
     np.testing.assert_allclose(curve(tmp_path / "outputs" / "r"), curve(tmp_path / "outputs" / "alone"), rtol=1e-9)
+
+
+@pytest.mark.dist
+def test_data_are_prepared_by_a_local_cluster(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for number in range(6):
+        lines = [f"line {k} of {number % 4}, which says {k * number % 7}" for k in range(40)]
+        (tmp_path / f"{number}.txt").write_text("\n\n".join(lines))
+    line = [
+        "stage=prepare",
+        "data=text",
+        f"data.source.files=[{tmp_path}/*.txt]",
+        "data/clean=[exact,minhash]",
+        "data.seq_len=16",
+    ]
+    line += ["model.vocab_size=300", "trainer.progress=false", f"output_dir={tmp_path}/outputs"]
+    alone = start(compose_job([*line, "name=alone", f"data.cache={tmp_path}/alone"]))
+    cluster = ["launch=ray", "launch.address=local", "launch.processes=2"]
+    shared = start(compose_job([*line, *cluster, "name=shared", f"data.cache={tmp_path}/shared"]))
+    assert shared["preparation"] == alone["preparation"]
+    assert shared["data"] == alone["data"]

@@ -20,7 +20,7 @@ from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.spec import Classifier, Perplexity
 from llmfactory.data.clean.step import Drop, Kept, Step
 from llmfactory.run.start import start
-from llmfactory.stage import models as module
+from llmfactory.stage import judges as module
 from llmfactory.stage.models import TrainedModels
 
 GOOD, BAD = ["list", "file", "text", "value", "name", "path"], ["spam", "buy", "now", "cheap", "win", "free"]

@@ -8,19 +8,19 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.data.form.spec import Text
-from llmfactory.data.spec import Documents
+from llmfactory.data.spec import DocumentsSpec
 from llmfactory.stage.spec import Prepare
 
 
 def documents_are_prepared(job: Job) -> Iterator[Problem]:
-    if isinstance(job.stage, Prepare) and not isinstance(job.data, Documents):
+    if isinstance(job.stage, Prepare) and not isinstance(job.data, DocumentsSpec):
         reason = "labelled examples are read by the job that uses them; there is nothing to prepare"
         yield Problem("data", stem(type(job.data)), reason, "stage=describe")
 
 
 def records_are_compared_only(job: Job) -> Iterator[Problem]:
     """Steps judge and change text; a record is JSON with texts in it."""
-    if not isinstance(job.data, Documents) or isinstance(job.data.form, Text):
+    if not isinstance(job.data, DocumentsSpec) or isinstance(job.data.form, Text):
         return
     for name, step in job.data.clean.items():
         if not step.whole:
@@ -30,7 +30,7 @@ def records_are_compared_only(job: Job) -> Iterator[Problem]:
 
 
 def steps_are_for_sources_that_there_are(job: Job) -> Iterator[Problem]:
-    if not isinstance(job.data, Documents):
+    if not isinstance(job.data, DocumentsSpec):
         return
     known = list(job.data.named())
     for name, step in job.data.clean.items():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
-from llmfactory.data.spec import Documents
+from llmfactory.data.spec import DocumentsSpec
 from llmfactory.data.tokenizer.spec import Extended
 from llmfactory.parallel.spec import DeepSpeed, Mesh
 from llmfactory.stage.spec import Extend, Pretrain
@@ -16,7 +16,7 @@ from llmfactory.stage.spec import Extend, Pretrain
 def more_tokens_are_learned_from_documents(job: Job) -> Iterator[Problem]:
     if not isinstance(job.stage, Extend):
         return
-    if not isinstance(job.data, Documents):
+    if not isinstance(job.data, DocumentsSpec):
         reason = "new pieces are learned from documents, and these are labelled examples"
         yield Problem("data", stem(type(job.data)), reason, "data=pydocs")
     if not isinstance(job.data.tokenizer, Extended):

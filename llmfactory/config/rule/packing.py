@@ -8,7 +8,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.data.pack.spec import Grouped
-from llmfactory.data.spec import Documents, Mixture
+from llmfactory.data.spec import DocumentsSpec, Mixture
 from llmfactory.objective.spec import Causal, answers_of, natural
 from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.spec import Reweight, TrainingSpec
@@ -17,7 +17,7 @@ from llmfactory.stage.spec import Reweight, TrainingSpec
 def rows_of_one_length_where_they_are_asked_for(job: Job) -> Iterator[Problem]:
     """Length-grouped rows are as long as the longest of their batch."""
     data, layout = job.data, job.parallel
-    if not isinstance(data, Documents) or not isinstance(data.pack, Grouped):
+    if not isinstance(data, DocumentsSpec) or not isinstance(data.pack, Grouped):
         return
     reason = None
     if isinstance(data, Mixture):

@@ -8,14 +8,14 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.data.form.spec import RecordSpec, SidedSpec
-from llmfactory.data.spec import Documents
+from llmfactory.data.spec import DocumentsSpec
 from llmfactory.objective.spec import Causal
 from llmfactory.stage.spec import Evaluate, TrainingSpec
 
 
 def conversations_are_continued(job: Job) -> Iterator[Problem]:
     """Which tokens are learned is marked; only an objective that predicts the next one keeps to the marks."""
-    if not isinstance(job.stage, (TrainingSpec, Evaluate)) or not isinstance(job.data, Documents):
+    if not isinstance(job.stage, (TrainingSpec, Evaluate)) or not isinstance(job.data, DocumentsSpec):
         return
     form = job.data.form
     if isinstance(form, SidedSpec):
@@ -28,7 +28,7 @@ def conversations_are_continued(job: Job) -> Iterator[Problem]:
 
 
 def records_fit_into_rows(job: Job) -> Iterator[Problem]:
-    if not isinstance(job.data, Documents) or not isinstance(job.data.form, RecordSpec):
+    if not isinstance(job.data, DocumentsSpec) or not isinstance(job.data.form, RecordSpec):
         return
     most, width = job.data.form.max_tokens, job.data.seq_len
     if most is not None and most > width:

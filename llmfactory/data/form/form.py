@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Encoded:
     """A token sequence."""
 
-    ids: Sequence[int]
+    ids: Sequence[int] | NDArray[np.unsignedinteger]
     targets: NDArray[np.bool_] | None = None
     """[len(ids) + 1], which of the ids, and of the end behind them, the model learns to write; None: all."""
     cut: int = 0

@@ -21,4 +21,4 @@ class PlainText(Form):
         yield text
 
     def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[Encoded]]:
-        return [[Encoded(ids)] for ids in tokenizer.encode_batch(texts)]
+        return [[Encoded(ids)] for ids in tokenizer.encode_arrays(texts)]

@@ -11,10 +11,10 @@ from llmfactory.data.record.formats import dumped, parsed, renamed
 from llmfactory.data.record.record import BadRow, Kind
 from llmfactory.data.source.account import Account
 from llmfactory.data.source.document import Source
-from llmfactory.data.spec import Documents
+from llmfactory.data.spec import DocumentsSpec
 
 
-def detected(spec: Documents) -> dict[str, list[tuple[str, str]]]:
+def detected(spec: DocumentsSpec) -> dict[str, list[tuple[str, str]]]:
     """Of each source what was found, a line each; nothing of data that are no records."""
     form = spec.form
     if not isinstance(form, RecordSpec):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.data.tokenizer.patterns import letters
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, between_ends, check_size, write_about
+from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, Usage, between_ends, check_size, write_about
 
 END = 256
 END_TOKEN = "<|endoftext|>"
@@ -20,7 +20,10 @@ END_TOKEN = "<|endoftext|>"
 class ByteTokenizer(Tokenizer):
     vocab_size = 257
     end_id = END
-    usage = between_ends(END)
+
+    def __init__(self, usage: Usage | None = None) -> None:
+        """`usage`: None for a model that we train."""
+        self.usage = usage or between_ends(END)
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

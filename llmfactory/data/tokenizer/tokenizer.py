@@ -115,12 +115,11 @@ def load(folder: Path) -> Tokenizer:
         raise UserError(f"no tokenizer in {folder}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / ABOUT} is damaged: {error}") from error
+    usage = Usage(begin, stop, template, None if start is None else int(start))
     if kind == "bytes":
-        return ByteTokenizer()
+        return ByteTokenizer(usage)
     if kind == "hf":
-        return HfTokenizer.read(
-            folder / "tokenizer.json", end_id, Usage(begin, stop, template, None if start is None else int(start))
-        )
+        return HfTokenizer.read(folder / "tokenizer.json", end_id, usage)
     raise UserError(f"{folder / ABOUT} names an unknown kind of tokenizer, {kind!r}: it was written by another version")
 
 
