@@ -20,7 +20,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
-from llmfactory.data.spec import Documents
+from llmfactory.data.spec import DocumentsSpec
 from llmfactory.data.tokenizer.any_file import read_any
 from llmfactory.data.tokenizer.extended import pieces_of
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
@@ -44,7 +44,7 @@ class ExtendJob(StageJob):
         checkpoint, path = checkpoint_of(job, "extending"), Path(self.spec.path).expanduser()
         if path.exists():
             raise UserError(f"{path} is there already: remove it, or give another stage.path")
-        assert isinstance(job.data, Documents)  # rules: documents, and a tokenizer that is extended
+        assert isinstance(job.data, DocumentsSpec)  # rules: documents, and a tokenizer that is extended
         assert isinstance(job.data.tokenizer, Extended)
         source = job.data.tokenizer.base or str(getattr(tokenizer_of(checkpoint), "file", checkpoint))
         old = read_any(Path(source))
