@@ -29,7 +29,8 @@ DIRECTLY = {
 
 THROUGH = {
     **dict.fromkeys(("arguments", "build", "choices", "defaults", "suggest", "tree", "values"), "config/test_compose.py"),
-    "beginning": "stage/test_extend.py",
+    **dict.fromkeys(("beginning", "resize"), "stage/test_extend.py"),
+    **dict.fromkeys(("train_spec", "file_spec", "extend_spec"), "test_dead_keys.py"),
     "source": "config/test_register.py",
     "deepspeed": "config/test_rules.py",
     "summa": "distributed/test_tensor_parallel.py",

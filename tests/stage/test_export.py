@@ -177,7 +177,7 @@ def test_a_gguf_file_there_and_back(job: Job, tmp_path: Path, from_gguf: bool) -
         assert (logits(model.eval()) - ours).abs().max() < 1e-5 * ours.abs().max()
         tokenizer = load_tokenizer(tmp_path / "out.gguf", 257)
         assert tokenizer.encode("words é") == ByteTokenizer().encode("words é")
-        assert (tokenizer.usage, tokenizer.end_id) == (ByteTokenizer.usage, ByteTokenizer.end_id)
+        assert (tokenizer.usage, tokenizer.end_id) == (ByteTokenizer().usage, ByteTokenizer.end_id)
 
 
 def test_rows_that_32_does_not_divide_stay_f16(job: Job, tmp_path: Path) -> None:
