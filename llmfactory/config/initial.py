@@ -57,8 +57,9 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
     for key in [key for key, spec in found.items() if not _put(tree, key, spec, origin, chosen)]:
         del called[key]
     if "data" in called:
-        values = tree.root.values["data"].values
-        called["data"] = stem(values["source" if "source" in values else "task"].cls)
+        data = tree.root.values["data"]
+        told = next((data.values[part] for part in ("source", "task") if part in data.values), data)
+        called["data"] = stem(told.cls)
     return called
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.core.errors import UserError
+from llmfactory.core.parent import terminate_with_parent
 from llmfactory.data.checksum import Damaged
 from llmfactory.data.lock import tried
 from llmfactory.data.shard import check_about
@@ -63,7 +64,7 @@ class Workers:
 
     def pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"))
+            self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), initializer=terminate_with_parent)
         return self._pool
 
     def close(self) -> None:

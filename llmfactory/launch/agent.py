@@ -25,9 +25,10 @@ from types import FrameType
 from typing import Any
 
 from llmfactory.core.errors import UserError
+from llmfactory.core.parent import terminate_with_parent
 from llmfactory.launch.failure import UNBEGUN, first_error, saved_failures, write_whole
 from llmfactory.launch.port import insist_port_is_ours, split_endpoint
-from llmfactory.launch.rank import rank_of_job, terminate_with_parent
+from llmfactory.launch.rank import rank_of_job
 from llmfactory.launch.spec import Worker
 
 FOREIGN = (

@@ -6,10 +6,8 @@ error, and the Python stack of a crash.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
-import signal
 import socket
 import sys
 import time
@@ -113,10 +111,3 @@ def _keep_flight_record(logs: Path | None) -> None:
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     if logs is not None:
         os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(logs / "flight_recorder_"))
-
-
-def terminate_with_parent() -> None:
-    """Linux only: let the system send SIGTERM when the parent dies (torch asks for SIGINT, which is ignored here)."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))

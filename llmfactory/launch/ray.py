@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.core.errors import MissingExtra, UserError
+from llmfactory.core.parent import terminate_with_parent
 from llmfactory.launch.agent import LOGS, child_environment
 from llmfactory.launch.failure import forget, outcome
-from llmfactory.launch.rank import terminate_with_parent
 from llmfactory.launch.spec import Ray
 from llmfactory.launch.torchrun import SAVING_S, line, may_use_gpus
 

@@ -21,9 +21,10 @@ import torch
 from llmfactory.config.plain import from_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.core.parent import terminate_with_parent
 from llmfactory.launch.agent import LOGS
 from llmfactory.launch.failure import lost_connection
-from llmfactory.launch.rank import rank_of_job, terminate_with_parent
+from llmfactory.launch.rank import rank_of_job
 from llmfactory.parallel.mesh import device_type
 from llmfactory.run.determinism import settings
 from llmfactory.run.folder import LOG, in_use, run_folder, write_result

@@ -179,3 +179,12 @@ def test_a_stage_that_needs_a_model_is_not_told_to_go_without(line: list[str], r
     with pytest.raises(ConfigError) as raised:
         compose_job([*line, f"init={tmp_path}/nowhere", f"output_dir={tmp_path}"])
     assert [problem.repair for problem in raised.value.problems] == [repair]
+
+
+def test_a_mixture_comes_along(tmp_path: Path) -> None:
+    before = compose_job(["data/source=[pydocs,pycode]", "data/clean=[exact]"])
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "config.yaml").write_text(yaml.safe_dump(before.plain))
+    composed = compose_job([f"init={tmp_path / 'mixed'}", "stage=evaluate"])
+    assert composed.job.data == before.job.data
+    assert composed.choices["data"] == "mixture"

@@ -141,3 +141,38 @@ def test_processes_that_know_nothing_of_each_other_share_them(tmp_path: Path) ->
     assert logged(tmp_path) == list(range(6))
     by = {(tmp_path / "marks" / f"{number:05d}" / "about.json").read_text() for number in range(6)}
     assert len(by) >= 2
+
+
+def _with_workers(folder: Path) -> None:
+    tasks.ALONE = 0
+    workers = Workers(2)
+    run(Marking(count=2), folder, workers, quiet)
+    run(Marking(name="slow", count=2, seconds=300.0), folder, workers, quiet)
+
+
+@pytest.mark.dist
+def test_a_killed_parent_leaves_no_process_behind(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_with_workers, args=(tmp_path,))
+    process.start()
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("slow/*.tmp/half"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    below = children(process.pid)
+    assert len(below) >= 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in below):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(pid: int | None) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
