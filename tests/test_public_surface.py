@@ -22,7 +22,8 @@ FROZEN = Path(__file__).parent / "golden" / "public_surface.txt"
 def specs() -> list[type[Spec]]:
     """Every spec class of the catalogue pages."""
     found = []
-    for path in sorted((ROOT / "llmfactory").rglob("spec.py")):
+    pages = [path for name in ("spec.py", "*_spec.py") for path in (ROOT / "llmfactory").rglob(name)]
+    for path in sorted(pages):
         if path.parent.name == "core":
             continue
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
