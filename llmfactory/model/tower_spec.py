@@ -143,6 +143,7 @@ class VisionSpec(TowerSpec):
     dim: int
     """Width of the stack."""
     embedding: Patch
+    """How a picture becomes vectors."""
     embedding_norm: bool = False
     """Normalize the embeddings before the first block (CLIP)."""
     layers_used: int | None = None

@@ -111,7 +111,9 @@ class Minhash(CleanSpec):
     ngram: int = 5
     """Units in an n-gram; a shorter document is one n-gram."""
     unit: Unit = Unit.words
+    """What an n-gram is made of."""
     bands: int = 20
+    """Pieces that a signature is cut into: documents that agree in one are compared."""
     rows: int = 6
     """Hashes in a band."""
     verify: Verify = Verify.signature
@@ -141,6 +143,7 @@ class Simhash(CleanSpec):
     ngram: int = 2
     """Units in an n-gram; a shorter document is one n-gram."""
     unit: Unit = Unit.words
+    """What an n-gram is made of."""
     distance: int = 3
     """Bits in which the fingerprints of alike documents may differ."""
     blocks: int = 5
