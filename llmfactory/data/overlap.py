@@ -1,7 +1,8 @@
 """Which held-out texts also stand in the training part: sequences of 13 words that both have (Brown et al. 2020, appendix C).
 
 Only the held-out part is kept in memory, as sorted hashes; the training part streams by. Words that no held-out text has cannot
-be part of a match and get the number 0. A text of fewer than 13 words is looked for as a whole.
+be part of a match and get the number 0. A text of fewer than 13 words is looked for as a whole. A Chinese character or a kana is
+a word.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from llmfactory.data.clean.characters import UNSPACED
 from llmfactory.data.ngrams import Numbers, hashes, places
 
 N = 13
-WORD = re.compile(r"\w+")
+WORD, UNSPACED_TOO = re.compile(r"\w+"), re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+"""Of ASCII, and of other text, in which there may be words without spaces."""
 Seen = dict[int, NDArray[np.bool_]]
 """By length of sequences: which of the held-out ones were met."""
 
@@ -60,7 +63,7 @@ def overlap(held_out: Sequence[str], training: Iterable[str]) -> NDArray[np.floa
 
 
 def _words(text: str) -> list[str]:
-    return WORD.findall(text.lower())
+    return (WORD if text.isascii() else UNSPACED_TOO).findall(text.lower())
 
 
 def _unique(own: Sequence[Numbers], lengths: Sequence[int], length: int) -> Numbers:

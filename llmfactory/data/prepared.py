@@ -18,7 +18,7 @@ from llmfactory.data.checksum import Damaged, describe, verify
 from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, load
 from llmfactory.data.tokens import TokenFile
 
-FORMAT = 2
+FORMAT = 3
 """Version of what stands in the folder; part of its hash."""
 MANIFEST = "manifest.json"
 SOURCES = "sources"

@@ -47,6 +47,8 @@ def test_it_equals_the_reference() -> None:
         ("", "anything", 0.0),
         ("?!", "?!", 0.0),
         ("a b c d e f g h i j k l m n", "a b c d e f g h i j k l m x", 0.5),
+        ("天地玄黄宇宙洪荒日月盈昃辰宿", "前天地玄黄，宇宙洪荒日月盈昃辰。", 0.5),
+        ("naïve été", "un été: naïve été", 1.0),
     ],
 )
 def test_cases(held_out: str, training: str, share: float) -> None:
