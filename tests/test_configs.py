@@ -56,7 +56,7 @@ NEEDS = {
     "data/mix=fixed": [MIXTURE],
     "data/mix=by_tokens": [MIXTURE],
     "data/mix=temperature": [MIXTURE],
-    "data/mix=curriculum": [MIXTURE, "data.mix.weights={pydocs: [1, 0], pycode: [0, 1]}"],
+    "data/mix=curriculum": [MIXTURE, "data.mix.weights={pydocs: [1.0, 0.0], pycode: [0.0, 1.0]}"],
     "data/mix=from_file": [MIXTURE, "data.mix.file=weights.json"],
     "data=chat": ROWS,
     "data=web": ROWS,
@@ -217,7 +217,7 @@ def test_needs_are_needed() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_it_says_what_it_is_and_its_command_composes(name: str) -> None:
     lines = text_of(name).splitlines()
-    comment = lines[1] if lines[0] == "# @package _global_" else lines[0]
+    comment = lines[1] if lines[0].startswith("# @package ") else lines[0]
     match = re.fullmatch(r"# (\S.*[.:])    llmfactory(?: (.*))?", comment)
     assert match, f"{name}: the first line is `# What it is.    llmfactory group=option`, not {comment!r}"
     command = shlex.split(match[2] or "")
@@ -235,6 +235,8 @@ def test_grammar_of_defaults_lists(name: str) -> None:
     """Hydra ignores a keyword that it does not know (`overide`), so the shape of each item is checked here."""
     if name.startswith("experiment/"):
         assert text_of(name).startswith("# @package _global_\n")
+    if name.startswith("data/clean/"):  # Hydra, which composes members of a sweep too, puts each at its own name
+        assert text_of(name).startswith(f"# @package data.clean.{name.rpartition('/')[2]}\n")
     content = yaml.safe_load(text_of(name))
     items: list[Any] = content["defaults"]
     assert check_defaults(name, items) == []

@@ -657,7 +657,7 @@ EFFECTS: dict[str, str] = {
     "data/clean/perplexity.init": "stage/test_models.py::test_text_is_likelier_than_gibberish",
     "data/clean/classifier.init": "stage/test_models.py::test_classes_are_told_apart",
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
-    "data.workers": "data/test_encode.py::test_as_many_texts_at_once_as_there_are_workers",
+    "data.workers": "data/test_prepare.py::test_the_result_depends_on_neither_processes_nor_folder_nor_chunks",
     "data/source/files.format": "data/source/test_files.py::test_the_format_goes_by_the_name_or_by_what_is_said",
     "data/source/files.max_record_bytes": "data/source/test_files.py::test_a_record_that_is_too_long_is_set_aside",
     "data/source/files.max_expansion": "data/source/test_files.py::test_a_bomb_is_stopped",

@@ -65,6 +65,19 @@ def choose(
     return choices, problems
 
 
+def spelled_out(override: str) -> list[str]:
+    """What Hydra itself is told in place of `data/source=[a,b]`: it puts options of one group at one place, unless told otherwise."""
+    key, _, raw = override.partition("=")
+    group, at, package = key.lstrip("+").partition("@")
+    several = SEVERAL.get(group)
+    if several is None or several.whole is None or not (raw.startswith("[") and raw.endswith("]")):
+        return [override]
+    if at and f"{group}@{package}" != several.key:
+        return [override]
+    chosen = [option.strip() for option in raw[1:-1].split(",") if option.strip()]
+    return ["=".join(several.whole), *(f"+{several.key}.{option}={option}" for option in chosen)]
+
+
 def adds(key: str) -> bool:
     """`data/source@data.sources.mine`: one more, under a name of the user's."""
     return any(key.startswith(f"{several.key if '@' in several.key else _placed(several.key)}.") for several in SEVERAL.values())

@@ -155,7 +155,7 @@ def publish(folder: Path, opened: Callable[[], Any], make: Callable[[Path], None
     try:
         with shared(lock):
             if (found := opened()) is None:
-                if folder.is_dir():  # damaged, or it would have been taken
+                if folder.is_dir() and opened() is None:  # damaged; somebody may have finished it between two looks
                     shutil.rmtree(folder)
                 work.mkdir(exist_ok=True)
                 make(work)

@@ -24,6 +24,7 @@ from llmfactory.data.clean.models import Models, NoModels
 from llmfactory.data.documents import Documents, Plan, clear, make_documents, publish
 from llmfactory.data.encode import COUNTED, PARTS, Encoding, join
 from llmfactory.data.learning import Learning
+from llmfactory.data.lock import shared
 from llmfactory.data.marks import write_texts
 from llmfactory.data.pack.spec import Concat
 from llmfactory.data.prepared import FORMAT, SOURCES, Prepared, read, write_manifest
@@ -31,7 +32,7 @@ from llmfactory.data.shard import read_about, write_about
 from llmfactory.data.sides import Deciding, Looking, Sides, SourceTraits, Splitting, account
 from llmfactory.data.spec import DocumentsSpec
 from llmfactory.data.tally import Tally
-from llmfactory.data.tasks import Phase, Progress, Workers, run
+from llmfactory.data.tasks import Interrupted, Phase, Progress, Workers, run
 from llmfactory.data.tokenizer.tokenizer import FOLDER, TokenizerSource
 from llmfactory.data.tokens import dtype_for
 
@@ -54,8 +55,10 @@ def prepare(
     cache, report = cache_folder(spec), progress or _silent
     about_documents = plan.fingerprint()
     folder = cache / content_hash(spec, about_documents, tokenizer)
+    kept = cache / f"documents-{about_documents}"
+    lock = kept.with_name(f"{kept.name}.lock")
     workers = Workers(spec.workers or os.cpu_count() or 1)
-    fresh = False
+    fresh = done = False
 
     def opened() -> Prepared | None:
         try:
@@ -66,18 +69,25 @@ def prepare(
     def make(work: Path) -> None:
         nonlocal fresh
         fresh = True
-        documents = make_documents(plan, cache / f"documents-{about_documents}", workers, report)
-        _tokens(spec, vocab_size, specials, plan, documents, folder, work, workers, report)
+        with shared(lock):  # nobody takes the documents away before we are done with them
+            documents = make_documents(plan, kept, workers, report)
+            _tokens(spec, vocab_size, specials, plan, documents, folder, work, workers, report)
 
     try:
         with _disk(folder):
             prepared: Prepared = publish(folder, opened, make)
+            done = True
+    except Interrupted:
+        raise
+    except UserError:  # something is wrong with the data: mended, they will have another name
+        done = True
+        raise
     finally:
         workers.close()
-        if fresh and not spec.clean:  # they are nothing but a copy of what was read
-            kept = cache / f"documents-{about_documents}"
-            if kept.is_dir():
-                clear(kept.with_name(f"{kept.name}.lock"), kept)
+        if fresh and done:
+            clear(lock, kept.with_name(f"{kept.name}.work"))
+            if not spec.clean:  # they are nothing but a copy of what was read
+                clear(lock, kept)
     if isinstance(spec.pack, Concat):
         _insist_on_a_row(spec, prepared)
     return prepared
@@ -242,7 +252,7 @@ def _disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else error.strerror or str(error)
-        raise UserError(
+        raise Interrupted(
             f"cannot write prepared data to {folder.parent}: {why}. Finished parts are kept there and are not made again; "
             "make room, or name another folder: data.cache=..."
         ) from error

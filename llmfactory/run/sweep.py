@@ -30,7 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from llmfactory.config.arguments import parse
-from llmfactory.config.choices import wants_group
+from llmfactory.config.choices import spelled_out, wants_group
 from llmfactory.config.compose import Composed, compose_job, search_path
 from llmfactory.config.register import groups, option_folders, packages
 from llmfactory.config.values import plugins_of
@@ -84,7 +84,8 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
     known = groups(option_folders(config_dirs, packages(config_dirs, plugins_of(arguments))))
     values = {text for one, text in zip(arguments, overrides, strict=True) if not wants_group(one, known) and not one.deletes}
     # `++`: what exists only through `init` is no key to Hydra; ours have been checked.
-    handed = [f"++{unmarked(line)}" if line in values else line for line in lines(task)]
+    handed = [f"++{unmarked(line)}" if line in values else line for whole in lines(task) for line in spelled_out(whole)]
+    handed = list(dict.fromkeys(handed))  # the data that has several sources may have been named, too
     try:
         through_hydra([*handed, *lines(hydra)], RunMember(str(folder), tuple(map(str, config_dirs))), config_dirs)
     finally:

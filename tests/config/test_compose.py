@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from test_configs import ELSEWHERE, NEEDS, class_behind
 
+from llmfactory.config.choices import spelled_out
 from llmfactory.config.compose import compose_job, search_path
 from llmfactory.config.register import groups, options
 from llmfactory.core.errors import ConfigError, Problem
@@ -56,7 +57,8 @@ def test_the_same_as_hydras_own_composition(line: list[str], monkeypatch: pytest
     """Files go into our own tree, not through OmegaConf's merge; the result must be the same, for sweeps go through Hydra."""
     monkeypatch.setattr("llmfactory.config.rules.RULES", ())
     line = ELSEWHERE.get(line[0], [*line, *NEEDS.get(line[0], [])])
-    hydra = ConfigLoaderImpl(search_path()).load_configuration("config", line, RunMode.RUN)
+    told = [f"++{part}" if "={" in part else part for override in line for part in spelled_out(override)]  # as sweeps hand it on
+    hydra = ConfigLoaderImpl(search_path()).load_configuration("config", list(dict.fromkeys(told)), RunMode.RUN)
     with open_dict(hydra):
         del hydra["hydra"]
     theirs = OmegaConf.to_container(hydra, resolve=True, enum_to_str=True)

@@ -33,7 +33,7 @@ FIRES = {
         ["stage=reweight", MIXTURE, "init=."],
     ],
     "documents_are_prepared": [["stage=prepare", "data=examples", "data.files=[x.jsonl]"]],
-    "records_are_compared_only": [["data/form=chat", "data/clean=[exact,unicode]"]],
+    "records_are_compared_only": [["data/form=chat", "data.form.max_tokens=256", "data/clean=[exact,unicode]"]],
     "steps_are_for_sources_that_there_are": [["data/clean=[exact]", "data.clean.exact.sources=[corpus,web]"]],
     "mpi_starts_its_own_processes": [["parallel=ddp", "launch=local", "parallel.backend=mpi"]],
     "whole_models_are_not_cut": [

@@ -16,7 +16,8 @@ from llmfactory.launch.ray import run_line, run_ray
 from llmfactory.launch.spec import Ray
 from llmfactory.run.start import start
 
-CPU, GPU = {"trainer": {"device": "cpu"}}, {"trainer": {"device": "auto"}}
+TRAINING = {"stage": {"type": "pretrain"}}
+CPU, GPU = ({**TRAINING, "trainer": {"device": device}} for device in ("cpu", "auto"))
 
 
 class Cluster:
@@ -110,7 +111,13 @@ def test_what_ray_is_asked_for(cluster, tmp_path):
     assert any(word.startswith("--rdzv-endpoint=10.0.0.7:") for word in words)
 
 
-@pytest.mark.parametrize(("given", "config", "gpus"), [({}, CPU, 0), ({"gpus": 1}, CPU, 1), ({"gpus": 0}, GPU, 0), ({}, GPU, 2)])
+PREPARING = {**GPU, "stage": {"type": "prepare"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "config", "gpus"),
+    [({}, CPU, 0), ({"gpus": 1}, CPU, 1), ({"gpus": 0}, GPU, 0), ({}, GPU, 2), ({}, PREPARING, 0), ({"gpus": 1}, PREPARING, 1)],
+)
 def test_gpus_are_reserved_where_the_job_runs_on_them(cluster, tmp_path, given, config, gpus):
     run_ray(Ray(processes=2, **given), config, folder_with_result(tmp_path))
     assert cluster.said["bundles"][0].get("GPU", 0) == gpus

@@ -17,7 +17,8 @@ from llmfactory.launch.slurm import options, run_slurm, script
 from llmfactory.launch.spec import Slurm, Submit, minutes
 from llmfactory.run.start import start
 
-CPU, GPU = {"trainer": {"device": "cpu"}}, {"trainer": {"device": "auto"}}
+TRAINING = {"stage": {"type": "pretrain"}}
+CPU, GPU = ({**TRAINING, "trainer": {"device": device}} for device in ("cpu", "auto"))
 
 SRUN = """#!{python}
 import os, subprocess, sys

@@ -119,8 +119,8 @@ def test_words_that_stand_together_become_neighbours(objective: NegativeSampling
 def test_its_rows_come_from_the_frequencies_of_the_training_text(objective: NegativeSampling) -> None:
     from types import SimpleNamespace
 
-    text = SimpleNamespace(frequencies=lambda size: np.arange(size))
-    vocabulary = SimpleNamespace(text=text, size=V)
+    texts = [SimpleNamespace(frequencies=lambda size, part=part: part * np.arange(size)) for part in (0.25, 0.75)]
+    vocabulary = SimpleNamespace(texts=texts, size=V)
     made = objective.corruption(vocabulary, T)
     assert (made.raw_length, made.window, made.negatives, made.each) == (T, 2, 3, objective.each)
     spec = dataclasses.replace(objective.spec, window=7, negatives=9, subsample=0.01, noise_power=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toy_job import Memory, Sender, toy_job, train
@@ -36,7 +37,12 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
 def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two evaluations without a new lowest loss, counted over a resume too."""
     losses = iter([3.0, 2.0, 2.5, 1.5, 1.6, 1.5])
-    monkeypatch.setattr(evaluating, "held_out_loss", lambda *arguments: next(losses))
+
+    def measured(*_: object) -> SimpleNamespace:
+        loss = next(losses)
+        return SimpleNamespace(loss=loss, losses=lambda: {"held_out_loss": loss})
+
+    monkeypatch.setattr(evaluating, "held_out_measure", measured)
     settings = {"trainer__eval_every": 2, "trainer__patience": 2, "trainer__keep_last": 1}
     train(toy_job(tmp_path, trainer__max_steps=10, **settings), tmp_path / "run")
     fitted, _ = train(toy_job(tmp_path, trainer__max_steps=60, **settings), tmp_path / "run")

@@ -17,6 +17,7 @@ from llmfactory.config.compose import compose_job, search_path
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.run.folder import read_overrides, read_result, write_overrides, write_result
 from llmfactory.run.members import combinations, corners
+from llmfactory.run.plain_file import read_yaml
 from llmfactory.run.start import start
 from llmfactory.run.summary import write_summary
 from llmfactory.run.sweep import sweep
@@ -250,3 +251,19 @@ def test_a_wrong_sweep_is_refused_without_loading_torch():
         "try:\n    sweep(['optim.lr=1e-3,-1'])\nexcept ConfigError:\n    sys.exit('torch' in sys.modules)\nsys.exit(3)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_several_options_of_a_group_are_no_sweep(tmp_path, monkeypatch):
+    """A list names several parts of one job; lists with commas between them are members."""
+    monkeypatch.chdir(tmp_path)
+    line = [
+        "stage=plan",
+        "data/source=[pydocs,pycode]",
+        "data/clean=[exact],[exact,unicode]",
+        "trainer.batch_size=8,16",
+        "name=lists",
+    ]
+    assert sweep(line) == 0
+    configs = [read_yaml(path) for path in sorted(Path("outputs/lists").glob("*/config.yaml"))]
+    assert [list(config["data"]["clean"]) for config in configs] == [["exact"]] * 2 + [["exact", "unicode"]] * 2
+    assert all(list(config["data"]["sources"]) == ["pydocs", "pycode"] for config in configs)
