@@ -74,7 +74,7 @@ class TwoStreams(io.TextIOBase):
             self.drop_screen()
 
     def isatty(self) -> bool:
-        return self.screen.isatty()
+        return not self.screen.closed and self.screen.isatty()
 
     def fileno(self) -> int:
         return self.screen.fileno()
