@@ -28,8 +28,9 @@ from llmfactory.data.shard import Shard, Shards, check_about, forget_texts, read
 from llmfactory.data.source.account import insist_on_share
 from llmfactory.data.source.document import Source
 from llmfactory.data.source.spec import SourceSpec
+from llmfactory.data.spec import key_of
 from llmfactory.data.tally import READ, Tally
-from llmfactory.data.tasks import Interrupted, Phase, Progress, Workers, run
+from llmfactory.data.tasks import Interrupted, Progress, Publication, Workers, run
 
 FORMAT = 2
 """Version of what stands in the folder; part of its hash."""
@@ -52,7 +53,7 @@ class Plan:
         """The sources in words."""
         named = [(name, getattr(source, "files", None), type(source).__name__) for name, source in self.specs.items()]
         words = (f"files={files}" if files else kind for _, files, kind in named)
-        keys = ("data.source" if set(self.specs) == {"corpus"} else f"data.sources.{name}" for name in self.specs)
+        keys = (key_of(name, self.specs) for name in self.specs)
         return ", ".join(f"{key}.{what}" if "=" in what else f"{key} ({what})" for key, what in zip(keys, words, strict=True))
 
     @classmethod
@@ -234,7 +235,7 @@ def insist_on_shares(plan: Plan, segments: Sequence[Shards]) -> None:
         bad, total = (sum(shard.about.get(key, 0) for shard in its) for key in ("bad", "records"))
         if not bad:
             continue
-        key = "data.source.bad_share" if set(plan.sources) == {"corpus"} else f"data.sources.{name}.bad_share"
+        key = f"{key_of(name, plan.sources)}.bad_share"
         insist_on_share(bad, total, source.bad_share, first_bad(its), key)
 
 
@@ -250,68 +251,59 @@ def first_bad(shards: Sequence[Shard]) -> str:
 
 
 @dataclass(kw_only=True)
-class Publishing(Phase):
+class Publishing(Publication):
     """One task: the last segment's shards under their name, with the account of all."""
 
     name: str
     plan_order: tuple[str, ...]
     made: tuple[Path, ...]
     """Folders of all segments' shards."""
-    target: Path
     found: dict[str, Any]
     described: str
     label: str = "cleaning"
 
-    def sizes(self) -> Sequence[int]:
-        return [1]
-
-    def do(self, number: int, folder: Path) -> None:
+    def fill(self, whole: Path) -> None:
+        segments = [Shards.of(made) for made in self.made]
+        first, last = segments[0], segments[-1]
+        every = [shard for segment in segments for shard in segment.shards]
         tally = Tally({name: Tally().step(name) for name in (READ, *self.plan_order, FORM)})
-        for made in self.made:
-            for shard in Shards.of(made).shards:
-                tally.merge(Tally.of(shard.about["tally"]))
-        if self.target.is_dir():  # we were killed between its rename and the task's
-            write_about(folder)
-            return
-        if not len(Shards.of(self.made[-1])):
+        for shard in every:
+            tally.merge(Tally.of(shard.about["tally"]))
+        if not len(last):
             raise UserError(f"the corpus is empty: {self.described} holds no text" + reasons(tally))
-        whole = folder / "whole"
-        last = Shards.of(self.made[-1])
-        (whole / SHARDS).mkdir(parents=True)
-        self._quarantine(whole)
+        (whole / SHARDS).mkdir()
+        _quarantine(every, whole)
         for one in last.shards:
             if len(one):
-                self._move(one.folder, whole / SHARDS / one.folder.name)
-        first = Shards.of(self.made[0]).shards
+                _link(one.folder, whole / SHARDS / one.folder.name)
         sources: dict[str, dict[str, int]] = {}
-        for shard in first:
+        for shard in first.shards:
             counts = sources.setdefault(shard.source, {"units": 0, "records": 0, "bad": 0, "documents": 0, "bytes": 0})
             counts["units"] += 1
             counts["records"] += shard.about["records"]
-        for shard in (shard for made in self.made for shard in Shards.of(made).shards):
+        for shard in every:
             sources[shard.source]["bad"] += shard.about["bad"]
         for shard in last.shards:
             sources[shard.source]["documents"] += len(shard)
             sources[shard.source]["bytes"] += shard.bytes
         shards = sum(1 for one in last.shards if len(one))
         write_about(whole, shards=shards, sources=sources, tally=tally.plain(), copies=self.found, format=FORMAT)
-        whole.rename(self.target)
-        write_about(folder)
 
-    @staticmethod
-    def _move(place: Path, to: Path) -> None:
-        """Hard links, not renames: whoever is killed here finds everything in its place again."""
-        to.mkdir()
-        for file in sorted(place.iterdir()):
-            try:
-                (to / file.name).hardlink_to(file)
-            except OSError:  # a file system without such links
-                shutil.copyfile(file, to / file.name)
 
-    def _quarantine(self, whole: Path) -> None:
-        """All records that were set aside, in order."""
-        files = [shard.folder / QUARANTINE for made in self.made for shard in Shards.of(made).shards]
-        with (whole / QUARANTINE).open("wb") as out:
-            for path in files:
-                if path.is_file():
-                    out.write(path.read_bytes())
+def _link(place: Path, to: Path) -> None:
+    """Hard links, not renames: whoever is killed here finds everything in its place again."""
+    to.mkdir()
+    for file in sorted(place.iterdir()):
+        try:
+            (to / file.name).hardlink_to(file)
+        except OSError:  # a file system without such links
+            shutil.copyfile(file, to / file.name)
+
+
+def _quarantine(shards: Sequence[Shard], whole: Path) -> None:
+    """All records that were set aside, in order."""
+    with (whole / QUARANTINE).open("wb") as out:
+        for shard in shards:
+            path = shard.folder / QUARANTINE
+            if path.is_file():
+                out.write(path.read_bytes())

@@ -28,11 +28,12 @@ from llmfactory.data.lock import shared
 from llmfactory.data.marks import write_texts
 from llmfactory.data.pack.spec import Concat
 from llmfactory.data.prepared import FORMAT, SOURCES, Prepared, read, write_manifest
-from llmfactory.data.shard import read_about, write_about
+from llmfactory.data.shard import read_about
 from llmfactory.data.sides import Deciding, Looking, Sides, SourceTraits, Splitting, account
+from llmfactory.data.source.digest import default_folder
 from llmfactory.data.spec import DocumentsSpec
 from llmfactory.data.tally import Tally
-from llmfactory.data.tasks import Interrupted, Phase, Progress, Workers, run
+from llmfactory.data.tasks import Interrupted, Progress, Publication, Workers, run
 from llmfactory.data.tokenizer.tokenizer import FOLDER, TokenizerSource
 from llmfactory.data.tokens import dtype_for
 
@@ -106,7 +107,7 @@ def _insist_on_a_row(spec: DocumentsSpec, prepared: Prepared) -> None:
 def cache_folder(spec: DocumentsSpec) -> Path:
     if spec.cache is not None:
         return Path(spec.cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmfactory" / "prepared"
+    return default_folder() / "prepared"
 
 
 def content_hash(spec: DocumentsSpec, documents: str, tokenizer: TokenizerSource) -> str:
@@ -162,7 +163,7 @@ def _tokens(
 
 
 @dataclass(kw_only=True)
-class Joining(Phase):
+class Joining(Publication):
     """One task: the pieces of the token files joined, under the corpus's name."""
 
     name: str = "join"
@@ -174,16 +175,9 @@ class Joining(Phase):
     described: dict[str, Any]
     texts: bool
     """Keep what compressors are measured on."""
-    target: Path
 
-    def sizes(self) -> Sequence[int]:
-        return [1]
-
-    def do(self, number: int, folder: Path) -> None:
-        if self.target.is_dir():  # we were killed between its rename and the task's
-            write_about(folder)
-            return
-        whole, tokenizer = folder / "whole", self.encoding.tokenizer
+    def fill(self, whole: Path) -> None:
+        tokenizer = self.encoding.tokenizer
         dtype = dtype_for(tokenizer.vocab_size)
         pieces = [self.encoded_folder / f"{place:05d}" for place in range(len(self.encoding.pieces))]
         abouts = [read_about(piece) for piece in pieces]
@@ -217,8 +211,6 @@ class Joining(Phase):
                 **tally.plain(),
             },
         )
-        whole.rename(self.target)
-        write_about(folder)
 
 
 def _total(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:

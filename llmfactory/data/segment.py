@@ -26,6 +26,7 @@ from llmfactory.data.shard import Entry, Piece, Shards, ShardWriter, group_numbe
 from llmfactory.data.source.account import Account, BadRecord
 from llmfactory.data.source.document import Source, Unit
 from llmfactory.data.source.spec import SourceSpec
+from llmfactory.data.spec import key_of
 from llmfactory.data.tally import READ, Reason, Tally
 from llmfactory.data.tasks import Phase
 
@@ -50,6 +51,11 @@ class Part:
     block_bytes: int | None = None
     """How much text the first step must see at once."""
     last: bool = False
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """What is done to the documents, in order."""
+        return self.steps if self.before is None else (self.before, *self.steps)
 
 
 def cut(steps: Mapping[str, Step | Comparison]) -> list[Part]:
@@ -100,8 +106,8 @@ class Segment(Phase):
     label: str = field(init=False)
 
     def __post_init__(self) -> None:
-        named = [*([self.part.before] if self.part.before else []), *self.part.steps]
-        self.label = "reading" if self.before is None else "cleaning" + (f" ({', '.join(named)})" if named else "")
+        named = f" ({', '.join(self.part.named)})" if self.part.named else ""
+        self.label = "reading" if self.before is None else f"cleaning{named}"
 
     @cached_property
     def opened(self) -> dict[str, Source]:
@@ -118,7 +124,7 @@ class Segment(Phase):
 
     @cached_property
     def built(self) -> dict[str, Step | Comparison]:
-        wanted = [*self.part.steps, *(name for name in (self.part.before, self.part.after) if name is not None)]
+        wanted = [*self.part.named, *([self.part.after] if self.part.after is not None else [])]
         return {name: self.clean[name].build(self.models) for name in wanted}
 
     @cached_property
@@ -144,13 +150,14 @@ class Segment(Phase):
         about: dict[str, Any] = {}
         if self.before is None:
             name, unit = self.units[number]
-            read, judged = self._account(name), self._account(name)
+            read = self._account(name)
             chunks = self._read(name, unit, read, tally)
         else:
             piece = self.pieces[number]
             name = self.shards.shards[piece.shard].source
-            read, judged = self._account(name), self._account(name)
+            read = self._account(name)
             chunks = self._read_again(piece)
+        judged = self._account(name)
         keys = KeyWriter(folder, self.partitions) if self.part.after is not None else None
         with ShardWriter(folder, name) as writer:
             for items in chunks:
@@ -167,12 +174,13 @@ class Segment(Phase):
             writer.close(tally=tally.plain(), **about)
 
     def _account(self, source: str) -> Account:
-        return Account(self.opened[source].bad_share, self._bad_key(source))
+        return Account(self.opened[source].bad_share, f"{key_of(source, self.sources)}.bad_share")
 
     def _go(self, source: str, items: list[Item], tally: Tally, keys: KeyWriter | None, account: Account) -> list[Item]:
         """What the steps of this segment leave of some documents, and their keys."""
-        for step in self._names(source):
-            items = self._apply(step, items, tally)
+        for step in self.part.named:
+            if self._is_for(step, source):
+                items = self._apply(step, items, tally)
         if self.part.last:
             items = self._apply(FORM, items, tally, account if self.form_step.records else None)
             for item in items:
@@ -180,13 +188,10 @@ class Segment(Phase):
         self._give_keys(source, items, keys)
         return items
 
-    def _names(self, source: str) -> Iterator[str]:
-        """Steps of this segment that work on a source."""
-        named = [*([self.part.before] if self.part.before is not None else []), *self.part.steps]
-        return (name for name in named if not self.clean[name].sources or source in self.clean[name].sources)
-
-    def _bad_key(self, source: str) -> str:
-        return "data.source.bad_share" if set(self.sources) == {"corpus"} else f"data.sources.{source}.bad_share"
+    def _is_for(self, step: str, source: str) -> bool:
+        """Whether a step works on the documents of a source."""
+        wanted = self.clean[step].sources
+        return not wanted or source in wanted
 
     def _read(self, name: str, unit: Unit, account: Account, tally: Tally) -> Iterator[list[Item]]:
         """The documents of a unit, some at a time; counts what was read."""
@@ -222,12 +227,12 @@ class Segment(Phase):
 
     def _read_again(self, piece: Piece) -> Iterator[list[Item]]:
         items: list[Item] = []
-        size, limit = 0, self.part.block_bytes or CHUNK
+        size, in_chunks = 0, self.part.block_bytes is None  # a block is a piece, and goes on as a whole
         entries: Iterator[Entry] = self.shards.shards[piece.shard].read(piece.first, piece.stop)
         for number, entry in enumerate(entries, piece.start):
             items.append(Item(Page(entry.name, entry.text), entry.group, entry.evaluated, number))
             size += len(entry.text)
-            if size >= limit and self.part.block_bytes is None:
+            if in_chunks and size >= CHUNK:
                 yield items
                 items, size = [], 0
         yield items
@@ -274,8 +279,8 @@ class Segment(Phase):
         assert self.part.after is not None
         step = self.built[self.part.after]
         assert isinstance(step, Comparison)
-        wanted = self.clean[self.part.after].sources
-        keys.add(step.keys([item.page for item in items]) if not wanted or source in wanted else None, len(items))
+        compared = self._is_for(self.part.after, source)
+        keys.add(step.keys([item.page for item in items]) if compared else None, len(items))
 
 
 def write_quarantine(path: Path, bads: Sequence[BadRecord], source: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from llmfactory.core.errors import Problem
@@ -61,6 +61,11 @@ class DocumentsSpec(DataSpec):
 
 CORPUS = "corpus"
 """Name of the only source."""
+
+
+def key_of(source: str, named: Iterable[str]) -> str:
+    """The dotted key of a source among those named."""
+    return "data.source" if set(named) == {CORPUS} else f"data.sources.{source}"
 
 
 @dataclass(kw_only=True, slots=True)

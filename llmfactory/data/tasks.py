@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.parent import terminate_with_parent
 from llmfactory.data.checksum import Damaged
 from llmfactory.data.lock import tried
-from llmfactory.data.shard import check_about
+from llmfactory.data.shard import check_about, write_about
 
 WAIT = 0.1
 """Seconds between two looks at tasks that others hold."""
@@ -53,6 +54,28 @@ class Phase(ABC):
     @abstractmethod
     def do(self, number: int, folder: Path) -> None:
         """Fill the folder, which is there and empty, `about.json` last (shard.write_about)."""
+
+
+@dataclass(kw_only=True)
+class Publication(Phase):
+    """One task, the last of several phases: their outcome under its own name, whole or not at all."""
+
+    target: Path
+
+    @abstractmethod
+    def fill(self, whole: Path) -> None:
+        """Write everything into the folder, which is there and empty."""
+
+    def sizes(self) -> Sequence[int]:
+        return [1]
+
+    def do(self, number: int, folder: Path) -> None:
+        if not self.target.is_dir():  # else we were killed between its rename and the task's
+            whole = folder / "whole"
+            whole.mkdir()
+            self.fill(whole)
+            whole.rename(self.target)
+        write_about(folder)
 
 
 class Workers:

@@ -6,7 +6,7 @@ pairs with scores: two pieces merge where their union is a piece, the best score
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 from llmfactory.core.errors import UserError
 from llmfactory.core.gguf_file import read_gguf
 from llmfactory.core.special import Special
-from llmfactory.data.tokenizer.hf_file import HfTokenizer
+from llmfactory.data.tokenizer.hf_file import FromFile, HfTokenizer
 from llmfactory.data.tokenizer.pieces import add, merges_of, pairs
 from llmfactory.data.tokenizer.spec import GgufFile
 from llmfactory.data.tokenizer.splits import cut_of, pre_tokenizer
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, Usage, check_size, lacking
+from llmfactory.data.tokenizer.tokenizer import Usage
 
 TEMPLATE = "tokenizer.chat_template"
 
@@ -34,17 +34,10 @@ class Kind(IntEnum):
     BYTE = 6
 
 
-class GgufTokenizerFile(TokenizerSource):
+class GgufTokenizerFile(FromFile):
     def __init__(self, spec: GgufFile, vocab_size: int, specials: Sequence[Special] = ()) -> None:
         path = Path(spec.file).expanduser()
-        self.tokenizer = read_tokenizer(path)
-        check_size(self.tokenizer.vocab_size, vocab_size, str(path), lacking(self.tokenizer, specials))
-
-    def fingerprint(self) -> str:
-        return self.tokenizer.fingerprint()
-
-    def make(self, texts: Iterable[str]) -> Tokenizer:
-        return self.tokenizer
+        super().__init__(path, read_tokenizer(path), vocab_size, specials)
 
 
 def read_tokenizer(path: Path) -> HfTokenizer:

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmfactory.core.errors import UserError
 from llmfactory.core.special import Special
-from llmfactory.data.tokenizer.hf_file import END_TOKENS, HfTokenizer, end_of, text_of
+from llmfactory.data.tokenizer.hf_file import END_TOKENS, FromFile, HfTokenizer, end_of, text_of
 from llmfactory.data.tokenizer.patterns import PATTERNS, byte_level
 from llmfactory.data.tokenizer.pieces import add
 from llmfactory.data.tokenizer.spec import Gpt2Files, Split
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, check_size, lacking
 
 BESIDE = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 """What the second file is called, by the name of the first."""
 
 
-class PairFiles(TokenizerSource):
+class PairFiles(FromFile):
     def __init__(self, spec: Gpt2Files, vocab_size: int, specials: Sequence[Special] = ()) -> None:
         path = Path(spec.file).expanduser()
         beside = path.with_name(BESIDE.get(path.name, "merges.txt"))
         inner = read(path, beside if spec.merges is None else Path(spec.merges).expanduser())
         add(inner, spec.special_tokens)
-        self.tokenizer = HfTokenizer(inner, end_of(inner, path, spec.end_token))
-        check_size(self.tokenizer.vocab_size, vocab_size, str(path), lacking(self.tokenizer, specials))
-
-    def fingerprint(self) -> str:
-        return self.tokenizer.fingerprint()
-
-    def make(self, texts: Iterable[str]) -> Tokenizer:
-        return self.tokenizer
+        super().__init__(path, HfTokenizer(inner, end_of(inner, path, spec.end_token)), vocab_size, specials)
 
 
 def read(path: Path, merges_path: Path) -> Any:

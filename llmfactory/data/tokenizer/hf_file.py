@@ -94,26 +94,35 @@ def knows_all(inner: Any) -> bool:
     return getattr(model, "unk_token", None) is None and getattr(model, "unk_id", None) is None
 
 
-class TokenizerFile(TokenizerSource):
-    def __init__(self, spec: HfFile, vocab_size: int, specials: Sequence[Special] = ()) -> None:
-        from llmfactory.data.tokenizer.hf_folder import read_folder
+class FromFile(TokenizerSource):
+    """Reads a tokenizer that is there already: nothing is learned from the text."""
 
-        path = Path(spec.file).expanduser()
-        if path.is_dir():
-            self.tokenizer = read_folder(path, spec.end_token)
-        else:
-            inner = parse(path)
-            self.tokenizer = HfTokenizer(inner, end_of(inner, path, spec.end_token))
-        if spec.special_tokens:
-            add(self.tokenizer.inner, spec.special_tokens)
-            self.tokenizer = HfTokenizer(self.tokenizer.inner, self.tokenizer.end_id, self.tokenizer.usage)
-        check_size(self.tokenizer.vocab_size, vocab_size, str(path), lacking(self.tokenizer, specials))
+    def __init__(self, path: Path, tokenizer: HfTokenizer, vocab_size: int, specials: Sequence[Special]) -> None:
+        """Raises UserError where the model, of `vocab_size` ids, has no room for it."""
+        self.tokenizer = tokenizer
+        check_size(tokenizer.vocab_size, vocab_size, str(path), lacking(tokenizer, specials))
 
     def fingerprint(self) -> str:
         return self.tokenizer.fingerprint()
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
         return self.tokenizer
+
+
+class TokenizerFile(FromFile):
+    def __init__(self, spec: HfFile, vocab_size: int, specials: Sequence[Special] = ()) -> None:
+        from llmfactory.data.tokenizer.hf_folder import read_folder
+
+        path = Path(spec.file).expanduser()
+        if path.is_dir():
+            tokenizer = read_folder(path, spec.end_token)
+        else:
+            inner = parse(path)
+            tokenizer = HfTokenizer(inner, end_of(inner, path, spec.end_token))
+        if spec.special_tokens:
+            add(tokenizer.inner, spec.special_tokens)
+            tokenizer = HfTokenizer(tokenizer.inner, tokenizer.end_id, tokenizer.usage)
+        super().__init__(path, tokenizer, vocab_size, specials)
 
 
 def end_of(inner: Any, path: Path, token: str | None, key: str = "end_token") -> int:

@@ -18,11 +18,11 @@ from typing import Any
 from llmfactory.core.errors import UserError
 from llmfactory.core.special import Special
 from llmfactory.data.tokenizer.gguf_file import Kind
-from llmfactory.data.tokenizer.hf_file import HfTokenizer, end_of
+from llmfactory.data.tokenizer.hf_file import FromFile, HfTokenizer, end_of
 from llmfactory.data.tokenizer.pieces import SPACE, add, merges_of, normalizer, pairs
 from llmfactory.data.tokenizer.pieces import decoder as decoder_of
 from llmfactory.data.tokenizer.spec import SentencepieceFile
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, Usage, check_size, lacking
+from llmfactory.data.tokenizer.tokenizer import Usage
 from llmfactory.data.tokenizer.wire import Damaged, parse
 
 UNIGRAM, PAIRS = 1, 2
@@ -54,7 +54,7 @@ class Model:
         return next((number for number, kind in enumerate(self.kinds) if kind is Kind.UNKNOWN), None)
 
 
-class SentencepieceTokenizerFile(TokenizerSource):
+class SentencepieceTokenizerFile(FromFile):
     def __init__(self, spec: SentencepieceFile, vocab_size: int, specials: Sequence[Special] = ()) -> None:
         path = Path(spec.file).expanduser()
         inner = build(read(path))
@@ -62,14 +62,7 @@ class SentencepieceTokenizerFile(TokenizerSource):
         end_id = end_of(inner, path, spec.end_token)
         begin_id = end_id if spec.begin_token is None else end_of(inner, path, spec.begin_token, "begin_token")
         usage = Usage((begin_id,), (end_id,))
-        self.tokenizer = HfTokenizer(inner, end_id, usage)
-        check_size(self.tokenizer.vocab_size, vocab_size, str(path), lacking(self.tokenizer, specials))
-
-    def fingerprint(self) -> str:
-        return self.tokenizer.fingerprint()
-
-    def make(self, texts: Iterable[str]) -> Tokenizer:
-        return self.tokenizer
+        super().__init__(path, HfTokenizer(inner, end_id, usage), vocab_size, specials)
 
 
 def read(path: Path) -> Model:

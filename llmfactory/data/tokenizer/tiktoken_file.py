@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmfactory.core.errors import UserError
 from llmfactory.core.special import Special
-from llmfactory.data.tokenizer.hf_file import HfTokenizer, end_of, text_of
+from llmfactory.data.tokenizer.hf_file import FromFile, HfTokenizer, end_of, text_of
 from llmfactory.data.tokenizer.patterns import GPT4O, PATTERNS, byte_level, letters
 from llmfactory.data.tokenizer.pieces import add
 from llmfactory.data.tokenizer.ranks import joined
 from llmfactory.data.tokenizer.spec import Split, TiktokenFile, TiktokenSplit
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, check_size, lacking
 from llmfactory.data.tokenizer.trained import END
 
 PATTERN = {
@@ -42,21 +41,14 @@ OWN = {
 """Number of ranks and special tokens of the vocabularies of these names; source: tiktoken_ext/openai_public.py."""
 
 
-class TiktokenTokenizerFile(TokenizerSource):
+class TiktokenTokenizerFile(FromFile):
     def __init__(self, spec: TiktokenFile, vocab_size: int, specials: Sequence[Special] = ()) -> None:
         path = Path(spec.file).expanduser()
         inner = build(read(path), spec.split, path)
         add(inner, spec.special_tokens)
         if inner.token_to_id(spec.end_token or END) is None:
             add(inner, [spec.end_token or END])
-        self.tokenizer = HfTokenizer(inner, end_of(inner, path, spec.end_token or END))
-        check_size(self.tokenizer.vocab_size, vocab_size, str(path), lacking(self.tokenizer, specials))
-
-    def fingerprint(self) -> str:
-        return self.tokenizer.fingerprint()
-
-    def make(self, texts: Iterable[str]) -> Tokenizer:
-        return self.tokenizer
+        super().__init__(path, HfTokenizer(inner, end_of(inner, path, spec.end_token or END)), vocab_size, specials)
 
 
 def read(path: Path) -> dict[bytes, int]:

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmfactory.core.errors import UserError
 from llmfactory.core.special import Special
-from llmfactory.data.tokenizer.hf_file import HfTokenizer, end_of, text_of
+from llmfactory.data.tokenizer.hf_file import FromFile, HfTokenizer, end_of, text_of
 from llmfactory.data.tokenizer.pieces import add
 from llmfactory.data.tokenizer.spec import WordpieceFile
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, check_size, lacking
 from llmfactory.data.tokenizer.wordpiece import BEGIN, END, UNKNOWN, dressed
 
 
-class WordPieceTokenizerFile(TokenizerSource):
+class WordPieceTokenizerFile(FromFile):
     def __init__(self, spec: WordpieceFile, vocab_size: int, specials: Sequence[Special] = ()) -> None:
         path = Path(spec.file).expanduser()
         inner = read(path, spec.lowercase, spec.split_chinese)
         add(inner, spec.special_tokens)
-        self.tokenizer = HfTokenizer(inner, end_of(inner, path, spec.end_token))
-        check_size(self.tokenizer.vocab_size, vocab_size, str(path), lacking(self.tokenizer, specials))
-
-    def fingerprint(self) -> str:
-        return self.tokenizer.fingerprint()
-
-    def make(self, texts: Iterable[str]) -> Tokenizer:
-        return self.tokenizer
+        super().__init__(path, HfTokenizer(inner, end_of(inner, path, spec.end_token)), vocab_size, specials)
 
 
 def read(path: Path, lowercase: bool = True, split_chinese: bool = True) -> Any:
