@@ -95,13 +95,12 @@ def test_restarts(tmp_path):
         run("fail_once", {"folder": str(tmp_path)}, processes=1)
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("how", "operation"), [("collective", r"all_reduce \(.*: float \[3\]\)"), ("point_to_point", "recv")])
 def test_a_hang_shows_which_rank_waits_where(tmp_path, how, operation):
     config = {"folder": str(tmp_path), "how": how, "parallel": {"timeout_s": 4.0}}
-    began = time.monotonic()
     with pytest.raises(UserError) as caught:
         run("wait_for_each_other", config, tmp_path, processes=2)
-    assert time.monotonic() - began < 60
     text = str(caught.value)
     assert "parallel.timeout_s=4" in text
     assert re.search(rf"rank 0 waits in {operation}, .*local_workers.py:\d+ \(wait_for_each_other\)", text), text

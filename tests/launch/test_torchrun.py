@@ -7,7 +7,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import local_workers
@@ -121,12 +120,11 @@ def test_a_port_in_use_is_told_before_anything_starts(tmp_path, monkeypatch):
             spec.run(local_workers.speak, {}, tmp_path)
 
 
+@pytest.mark.timeout(120)
 def test_a_machine_that_does_not_come(tmp_path):
     spec = Torchrun(nodes=2, processes=1, endpoint=f"127.0.0.1:{free_port()}", start=True, join_timeout_s=1)
-    began = time.monotonic()
     with pytest.raises(UserError, match=r"the 2 machines of the job have not met at 127.0.0.1:\d+ within 1 s"):
         spec.run(local_workers.speak, {}, tmp_path)
-    assert time.monotonic() - began < 60
 
 
 @pytest.mark.dist

@@ -3,7 +3,7 @@
 The names that templates know are those of `transformers`' apply_chat_template. Jinja's sandbox closes attributes and calls; what
 it leaves open are templates that do not end (loops within loops, macros that call themselves twice) or fill the memory, so here
 - each pass of a loop and each call is counted, against `STEPS`;
-- texts that grow (`~`, `+`, `*`, `%`, whole numbers given to calls) and what is written are bounded, by `SIZE`.
+- texts that grow (`~`, `+`, `*`, `%`, whole numbers given to calls) and what is written are bounded, by `SIZE`, lists by `NUMBER`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STEPS = 300_000
 SIZE = 1 << 26
 """Characters of a text."""
 NUMBER = 1_000_000
-"""Largest whole number that may be given to a call: ` `.ljust(n), range(n)."""
+"""Largest whole number that may be given to a call: ` `.ljust(n), range(n); and entries of a list."""
 OPENS, CLOSES = "\U000f0000", "\U000f0001"
 """Written where `{% generation %}` begins and ends: of the private-use characters, which stand for nothing."""
 
@@ -69,8 +69,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("a power too large")
         if operator == "*":
             for text, times in ((left, right), (right, left)):
-                if isinstance(text, (str, list, tuple)) and isinstance(times, int) and len(text) * times > SIZE:
-                    raise SecurityError("a text too long")
+                if isinstance(text, (str, list, tuple)) and isinstance(times, int):
+                    _sized(text, len(text) * times)
         if operator == "%" and isinstance(left, str):
             _wide(left)
         return _bounded(super().call_binop(context, operator, left, right))
@@ -113,9 +113,17 @@ def _counted(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _bounded(value: Any) -> Any:
-    if isinstance(value, (str, list, tuple)) and len(value) > SIZE:
-        raise SecurityError("a text too long")
+    if isinstance(value, (str, list, tuple)):
+        _sized(value, len(value))
     return value
+
+
+def _sized(value: str | list[Any] | tuple[Any, ...], length: int) -> None:
+    if isinstance(value, str):
+        if length > SIZE:
+            raise SecurityError("a text too long")
+    elif length > NUMBER:
+        raise SecurityError("a list too long")
 
 
 def _wide(form: str) -> None:
