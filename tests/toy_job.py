@@ -37,8 +37,8 @@ from llmfactory.precision.spec import Fp32
 from llmfactory.run.display import Display
 from llmfactory.run.fit import Fitted, fit
 from llmfactory.run.spec import Device, Trainer
-from llmfactory.stage.pretrain import PretrainStage
 from llmfactory.stage.spec import Pretrain
+from llmfactory.stage.training import TrainingStage
 from llmfactory.tracking.spec import None_ as NoTracking
 from llmfactory.tracking.tracker import Tracker
 
@@ -172,7 +172,7 @@ def train(job: Job, folder: Path, tracker: Memory | None = None, display: Notes 
     return fit(job, prepared(job), folder, tracker, display or Notes()), tracker
 
 
-def filled(stage: PretrainStage) -> PretrainStage:
+def filled(stage: TrainingStage) -> TrainingStage:
     """With its first weights, in this process alone."""
     world = World(torch.device("cpu"))
     allocate(stage.root, world.device)

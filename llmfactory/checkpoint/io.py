@@ -46,6 +46,7 @@ from llmfactory.checkpoint.tensors import (
     describe,
     differences,
     model_tensors,
+    own_tensors,
     size_in_bytes,
     united,
     without,
@@ -242,7 +243,7 @@ def load_weights(path: Path, model: nn.Module, new: str | None = None, world: Wo
     the model is laid out, all of which call this; None: the model is whole, and this process reads for itself.
     """
     state = _verified(path, world)
-    tensors = without(model_tensors(model), new)
+    tensors = without(own_tensors(model), new)
     described = describe(tensors) if world is None else united(tensors, world)
     saved = without(state["tensors"], new)
     if not any(name.startswith(COMPANION) for name in described):

@@ -10,7 +10,7 @@ each of them under one name. So what a model holds is the union over processes (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +26,23 @@ T = TypeVar("T")
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a model's checkpoints hold: parameters (a tied one once) and persistent buffers, but for those that are borrowed. They
+    share memory with the model."""
+    borrowed: frozenset[str] = getattr(model, "borrowed", frozenset())
+    return without_names(all_tensors(model), borrowed)
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All but those that were added to the model: what weights to start from give."""
+    added: frozenset[str] = getattr(model, "added", frozenset())
+    return without_names(all_tensors(model), added)
+
+
+def without_names(tensors: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters (a tied one once) and persistent buffers, sharing memory with the model."""
     persistent = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}

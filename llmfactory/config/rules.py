@@ -58,6 +58,7 @@ from llmfactory.config.rule.objective import (
     objective_fits_the_model,
 )
 from llmfactory.config.rule.packing import (
+    records_stand_in_rows_of_their_own,
     reweighting_compares_two_small_models,
     rows_of_one_length_where_they_are_asked_for,
     weights_are_drawn_by,
@@ -69,7 +70,11 @@ from llmfactory.config.rule.pipeline import (
     split_backwards_keep_what_they_need,
     virtual_stages_are_asked_for,
 )
-from llmfactory.config.rule.records import conversations_are_continued, records_fit_into_rows
+from llmfactory.config.rule.records import (
+    conversations_are_continued,
+    records_are_of_the_kind_that_is_learned,
+    records_fit_into_rows,
+)
 from llmfactory.config.rule.tensor import (
     compiled_layouts_are_proven,
     keys_of_an_axis_need_the_axis,
@@ -107,6 +112,8 @@ def check(job: Job) -> list[Problem]:
 
 RULES: tuple[Rule, ...] = (
     conversations_are_continued,
+    records_are_of_the_kind_that_is_learned,
+    records_stand_in_rows_of_their_own,
     records_fit_into_rows,
     rows_are_cut_into_equal_blocks,
     context_parallel_cuts_attention,

@@ -13,6 +13,8 @@
 | `source` | [B, M] int64 | ids that an encoder reads; `tokens` are the decoder's |
 | `source_positions`, `source_segments` | [B, M] int64 | document d of them goes with the decoder's document d |
 | `images` | [B, N, C, Y, X] float | N pictures a row, whose vectors take the places of placeholder tokens in order |
+| `margin`, `score` [B], `scores` [B, K], `count` [B], `label` [B], `rewards` [B, T] | | judgements of a row's answers, see `data/form/record_rows.py` |
+| `reference_logps` | [B, K] float | log-probabilities of a row's answers under the reference, where they were computed before |
 
 Because every field is indexed by row first, any batch of any stage can be cut into micro-batches or dealt to pipeline
 stages by `split` alone.
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Label of a position that has no target."""
+
+NARROW = frozenset({"margin", "score", "scores", "count", "label", "reference_logps"})
+"""Fields that are about rows or their answers, not about tokens."""
 
 
 def rows(batch: Batch) -> int:

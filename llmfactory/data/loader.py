@@ -6,13 +6,14 @@ share of them. So a run that resumes on another number of processes goes on with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmfactory.core.batch import IGNORE, split
+from llmfactory.core.batch import IGNORE, NARROW, split
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.data.mix.mix_order import MixOrder
 
@@ -148,8 +149,11 @@ def _widened(batch: Batch, width: int, end_id: int) -> Batch:
     """Padded on the right."""
     from torch.nn.functional import pad
 
-    values = {"tokens": end_id, "labels": IGNORE}
-    return {name: pad(field, (0, width - field.shape[1]), value=values.get(name, 0)) for name, field in batch.items()}
+    values = {"tokens": end_id, "labels": IGNORE, "rewards": math.nan}
+    return {
+        name: field if name in NARROW else pad(field, (0, width - field.shape[1]), value=values.get(name, 0))
+        for name, field in batch.items()
+    }
 
 
 def _padding(batch: Batch) -> Batch:

@@ -30,6 +30,10 @@ class Skeleton(Part):
 
     spec: ModelSpec
     head: Head
+    added: frozenset[str] = frozenset()
+    """Names of parameters and buffers that are not the model's own: adapters, a companion. Weights to start from do not have them."""
+    borrowed: frozenset[str] = frozenset()
+    """Names of those whose values come from elsewhere and stay (a frozen base, a reference): checkpoints leave them out."""
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from llmfactory.model.skeleton import Skeleton
 
 Terms = dict[str, tuple[Tensor, Tensor]]
-"""Name of each term of the loss -> (sum, denominator), scalars; the loss is the sum over terms of sum / denominator."""
+"""Name of each term of the loss -> (sum, denominator), scalars; the loss is the sum over terms of sum / denominator. Measures that
+are watched beside the loss (`Objective.watched`) are given in the same way."""
 
 
 class Head(Protocol):
@@ -79,6 +80,8 @@ class Objective(ABC):
     terms: tuple[str, ...]
     """Names of the loss's terms."""
 
+    watched: tuple[str, ...] = ()
+    """Names of measures that `__call__` returns beside the terms: sums and denominators too, reported and not minimized."""
     unit: str = "nats per token"
     """What the loss is measured in."""
     sparse: ClassVar[bool] = False
@@ -104,13 +107,17 @@ class Objective(ABC):
         """Give the model what training needs beside it (a generator), as a part of it; most need nothing."""
         return
 
+    def begin(self, model: Skeleton) -> None:
+        """Give what `equip` has added its first values, where they depend on the model's own, which it has by now."""
+        return
+
     def outputs(self, model: Skeleton, batch: Batch, context: Context) -> Outputs:
         """Run the model."""
         return Outputs(model(batch["tokens"], context), model.head)
 
     @abstractmethod
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
-        """The loss's terms over the rows of this batch."""
+        """The loss's terms over the rows of this batch, and what is watched beside them."""
 
     def plain(self) -> Objective:
         """The same as a measure, for held-out rows: without what is there to help training only. Itself where nothing is."""

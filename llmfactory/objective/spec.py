@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, above, at_least, between
+from llmfactory.core.spec import above, at_least, between
 from llmfactory.core.special import (
     DOCUMENT_MASK,
     END_OF_SPAN,
@@ -22,30 +22,11 @@ from llmfactory.core.special import (
 )
 from llmfactory.model.ffn.spec import Activation
 from llmfactory.model.head.spec import HeadSpec, Mlm
+from llmfactory.objective.base_spec import ObjectiveSpec as ObjectiveSpec
 
 if TYPE_CHECKING:
     from llmfactory.model.spec import EncoderOnly, ModelSpec
     from llmfactory.objective.objective import Objective
-
-
-@dataclass(kw_only=True, slots=True)
-class ObjectiveSpec(Spec):
-    """Base of the objectives."""
-
-    graphs: ClassVar[tuple[str, ...]] = ("decoder", "recurrent")
-    """Kinds of models (`ModelSpec.graph`) that it trains."""
-    answers: ClassVar[str] = "tokens"
-    """What the model's head must say (`HeadSpec.answers`)."""
-    labelled: ClassVar[bool] = False
-    """Whether it learns from labelled examples (data=examples) of the task that `answers` names; otherwise from running text."""
-
-    def specials(self) -> tuple[Special, ...]:
-        """Tokens that it needs besides those of the text. Where the tokenizer lacks one it takes one of the highest ids of the
-        model's vocabulary, the first the highest."""
-        return ()
-
-    def build(self) -> Objective:
-        raise TypeError(f"{type(self).__name__} is a base: pick an option of stage/objective")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,7 +20,7 @@ do nothing (the stage's `optimizer_zero_grad`) and so must the third.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
@@ -59,11 +59,13 @@ class Trainable(Protocol):
 
     root: Any
     """The training module: its forward takes a micro-batch and returns the loss's sums by name. Layouts set its `multiple` and
-    `cut` (`stage/pretrain.py`)."""
+    `cut` (`stage/training.py`)."""
     model: nn.Module
     """What it trains, a part of `root`."""
     clip_norm: float | None
     """Largest global gradient norm."""
+    watched: Collection[str]
+    """Names of sums that are no terms of the loss: they are only reported."""
 
     def fill(self, world: World) -> None:
         """Give the parameters of `root`, which have been laid out over `world`, their first values."""
@@ -128,6 +130,8 @@ class MeshStrategy(ParallelStrategy):
         self.pipeline: Pipeline | None = None
         """Who goes through the micro-batches where layers are dealt to several processes."""
         self._denominators: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        """Of each term of the current step's loss, and of what is watched, this process's part."""
         self._broken: Tensor | None = None
 
     # ---- set-up
@@ -216,24 +220,39 @@ class MeshStrategy(ParallelStrategy):
         root = self.stage.root
         torch.manual_seed(name_seed(self.seed, f"step {self._step} rank {self._draws}"))
         pieces = list(self._pieces(batch))
+        self._sums = {}
         if self.pipeline is not None:
             rows, shares = [self._own_rows(piece) for piece, _ in pieces], [share for _, share in pieces]
-            return self.pipeline.step(rows, lambda number, sums: shares[number] * self._loss(sums))
+            return self.pipeline.step(rows, lambda number, sums: self._loss(sums, shares[number]))
         total: Tensor | None = None
         for number, (piece, share) in enumerate(pieces, start=1):
             next_micro_batch(root, number == len(pieces), self.layout.zero)
             with self.formats.forward_context():
-                loss = share * self._loss(root(self._own_rows(piece)))
+                loss = self._loss(root(self._own_rows(piece)), share)
             torch.autograd.backward(self.formats.scaled(loss))
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return total
 
-    def _loss(self, sums: Mapping[str, Tensor]) -> Tensor:
-        """Of the step's loss, what these sums of its terms are."""
-        loss = sum(total / (self._denominators[name] or 1.0) for name, total in sums.items())
+    def _loss(self, sums: Mapping[str, Tensor], share: float) -> Tensor:
+        """Of the step's loss, what these sums of its terms are, of which a share counts here."""
+        if len(sums) > 1:
+            for name, total in sums.items():
+                part = share * total.detach()
+                self._sums[name] = self._sums[name] + part if name in self._sums else part
+        watched = self.stage.watched
+        loss = sum(total / (self._denominators[name] or 1.0) for name, total in sums.items() if name not in watched)
         assert isinstance(loss, Tensor)
-        return loss
+        return share * loss
+
+    def measures(self) -> dict[str, float]:
+        """Terms of the last step's loss by name, and what is watched beside them, where there is more than the loss itself. Called
+        by every process; waits for the device."""
+        if len(self._denominators) < 2:
+            return {}
+        parts = [float(self._sums.get(name, 0.0)) for name in self._denominators]
+        totals = zip(self._denominators.items(), self.world.sum_numbers(parts), strict=True)
+        return {name: total / count for (name, count), total in totals if count}
 
     def _pieces(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """Micro-batches, and how much the loss of each counts here. All processes go through as many, since their collective

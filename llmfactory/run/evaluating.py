@@ -12,7 +12,7 @@ from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.run.display import Display
 from llmfactory.run.progress import Progress
 from llmfactory.stage.evaluate import Measure
-from llmfactory.stage.pretrain import PretrainStage
+from llmfactory.stage.training import TrainingStage
 from llmfactory.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ Batches = Callable[[int | None], BySource]
 """This process's share of the first so many held-out rows (None: of all), in order, in batches."""
 
 
-def held_out_measure(stage: PretrainStage, batches: BySource, strategy: MeshStrategy) -> Measure | None:
+def held_out_measure(stage: TrainingStage, batches: BySource, strategy: MeshStrategy) -> Measure | None:
     """The objective over all target tokens of these batches, on all processes, by the model as it lies; None: there are none."""
     return Measure.of({name: _measured(stage, some, strategy) for name, some in batches.items()})
 
 
 @torch.no_grad()
-def _measured(stage: PretrainStage, batches: Iterable[Batch], strategy: MeshStrategy) -> Measure:
+def _measured(stage: TrainingStage, batches: Iterable[Batch], strategy: MeshStrategy) -> Measure:
     world, plain = strategy.world, stage.root.measure
-    counts: dict[str, float] = dict.fromkeys(plain.terms, 0.0)
-    sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in plain.terms}
+    counts: dict[str, float] = dict.fromkeys((*plain.terms, *plain.watched), 0.0)
+    sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in counts}
     stage.root.eval()
     for batch in batches:
         for name, count in stage.count(batch).items():
@@ -69,7 +69,7 @@ class Evaluating(pl.Callback):
     ) -> None:
         if self.every is None or self.progress.step % self.every:
             return
-        assert isinstance(stage, PretrainStage)
+        assert isinstance(stage, TrainingStage)
         with self.progress.watch.paused():
             found = held_out_measure(stage, self.batches(self.rows), self.strategy)
         if found is not None:

@@ -51,9 +51,9 @@ from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
 from llmfactory.run.watching import Watching
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
-from llmfactory.stage.pretrain import PretrainStage
 from llmfactory.stage.rows import Data, task_rows
 from llmfactory.stage.spec import Pretrain, TrainingSpec
+from llmfactory.stage.training import TrainingStage
 from llmfactory.tracking.tracker import Tracker
 
 
@@ -225,29 +225,34 @@ def make_strategy(layout: ParallelSpec, world: World, **settings: Any) -> MeshSt
     return MeshStrategy(world, layout.mesh(), **settings)
 
 
-def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[str], None] = lambda text: None) -> PretrainStage:
-    """The stage, its model on the meta device: whoever has laid it out fills it (`PretrainStage.fill`) with its first weights,
+def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[str], None] = lambda text: None) -> TrainingStage:
+    """The stage, its model on the meta device: whoever has laid it out fills it (`TrainingStage.fill`) with its first weights,
     those of `init` or random ones. Not `fresh`: a checkpoint will."""
-    assert isinstance(job.stage, Pretrain)
+    assert isinstance(job.stage, TrainingSpec)
     objective = job.stage.objective.build()
     with torch.device("meta"):
         model = job.model.build()
+        job.peft.apply(model)
         objective.equip(model)
     declared = declarations(model)
     job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
-    checkpoint = checkpoint_of(job, "starting") if fresh and job.init is not None else None
+    # What is borrowed is not in the checkpoint of a run that goes on, so that it starts as a fresh one does.
+    begins = fresh or bool(model.borrowed)
+    checkpoint = checkpoint_of(job, "starting") if begins and job.init is not None else None
     new_head = checkpoint is not None and has_new_head(model, checkpoint)
     if new_head:
         note(f"the head starts anew: {checkpoint} has another one")
-    job.peft.apply(model)
 
     def first_weights(model: Skeleton, world: World) -> None:
-        if fresh and (checkpoint is None or new_head):
+        if begins and (checkpoint is None or new_head or model.added):
             initialize(model, job.seed, put, declared)
         if checkpoint is not None:
             fill(model, checkpoint, HEAD if new_head else None, world)
+        if begins:
+            job.peft.begin(model, world)
+            objective.begin(model)
 
-    return PretrainStage(
+    return TrainingStage(
         model,
         objective,
         job.optim,
@@ -256,12 +261,12 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[st
         isolated=isolated,
         first_weights=first_weights,
         resting=[name for name, one in declared.items() if one.layout is not Layout.vocab],
-        resting_steps=job.stage.embeddings_only_steps,
+        resting_steps=job.stage.embeddings_only_steps if isinstance(job.stage, Pretrain) else 0,
     )
 
 
 def _train(
-    stage: PretrainStage,
+    stage: TrainingStage,
     loader: Iterable[Any],
     strategy: MeshStrategy,
     formats: MeshPrecision,

@@ -18,7 +18,7 @@ from llmfactory.parallel.weights import assemble
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.evaluating import BySource, held_out_measure
 from llmfactory.stage.evaluate import Measure
-from llmfactory.stage.pretrain import PretrainStage
+from llmfactory.stage.training import TrainingStage
 
 ROOM = 0.5
 """Share of the memory that is free which a whole model may take: whoever uses it needs some too."""
@@ -30,7 +30,7 @@ class LaidOut:
     def __init__(
         self,
         job: Job,
-        stage: PretrainStage,
+        stage: TrainingStage,
         formats: MeshPrecision,
         strategy: MeshStrategy,
         batches: Callable[[], BySource],

@@ -21,7 +21,7 @@ from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.progress import Progress
 from llmfactory.run.spec import Trainer
-from llmfactory.stage.pretrain import PretrainStage
+from llmfactory.stage.training import TrainingStage
 
 
 class Saving(pl.Callback):
@@ -49,7 +49,7 @@ class Saving(pl.Callback):
         self.background: Background | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, stage: pl.LightningModule) -> None:
-        assert isinstance(stage, PretrainStage)
+        assert isinstance(stage, TrainingStage)
         world = self.strategy.world
         model, optimizer = self.strategy.whole(stage.model, self._optimizer(trainer), everywhere=self.resume is not None)
         needed = (1 + stage.optim.state_copies()) * size_in_bytes(united(model_tensors(model), world))
@@ -74,7 +74,7 @@ class Saving(pl.Callback):
         last = trainer.should_stop or step >= self.spec.max_steps
         best = self.spec.keep_best and step == self.progress.best_step == self.progress.evaluated_step
         if last or (every is not None and (best or step % every == 0)):
-            assert isinstance(stage, PretrainStage)
+            assert isinstance(stage, TrainingStage)
             self.progress.watch.stop()
             self._finish()
             self._save(stage, self._optimizer(trainer))
@@ -91,7 +91,7 @@ class Saving(pl.Callback):
             except UserError as error:
                 raise UserError(f"{exception}; besides, {error}") from exception
 
-    def _save(self, stage: PretrainStage, optimizer: Optimizer) -> None:
+    def _save(self, stage: TrainingStage, optimizer: Optimizer) -> None:
         self.strategy.check()
         reshard(stage.root)
         step = self.progress.step

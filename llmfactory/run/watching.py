@@ -11,7 +11,7 @@ from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.display import Display
 from llmfactory.run.progress import Progress
-from llmfactory.stage.pretrain import PretrainStage
+from llmfactory.stage.training import TrainingStage
 from llmfactory.tracking.tracker import Tracker
 
 
@@ -39,19 +39,20 @@ class Watching(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, stage: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(stage, PretrainStage)
+        assert isinstance(stage, TrainingStage)
         progress = self.progress
         progress.step = trainer.global_step
         progress.tokens += self.strategy.tokens
         if progress.step == 1 or progress.step % self.every == 0 or progress.step == trainer.max_steps:
             self._log(progress, stage)
 
-    def _log(self, progress: Progress, stage: PretrainStage) -> None:
+    def _log(self, progress: Progress, stage: TrainingStage) -> None:
         self.strategy.check()
         metrics = {
             "loss": self.strategy.loss.item(),
             "grad_norm": self.strategy.norm.item(),
             "lr": stage.lr_at(progress.step - 1),
+            **self.strategy.measures(),
         }
         if self.formats.loss_scale is not None:
             state = self.formats.loss_scale.state()

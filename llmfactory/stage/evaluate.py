@@ -34,10 +34,10 @@ from llmfactory.objective.spec import ObjectiveSpec, answers_of, natural
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.stage.initial import checkpoint_of, load_model, saved_spec
 from llmfactory.stage.job import StageJob
-from llmfactory.stage.pretrain import Root
 from llmfactory.stage.rows import Data, read_data, task_rows
 from llmfactory.stage.score import score
 from llmfactory.stage.spec import Evaluate
+from llmfactory.stage.training import Root
 
 if TYPE_CHECKING:
     from llmfactory.data.pack.rows import Rows
@@ -49,7 +49,7 @@ class Measure:
     """Of all held-out rows, over all processes."""
 
     sums: dict[str, float]
-    """Of each term of the loss."""
+    """Of each term of the loss, and of what is watched beside it."""
     counts: dict[str, float]
     """What each is divided by."""
     objective: Objective
@@ -59,7 +59,7 @@ class Measure:
     @classmethod
     def of(cls, parts: Mapping[str, Measure]) -> Measure | None:
         """What several sources are together; None: no target is among them."""
-        parts = {name: part for name, part in parts.items() if all(part.counts.values())}
+        parts = {name: part for name, part in parts.items() if all(part.counts[term] for term in part.objective.terms)}
         if not parts:
             return None
         names, objective = list(next(iter(parts.values())).sums), next(iter(parts.values())).objective
@@ -73,7 +73,7 @@ class Measure:
 
     @property
     def loss(self) -> float:
-        return sum(total / self.counts[name] for name, total in self.sums.items())
+        return sum(self.sums[name] / self.counts[name] for name in self.objective.terms)
 
     def figures(self, text_bytes: int | None) -> dict[str, Any]:
         """`text_bytes`: UTF-8 bytes of the held-out text; None: its tokens do not stand for all of it.
@@ -87,7 +87,7 @@ class Measure:
             if text_bytes is not None:
                 found["bits_per_byte"] = self.sums["loss"] / math.log(2) / text_bytes
         if len(self.sums) > 1:
-            found |= {f"held_out_{name}": total / self.counts[name] for name, total in self.sums.items()}
+            found |= {f"held_out_{name}": total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
         return found
 
 
@@ -100,7 +100,8 @@ def measure(
     root = Root(model, plain, rows.isolated).eval()
     parts: dict[str, Measure] = {}
     for source, batches in held_out_by_source(rows, batch_size=batch_size, rank=world.rank, world=world.size).items():
-        sums, counts = dict.fromkeys(plain.terms, 0.0), dict.fromkeys(plain.terms, 0.0)
+        names = (*plain.terms, *plain.watched)
+        sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         for batch in batches:
             for name, count in plain.denominators(batch).items():
                 counts[name] += count.item()
@@ -109,9 +110,8 @@ def measure(
             for name, total in found.items():
                 sums[name] += total.item()
         totals = world.sum_numbers([*sums.values(), *counts.values()])
-        terms = list(plain.terms)
         parts[source] = Measure(
-            dict(zip(terms, totals, strict=False)), dict(zip(terms, totals[len(terms) :], strict=True)), plain
+            dict(zip(names, totals, strict=False)), dict(zip(names, totals[len(names) :], strict=True)), plain
         )
     model.train(was_training)
     return Measure.of(parts)

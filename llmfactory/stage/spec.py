@@ -9,35 +9,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.beginning import Beginning
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, above, at_least, between
-from llmfactory.objective.spec import ObjectiveSpec
+from llmfactory.core.spec import above, at_least, between
+from llmfactory.stage.base_spec import StageSpec as StageSpec
+from llmfactory.stage.base_spec import TrainingSpec as TrainingSpec
 from llmfactory.stage.format.spec import FormatSpec
+from llmfactory.stage.tuning_spec import Preference as Preference
+from llmfactory.stage.tuning_spec import Reward as Reward
+from llmfactory.stage.tuning_spec import Sft as Sft
 
 if TYPE_CHECKING:
     from llmfactory.stage.job import StageJob
-
-
-@dataclass(kw_only=True, slots=True)
-class StageSpec(Spec):
-    """Base of the stages."""
-
-    keeps: ClassVar[bool] = False
-    """It always has a run folder; others only where the job has a name."""
-
-    def build(self) -> StageJob:
-        """What to run, for stages that do not train."""
-        raise TypeError(f"{type(self).__name__} is a base: pick an option of stage")
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainingSpec(StageSpec):
-    """Base of the stages that train."""
-
-    keeps: ClassVar[bool] = True
-
-    objective: ObjectiveSpec
-    sample_prompt: str | None = None
-    """Start of the sample at the end; None: the first words of a held-out document."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -85,8 +85,8 @@ BUGS = (
     Bug(
         "gradients are scaled by the number of micro-batches",
         STRATEGY,
-        "loss = share * self._loss(root(self._own_rows(piece)))",
-        "loss = share * self._loss(root(self._own_rows(piece))) / len(pieces)",
+        "loss = self._loss(root(self._own_rows(piece)), share)",
+        "loss = self._loss(root(self._own_rows(piece)), share) / len(pieces)",
         (case("single"),),
     ),
     Bug(
@@ -99,8 +99,8 @@ BUGS = (
     Bug(
         "a pipeline gives every micro-batch the share of the first",
         STRATEGY,
-        "shares[number] * self._loss(sums)",
-        "shares[0] * self._loss(sums)",
+        "self._loss(sums, shares[number])",
+        "self._loss(sums, shares[0])",
         (case("pp x ddp"),),
     ),
     # ---- data parallelism

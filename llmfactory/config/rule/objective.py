@@ -25,7 +25,7 @@ def objective_fits_the_model(job: Job) -> Iterator[Problem]:
         reason = f"it trains models of the kind {' or '.join(objective.graphs)}, and this one is of the kind {graph}"
     else:
         reason = f"it needs a head that answers with {objective.answers}, and model.head answers with {says}"
-    if objective.labelled and graph in objective.graphs and objective.answers in HEADS:
+    if graph in objective.graphs and objective.answers in HEADS:
         yield Problem("model.head", says, reason, f"model/head={HEADS[objective.answers]}")
         return
     fitting = natural(graph, says)
@@ -59,8 +59,8 @@ def objective_fits_the_data(job: Job) -> Iterator[Problem]:
         yield Problem("data.task", stem(type(task)), reason, f"data/task={task_of(objective.answers)}")
 
 
-HEADS = {"label": "classifier", "labels": "token_classifier", "span": "span_qa"}
-"""A head for each task that wants one of its own."""
+HEADS = {"label": "classifier", "labels": "token_classifier", "span": "span_qa", "scalar": "reward"}
+"""A head for each kind of answers that wants one of its own."""
 
 
 def examples_of(answers: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
-from llmfactory.data.pack.spec import Grouped
+from llmfactory.data.form.spec import SidedSpec
+from llmfactory.data.pack.spec import Document, Grouped
 from llmfactory.data.spec import DocumentsSpec, Mixture
 from llmfactory.objective.spec import Causal, answers_of, natural
 from llmfactory.parallel.spec import Mesh
@@ -26,10 +27,18 @@ def rows_of_one_length_where_they_are_asked_for(job: Job) -> Iterator[Problem]:
         reason = f"the stages of a pipeline (parallel.pp={layout.pp}) pass on rows of one length"
     elif isinstance(layout, Mesh) and layout.cp > 1:
         reason = f"context parallelism (parallel.cp={layout.cp}) cuts rows of one length into equal blocks"
-    elif isinstance(job.stage, TrainingSpec) and not isinstance(job.stage.objective, Causal):
+    elif isinstance(job.stage, TrainingSpec) and not isinstance(job.stage.objective, Causal) and not job.stage.objective.kinds:
         reason = f"the objective {stem(type(job.stage.objective))} makes its task of rows of one length"
     if reason is not None:
         yield Problem("data.pack", "grouped", reason, "data/pack=best_fit" if isinstance(data, Mixture) else "data/pack=document")
+
+
+def records_stand_in_rows_of_their_own(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.data, DocumentsSpec) or not isinstance(job.data.form, SidedSpec):
+        return
+    if not isinstance(job.data.pack, (Document, Grouped)):
+        reason = f"a row of data/form={stem(type(job.data.form))} is one record with all its answers"
+        yield Problem("data.pack", stem(type(job.data.pack)), reason, "data/pack=document")
 
 
 def weights_are_drawn_by(job: Job) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
-from llmfactory.data.form.spec import RecordSpec, SidedSpec
+from llmfactory.data.form.spec import Kto, Preference, Ranking, RecordSpec, Reward, SidedSpec
 from llmfactory.data.spec import DocumentsSpec
 from llmfactory.objective.spec import Causal
 from llmfactory.stage.spec import Evaluate, TrainingSpec
@@ -18,13 +18,38 @@ def conversations_are_continued(job: Job) -> Iterator[Problem]:
     if not isinstance(job.stage, (TrainingSpec, Evaluate)) or not isinstance(job.data, DocumentsSpec):
         return
     form = job.data.form
-    if isinstance(form, SidedSpec):
-        reason = "its rows hold more than one text, and this stage learns from single ones: prepare them, or take conversations"
-        yield Problem("data.form", stem(type(form)), reason, "data/form=chat")
-    elif isinstance(form, RecordSpec) and isinstance(job.stage, TrainingSpec) and not isinstance(job.stage.objective, Causal):
+    if isinstance(form, SidedSpec) or (isinstance(job.stage, TrainingSpec) and job.stage.objective.kinds):
+        return  # `records_are_of_the_kind_that_is_learned`
+    if isinstance(form, RecordSpec) and isinstance(job.stage, TrainingSpec) and not isinstance(job.stage.objective, Causal):
         name = stem(type(job.stage.objective))
         reason = "it chooses by itself what is predicted, in conversations that is what the assistant writes"
         yield Problem("stage.objective", name, reason, "stage/objective=causal")
+
+
+def records_are_of_the_kind_that_is_learned(job: Job) -> Iterator[Problem]:
+    """Answers that are compared or judged are learned by objectives that compare or judge, and by no other. What a trained model is
+    measured by, its checkpoint says when it is opened."""
+    if not isinstance(job.stage, TrainingSpec):
+        return
+    objective, name = job.stage.objective, stem(type(job.stage.objective))
+    form = job.data.form if isinstance(job.data, DocumentsSpec) else None
+    kind = form.kind if isinstance(form, SidedSpec) else None
+    if kind in objective.kinds or (kind is None and not objective.kinds):
+        return
+    if objective.kinds:
+        wanted = next(stem(cls) for cls in SIDED if cls.kind == objective.kinds[0])
+        reason = f"the objective {name} learns from answers that are {WORDS[objective.kinds[0]]}, data={wanted} has such"
+        yield Problem("data", stem(type(job.data if form is None else form)), reason, f"data={wanted}")
+    else:
+        assert form is not None
+        reason = f"its answers are {WORDS[str(kind)]}, and the objective {name} learns from text and conversations"
+        yield Problem("data.form", stem(type(form)), reason, "data/form=chat")
+
+
+SIDED: tuple[type[SidedSpec], ...] = (Preference, Kto, Ranking, Reward)
+"""Forms of records with judgements."""
+WORDS = {"pair": "compared in pairs", "judged": "labelled wanted or not", "ranking": "ranked", "scored": "scored"}
+"""What is known of the answers of each kind of records."""
 
 
 def records_fit_into_rows(job: Job) -> Iterator[Problem]:

@@ -14,4 +14,4 @@ class KtoForm(SidedForm):
         return [self.side(record, record["answer"], label=record["label"])]
 
     def rows(self, pack: PackSpec, tokens: TokenFile, seq_len: int) -> LabelRows:
-        return LabelRows(tokens, seq_len)
+        return LabelRows(pack, tokens, seq_len)

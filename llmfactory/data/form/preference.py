@@ -25,4 +25,4 @@ class PreferenceForm(SidedForm):
         return [self.side(record, record["chosen"], **known), self.side(record, record["rejected"])]
 
     def rows(self, pack: PackSpec, tokens: TokenFile, seq_len: int) -> PairRows:
-        return PairRows(tokens, seq_len)
+        return PairRows(pack, tokens, seq_len)

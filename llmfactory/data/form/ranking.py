@@ -33,4 +33,4 @@ class RankingForm(SidedForm):
         ]
 
     def rows(self, pack: PackSpec, tokens: TokenFile, seq_len: int) -> RankedRows:
-        return RankedRows(tokens, seq_len, self.most)
+        return RankedRows(pack, tokens, seq_len, self.most)

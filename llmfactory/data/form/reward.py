@@ -20,4 +20,4 @@ class RewardForm(SidedForm):
         return [replace(whole, steps=tuple(record["steps"]))]
 
     def rows(self, pack: PackSpec, tokens: TokenFile, seq_len: int) -> ScoreRows:
-        return ScoreRows(tokens, seq_len)
+        return ScoreRows(pack, tokens, seq_len)

@@ -37,18 +37,20 @@ class GroupedRows(Rows):
         return laid_out(self.file, *self.plan.pieces(indices), self.width(indices))
 
     def width(self, indices: Int64) -> int:
-        return int(self._widths(self.plan.size[indices].max()))
-
-    def _widths(self, sizes: Int64) -> Int64:
-        return np.minimum(-(-sizes // self.spec.multiple) * self.spec.multiple, self.seq_len)
+        return self.spec.width(int(self.plan.size[indices].max()), self.seq_len)
 
     def order(self, seed: int) -> Drawn:
         return GroupOrder(len(self), self.spec.group, seed)
 
     def places(self) -> int:
-        """If a batch takes a group."""
-        rows_G = np.diff(np.arange(0, len(self) + self.spec.group, self.spec.group).clip(max=len(self)))
-        return int((self._widths(self.plan.size[rows_G.cumsum() - 1]) * rows_G).sum())
+        return places_in_groups(self.spec, self.plan.size, self.seq_len)
+
+
+def places_in_groups(spec: Grouped, size_R: Int64, seq_len: int) -> int:
+    """Places of all rows, of ascending sizes, if a batch takes a group."""
+    rows_G = np.diff(np.arange(0, len(size_R) + spec.group, spec.group).clip(max=len(size_R)))
+    widths = [spec.width(int(size_R[last]), seq_len) for last in (rows_G.cumsum() - 1).tolist()]
+    return int((np.array(widths, np.int64) * rows_G).sum())
 
 
 def by_length(size_P: Int64, seq_len: int) -> tuple[Int64, Int64]:

@@ -68,6 +68,10 @@ class Grouped(PackSpec):
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "group", "multiple")
 
+    def width(self, longest: int, seq_len: int) -> int:
+        """Of a batch whose longest row has so many tokens."""
+        return min(-(-longest // self.multiple) * self.multiple, seq_len)
+
     def build(self, tokens: TokenFile, seq_len: int) -> Rows:
         from llmfactory.data.pack.grouped import GroupedRows
 

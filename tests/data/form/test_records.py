@@ -252,7 +252,7 @@ def test_packed_and_single_conversations_give_the_same_loss_for_each_token(tmp_p
     from llmfactory.config.compose import compose_job
     from llmfactory.model.declarations import declarations
     from llmfactory.model.initialize import initialize
-    from llmfactory.stage.pretrain import Root
+    from llmfactory.stage.training import Root
 
     source, specials = source_of(template)
     form = Chat(template=Jinja(source=source, specials=specials)).build()

@@ -16,7 +16,7 @@ from llmfactory.data.pack.spec import BestFit, Concat, Document, Grouped, PackSp
 from llmfactory.data.tokens import TokenFile
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
-from llmfactory.stage.pretrain import Root
+from llmfactory.stage.training import Root
 
 T = 24
 LENGTHS = [3, 1, 17, 0, 23, 9, 5, 30, 70, 12]

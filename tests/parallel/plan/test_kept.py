@@ -20,7 +20,7 @@ from llmfactory.parallel.plan.arrangement import arrange, pace
 from llmfactory.parallel.plan.memory import memory_of
 from llmfactory.parallel.plan.pieces import bundled
 from llmfactory.parallel.spec import Mesh
-from llmfactory.stage.pretrain import Root
+from llmfactory.stage.training import Root
 from llmfactory.stage.workload import work_of
 
 ROWS = 2

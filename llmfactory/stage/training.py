@@ -1,4 +1,4 @@
-"""Pretraining: model + objective + optimizer, blind to how many processes and micro-batches there are.
+"""Training: model + objective + optimizer, blind to how many processes and micro-batches there are.
 
 `root` is what a parallel layout wraps: one module whose forward runs model, head and loss, because FSDP2 hands out whole
 weights only within the root's forward.
@@ -74,7 +74,7 @@ class Root(nn.Module):
         return sums if part is None else ({}, sums)
 
 
-class PretrainStage(pl.LightningModule):
+class TrainingStage(pl.LightningModule):
     """Trains `model` on `objective`.
 
     `decays` says for each parameter name of the model whether weight decay applies. `isolated`: rows hold several documents
@@ -102,6 +102,7 @@ class PretrainStage(pl.LightningModule):
         self.objective, self.optim, self.decays = objective, optim, dict(decays)
         self.schedule = optim.schedule.build(max_steps)
         self.clip_norm = optim.clip_norm
+        self.watched = objective.watched
 
     @property
     def model(self) -> Skeleton:

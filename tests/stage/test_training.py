@@ -14,7 +14,7 @@ from toy_job import filled, toy_job
 from llmfactory.core.batch import IGNORE
 from llmfactory.model.ffn.spec import Activation, Moe
 from llmfactory.run.fit import build_stage
-from llmfactory.stage.pretrain import PretrainStage
+from llmfactory.stage.training import TrainingStage
 
 Batch = dict[str, torch.Tensor]
 
@@ -42,20 +42,20 @@ def join(rows: list[Batch]) -> Batch:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> PretrainStage:
+def stage(tmp_path: Path) -> TrainingStage:
     stage = filled(build_stage(toy_job(tmp_path), isolated=True))
     stage.root.double()
     return stage
 
 
-def step(stage: PretrainStage, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def step(stage: TrainingStage, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
     stage.zero_grad()
     loss = stage.root(batch)["loss"] / stage.count(batch)["loss"]
     loss.backward()
     return loss.detach(), [parameter.grad.clone() for parameter in stage.parameters()]
 
 
-def test_packed_rows_are_rows_of_one_document_each(stage: PretrainStage) -> None:
+def test_packed_rows_are_rows_of_one_document_each(stage: TrainingStage) -> None:
     """The same loss and gradients for documents of uneven lengths in three full rows or in seven padded ones."""
     packed = join([row([5, 9, 2], 0), row([16], 3), row([1, 7, 8], 4)])
     single = join([row([length], number) for number, length in enumerate(LENGTHS)])
@@ -66,7 +66,7 @@ def test_packed_rows_are_rows_of_one_document_each(stage: PretrainStage) -> None
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-15)
 
 
-def test_padding_on_the_left_changes_nothing(stage: PretrainStage) -> None:
+def test_padding_on_the_left_changes_nothing(stage: TrainingStage) -> None:
     right = row([5], 0)
     left = {name: values.roll(11, dims=1) for name, values in right.items()}
     (loss, gradients), (other, others) = step(stage, right), step(stage, left)
@@ -75,7 +75,7 @@ def test_padding_on_the_left_changes_nothing(stage: PretrainStage) -> None:
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-15)
 
 
-def test_weights_count(stage: PretrainStage) -> None:
+def test_weights_count(stage: TrainingStage) -> None:
     batch = {**row([16], 0), "weights": torch.full((1, 16), 0.25)}
     assert stage.count(batch) == {"loss": 4.0, "tokens": 16.0}
 
@@ -92,7 +92,7 @@ def test_losses_of_experts_are_means_over_tokens_in_training_alone(tmp_path: Pat
     assert stage.root.eval()(batch).keys() == {"loss"}
 
 
-def test_norms_and_biases_are_not_decayed(stage: PretrainStage) -> None:
+def test_norms_and_biases_are_not_decayed(stage: TrainingStage) -> None:
     decayed, kept = stage.configure_optimizers().param_groups
     names = {id(parameter): name for name, parameter in stage.model.named_parameters()}
     assert {names[id(parameter)].split(".")[-2] for parameter in kept["params"]} == {"attention_norm", "ffn_norm", "norm"}
@@ -100,5 +100,5 @@ def test_norms_and_biases_are_not_decayed(stage: PretrainStage) -> None:
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
 
 
-def test_learning_rate(stage: PretrainStage) -> None:
+def test_learning_rate(stage: TrainingStage) -> None:
     assert [stage.lr_at(step) for step in (0, 1, 40)] == pytest.approx([0.005, 0.01, 0.001])

@@ -1,0 +1,35 @@
+"""The bases of all stages' specs, for the pages of the catalogue that stand beside spec.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from llmfactory.core.spec import Spec
+from llmfactory.objective.base_spec import ObjectiveSpec
+
+if TYPE_CHECKING:
+    from llmfactory.stage.job import StageJob
+
+
+@dataclass(kw_only=True, slots=True)
+class StageSpec(Spec):
+    """Base of the stages."""
+
+    keeps: ClassVar[bool] = False
+    """It always has a run folder; others only where the job has a name."""
+
+    def build(self) -> StageJob:
+        """What to run, for stages that do not train."""
+        raise TypeError(f"{type(self).__name__} is a base: pick an option of stage")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingSpec(StageSpec):
+    """Base of the stages that train."""
+
+    keeps: ClassVar[bool] = True
+
+    objective: ObjectiveSpec
+    sample_prompt: str | None = None
+    """Start of the sample at the end; None: the first words of a held-out document."""
