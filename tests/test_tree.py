@@ -16,7 +16,7 @@ PLACES = {"stage/objective": "objective", "trainer": "run", "hardware": "paralle
 NO_PACKAGE = {"experiment"}
 """Groups that only combine others."""
 GROUPS = sorted({str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."} - NO_PACKAGE)
-ABSTRACT = {"part", "tracker", "job", "objective", "rows", "document", "tokenizer", "plugin", "frame", "writer"}
+ABSTRACT = {"part", "tracker", "job", "objective", "rows", "document", "tokenizer", "plugin", "frame", "writer", "base_spec"}
 """Files that hold an interface or what a group's members share; proven through the members."""
 DIRECTLY = {
     "jinja": "data/form/template/jinja is its text, filled in by template.py",
@@ -30,7 +30,7 @@ DIRECTLY = {
 THROUGH = {
     **dict.fromkeys(("arguments", "build", "choices", "defaults", "suggest", "tree", "values"), "config/test_compose.py"),
     **dict.fromkeys(("beginning", "resize"), "stage/test_extend.py"),
-    **dict.fromkeys(("train_spec", "file_spec", "extend_spec"), "test_dead_keys.py"),
+    **dict.fromkeys(("train_spec", "file_spec", "extend_spec", "tuning_spec", "reward_spec"), "test_dead_keys.py"),
     "source": "config/test_register.py",
     "deepspeed": "config/test_rules.py",
     "summa": "distributed/test_tensor_parallel.py",
