@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,20 @@ class Pieces:
 
 def collect(config_name: str, choices: dict[str, Choice], names: Sequence[str], config_dirs: Sequence[Path]) -> Pieces:
     """Files of the primary config with these choices of groups. Raises ConfigError."""
-    files = [file for folder in option_folders(config_dirs, names) for file in sorted(folder.rglob("*.yaml"))]
-    state = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    state = tuple(sorted(one for folder in option_folders(config_dirs, names) for one in _files(str(folder))))
     chosen = tuple((key, tuple(option) if isinstance(option, list) else option) for key, option in choices.items())
     return _collect(config_name, chosen, tuple(names), tuple(config_dirs), state, os.getcwd())
+
+
+def _files(folder: str) -> Iterator[tuple[str, int, int]]:
+    """(path, time of the last change, size) of each option's file in a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _files(entry.path)
+            elif entry.name.endswith(".yaml"):
+                state = entry.stat()
+                yield entry.path, state.st_mtime_ns, state.st_size
 
 
 @functools.lru_cache(maxsize=64)

@@ -40,9 +40,15 @@ def conf_folder() -> Path:
 def packages(config_dirs: Sequence[Path] = (), plugins: Iterable[str] = ()) -> tuple[str, ...]:
     """Our package and the user's own: from entry points, from `plugins.txt` in the config folders, and those named."""
     names = [PACKAGE]
-    names += sorted(entry.value for entry in entry_points(group=ENTRY_POINTS))
+    names += _installed(tuple(sys.path))
     names += [name for folder in config_dirs for name in _listed(folder / PLUGINS_FILE)]
     return tuple(dict.fromkeys([*names, *plugins]))
+
+
+@functools.cache
+def _installed(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Packages that entry points name. It reads the metadata of all that is installed on Python's `path`, so once is enough."""
+    return tuple(sorted(entry.value for entry in entry_points(group=ENTRY_POINTS)))
 
 
 def _listed(file: Path) -> list[str]:
@@ -166,6 +172,8 @@ def options(group: str, folders: Sequence[Path] | None = None) -> list[str]:
 
 def doubles(folders: Sequence[Path]) -> Iterator[Problem]:
     """Options that stand in two folders: the second would be silently unused."""
+    if len(folders) < 2:
+        return
     seen: dict[str, Path] = {}
     for folder in folders:
         for file in sorted(folder.rglob("*.yaml")):
