@@ -25,9 +25,15 @@ class Several:
     """What overrides the list."""
     whole: tuple[str, str] | None = None
     """Group and option of the config that takes a list, where others take one; None: the usual one does."""
+    place: str | None = None
+    """Dotted key of them all; None: that of the group."""
 
 
-SEVERAL = {"data/source": Several("data/source@data.sources", ("data", "mixture")), "data/clean": Several("data/clean")}
+SEVERAL = {
+    "data/source": Several("data/source@data.sources", ("data", "mixture")),
+    "data/clean": Several("data/clean"),
+    "stage/grader": Several("stage/grader", place="stage.graders"),
+}
 Choice = str | list[str] | None
 
 
@@ -80,11 +86,11 @@ def spelled_out(override: str) -> list[str]:
 
 def adds(key: str) -> bool:
     """`data/source@data.sources.mine`: one more, under a name of the user's."""
-    return any(key.startswith(f"{several.key if '@' in several.key else _placed(several.key)}.") for several in SEVERAL.values())
+    return any(key.startswith(f"{_placed(several)}.") for several in SEVERAL.values())
 
 
-def _placed(group: str) -> str:
-    return f"{group}@{group.replace('/', '.')}"
+def _placed(several: Several) -> str:
+    return several.key if "@" in several.key else f"{several.key}@{several.place or several.key.replace('/', '.')}"
 
 
 def _wrong_list(argument: Argument, known: Sequence[str], folders: Sequence[Path]) -> Problem | None:

@@ -1,0 +1,46 @@
+"""The part of an answer that is compared."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from llmfactory.stage.grader.text_spec import Take
+
+BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+
+
+def extract(text: str, take: Take, mark: str | None) -> str | None:
+    """None: it has no such part."""
+    if take is Take.whole:
+        return text
+    if take is Take.last_line:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return lines[-1] if lines else None
+    if take is Take.boxed:
+        return boxed(text)
+    assert mark is not None
+    if take is Take.marker:
+        _, found, rest = text.rpartition(mark)
+        return rest.lstrip().partition("\n")[0] if found else None
+    matches = list(re.finditer(mark, text))
+    if not matches:
+        return None
+    return matches[-1][1] if matches[-1].re.groups else matches[-1][0]
+
+
+def boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{...} whose braces are closed."""
+    for begin in reversed([match.end() for match in BOXED.finditer(text)]):
+        depth = 1
+        for place in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if depth == 0:
+                return text[begin:place]
+    return None
+
+
+def references(record: dict[str, Any], field: str) -> list[str]:
+    """The right answers of a record, as texts. Raises KeyError where there is none."""
+    found = record[field]
+    return [str(one) for one in (found if isinstance(found, list) else [found])]
