@@ -48,11 +48,14 @@ class Watching(pl.Callback):
 
     def _log(self, progress: Progress, stage: TrainingStage) -> None:
         self.strategy.check()
+        measures = self.strategy.measures()
+        if "loss" in measures:  # the objective's own term, beside those that parts of the model add
+            measures["objective_loss"] = measures.pop("loss")
         metrics = {
             "loss": self.strategy.loss.item(),
             "grad_norm": self.strategy.norm.item(),
             "lr": stage.lr_at(progress.step - 1),
-            **self.strategy.measures(),
+            **measures,
         }
         if self.formats.loss_scale is not None:
             state = self.formats.loss_scale.state()
