@@ -40,7 +40,7 @@ def reference(
 ) -> Tensor:
     """The same number by plain means: sum over tokens of weight x smoothed cross-entropy; ignored labels count nothing."""
     logits_NV = torch.nn.functional.linear(hidden.flatten(0, -2), weight_VD, bias_V)
-    logits_NV = logits_NV.to(_accumulator(logits_NV.dtype))
+    logits_NV = logits_NV.to(accumulator(logits_NV.dtype))
     if softcap is not None:
         logits_NV = softcap * (logits_NV / softcap).tanh()
     logp_NV = logits_NV.log_softmax(-1)
@@ -72,7 +72,7 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(hidden.device.type)
     else:
         dtype = torch.promote_types(hidden.dtype, weight_VD.dtype)
-    rows = chunk_rows or _rows(hidden.device.type, weight_VD.shape[0])
+    rows = chunk_rows or chunk_size(hidden.device.type, weight_VD.shape[0])
     scale = None if weights is None else weights.flatten()
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, -2), weight_VD, bias_V, labels.flatten(), scale, label_smoothing, softcap, rows, dtype
@@ -80,11 +80,13 @@ def linear_cross_entropy(
     return loss
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What sums of products in a format are kept in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _rows(device_type: str, vocab_size: int) -> int:
+def chunk_size(device_type: str, vocab_size: int) -> int:
+    """Rows of a chunk."""
     return CPU_ROWS if device_type == "cpu" else max(CPU_ROWS, GPU_ELEMENTS // vocab_size)
 
 
@@ -103,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        exact = _accumulator(dtype)
+        exact = accumulator(dtype)
         kept_N = labels_N != IGNORE
         scale_N = kept_N.to(exact) if weights_N is None else weights_N.to(exact) * kept_N
         target_N = labels_N.where(kept_N, 0)

@@ -60,6 +60,14 @@ class Head(Protocol):
         """Sum over labels of weight x smoothed cross-entropy under the softmax of the logits; ignored labels count nothing."""
         ...
 
+    def log_probs(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+        """log p(label) under the softmax of the logits / temperature, in the shape of the labels; 0 where they are ignored."""
+        ...
+
+    def log_probs_and_entropy(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`log_probs`, and the entropy of each label's distribution."""
+        ...
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of vectors [..., D]."""
         ...

@@ -81,11 +81,24 @@ def cut_cross_entropy(
     )
 
 
+def cut_log_probs(
+    head: VocabularyHead, group: Group, hidden_ND: Tensor, labels_N: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """`Head.token_log_probs` where the vocabulary is cut; the same numbers on every process."""
+    features = head.features(hidden_ND)
+    with own_rows():
+        weight_VD, bias_V = head.weight, head.bias
+    return _CutLogProbs.apply(  # type: ignore[no-any-return,no-untyped-call]
+        features, weight_VD, bias_V, labels_N, head.softcap, temperature, entropy, group
+    )
+
+
 def cut_losses(model: nn.Module, group: Group) -> None:
-    """Let the vocabulary heads of `model` compute their loss from cut logits, in place."""
+    """Let the vocabulary heads of `model` compute their losses from cut logits, in place."""
     for part in model.modules():
         if isinstance(part, VocabularyHead):
             part.cross_entropy = partial(cut_cross_entropy, part, group)  # type: ignore[method-assign]
+            part.token_log_probs = partial(cut_log_probs, part, group)  # type: ignore[method-assign]
 
 
 class _CutCrossEntropy(torch.autograd.Function):
@@ -160,3 +173,97 @@ class _CutCrossEntropy(torch.autograd.Function):
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*scaled, None, None, None, None, None)
+
+
+class _CutLogProbs(torch.autograd.Function):
+    """`kernel/linear_log_probs.py` of cut logits: forward keeps the normalizers, backward computes a chunk's logits again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        softcap: float | None,
+        temperature: float,
+        entropy: bool,
+        group: Group,
+    ) -> tuple[Tensor, Tensor]:
+        device, exact = hidden_ND.device.type, torch.promote_types(hidden_ND.dtype, torch.float32)
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+        ctx.group, ctx.softcap, ctx.temperature, ctx.entropy = group, softcap, temperature, entropy
+        h_ND, w_VD = hidden_ND.to(ctx.dtype), weight_VD.to(ctx.dtype)
+        n, first = h_ND.shape[0], group.rank() * w_VD.shape[0]
+        logp_N, normalizer_N = (torch.empty(n, dtype=exact, device=h_ND.device) for _ in range(2))
+        entropy_N = torch.empty(n if entropy else 0, dtype=exact, device=h_ND.device)
+        with torch.autocast(device, enabled=False):
+            for cut in _chunks(n, w_VD.shape[0] * group.size()):
+                logits_CV, _ = _cut_logits(h_ND[cut], w_VD, bias_V, softcap, temperature, exact)
+                place_C1, here_C1 = _own_places(labels_N[cut] - first, w_VD.shape[0], exact)
+                largest_C1 = logits_CV.max(-1, keepdim=True).values
+                dist.all_reduce(largest_C1, dist.ReduceOp.MAX, group=group)
+                exp_CV = (logits_CV - largest_C1).exp_()
+                parts = [exp_CV.sum(-1, keepdim=True), logits_CV.gather(-1, place_C1) * here_C1]
+                parts += [(exp_CV * logits_CV).sum(-1, keepdim=True)] if entropy else []
+                sum_C1, label_C1, *weighed = total_(torch.cat(parts, 1), group).chunk(len(parts), 1)
+                normalizer_C1 = largest_C1 + sum_C1.log()
+                logp_N[cut], normalizer_N[cut] = (label_C1 - normalizer_C1)[:, 0], normalizer_C1[:, 0]
+                if entropy:
+                    entropy_N[cut] = (normalizer_C1 - weighed[0] / sum_C1)[:, 0]
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, normalizer_N, entropy_N)
+        return logp_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logp_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, bias_V, labels_N, normalizer_N, entropy_N = ctx.saved_tensors
+        exact = normalizer_N.dtype
+        # All processes return the same numbers, so their gradients are what all of them say together.
+        factor_N = total_(grad_logp_N.contiguous().clone(), ctx.group)
+        spread_N = total_(grad_entropy_N.contiguous().clone(), ctx.group) if ctx.entropy else None
+        h_ND, w_VD = hidden_ND.to(ctx.dtype), weight_VD.to(ctx.dtype)
+        first = ctx.group.rank() * w_VD.shape[0]
+        grad_hidden, grad_weight = torch.zeros_like(h_ND), torch.zeros(w_VD.shape, dtype=exact, device=w_VD.device)
+        grad_bias = None if bias_V is None else torch.zeros(w_VD.shape[0], dtype=exact, device=w_VD.device)
+        with torch.autocast(h_ND.device.type, enabled=False):
+            for cut in _chunks(h_ND.shape[0], w_VD.shape[0] * ctx.group.size()):
+                logits_CV, tanh_CV = _cut_logits(h_ND[cut], w_VD, bias_V, ctx.softcap, ctx.temperature, exact)
+                place_C1, here_C1 = _own_places(labels_N[cut] - first, w_VD.shape[0], exact)
+                logp_CV, factor_C1 = logits_CV - normalizer_N[cut, None], factor_N[cut, None]
+                weight_CV = factor_C1 if spread_N is None else factor_C1 + spread_N[cut, None] * (logp_CV + entropy_N[cut, None])
+                grad_CV = -logp_CV.exp() * weight_CV
+                grad_CV.scatter_add_(-1, place_C1, here_C1 * factor_C1)
+                if tanh_CV is not None:
+                    grad_CV *= 1 - tanh_CV.square()
+                low_CV = (grad_CV / ctx.temperature).to(ctx.dtype)
+                grad_hidden[cut] = low_CV @ w_VD
+                grad_weight += low_CV.t() @ h_ND[cut]
+                if grad_bias is not None:
+                    grad_bias += grad_CV.sum(0) / ctx.temperature
+        found = zip((grad_hidden, grad_weight, grad_bias), (hidden_ND, weight_VD, bias_V), strict=True)
+        return (*(None if grad is None else grad.to(like.dtype) for grad, like in found), *(None,) * 5)
+
+
+def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    step = max(128, CHUNK // vocabulary)
+    yield from (slice(start, start + step) for start in range(0, tokens, step))
+
+
+def _cut_logits(
+    h_CD: Tensor, w_VD: Tensor, bias_V: Tensor | None, softcap: float | None, temperature: float, exact: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """This process's logits, and the tanh in them where they are capped."""
+    logits_CV, tanh_CV = (h_CD @ w_VD.t()).to(exact), None
+    if bias_V is not None:
+        logits_CV = logits_CV + bias_V.to(exact)
+    if softcap is not None:
+        tanh_CV = (logits_CV / softcap).tanh()
+        logits_CV = softcap * tanh_CV
+    return logits_CV / temperature, tanh_CV
+
+
+def _own_places(place_C: Tensor, rows: int, exact: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Which of its rows each label is, and 1 where it is one of them, else 0."""
+    here_C = (place_C >= 0) & (place_C < rows)
+    return place_C.where(here_C, 0)[:, None], here_C[:, None].to(exact)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llmfactory.core.batch import IGNORE
 from llmfactory.kernel.linear_cross_entropy import reference
+from llmfactory.kernel.linear_log_probs import reference as plain_log_probs
 
 LLAMA = ["model=llama_tiny", "model.n_layers=2", "model.dim=32", "model.attention.n_heads=4", "model.ffn.hidden=24"]
 LAYOUTS: dict[str, tuple[int, list[str], list[str]]] = {
@@ -104,6 +105,41 @@ def test_loss_from_cut_logits(smoothing: float, softcap: float | None) -> None:
     for number, whole in enumerate(expected, start=1):
         pieces = [rank[number] for rank in ranks]
         found = pieces[0] + pieces[1] if number == 1 else torch.cat(pieces)  # gradients of copies are partial
+        torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-12)
+
+
+def cut_logps(softcap: float | None, entropy: bool) -> list[Tensor]:
+    """Log-probabilities, entropies, and the gradients as above."""
+    import torch.distributed as dist
+
+    from llmfactory.parallel import vocabulary
+
+    vocabulary.CHUNK = 130 * VOCABULARY
+    group, n, rank = dist.group.WORLD, numbers(), int(os.environ["RANK"])
+    assert group is not None
+    own = slice(rank * VOCABULARY // 2, (rank + 1) * VOCABULARY // 2)
+    head, hidden = Head(n.weight[own].clone(), n.bias[own].clone(), softcap), n.hidden.requires_grad_()
+    logps, entropies = vocabulary.cut_log_probs(head, group, hidden, n.labels.clamp(min=0), 0.7, entropy)  # type: ignore[arg-type]
+    ((logps * n.weights).sum() / 2 + (entropies * n.weights[: len(entropies)].square()).sum() / 2).backward()
+    return [logps.detach(), entropies.detach(), hidden.grad, head.weight.grad, head.bias.grad]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("softcap", "entropy"), [(None, False), (3.0, True)])
+def test_log_probs_from_cut_logits(softcap: float | None, entropy: bool) -> None:
+    n = numbers()
+    leaves = [n.hidden.requires_grad_(), n.weight.requires_grad_(), n.bias.requires_grad_()]
+    labels = n.labels.clamp(min=0)
+    logps, entropies = plain_log_probs(n.hidden, n.weight, labels, bias_V=n.bias, softcap=softcap, temperature=0.7)
+    total = (logps * n.weights).sum() + (entropies * n.weights.square()).sum() * entropy
+    expected: list[Any] = torch.autograd.grad(total, leaves)
+    ranks = pool.run(2, cut_logps, softcap, entropy)
+    for rank in ranks:
+        torch.testing.assert_close(rank[0], logps.detach(), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(rank[1], entropies.detach()[: ROWS * entropy], rtol=1e-12, atol=1e-13)
+    for number, whole in enumerate(expected, start=2):
+        pieces = [rank[number] for rank in ranks]
+        found = pieces[0] + pieces[1] if number == 2 else torch.cat(pieces)  # gradients of copies are partial
         torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-12)
 
 

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfactory.core.batch import IGNORE
 from llmfactory.core.sharding import Constant, Normal, Parameter
 from llmfactory.kernel.linear_cross_entropy import linear_cross_entropy
+from llmfactory.kernel.linear_log_probs import linear_log_probs
 from llmfactory.model.part import Part
 
 
@@ -58,10 +60,39 @@ class Head(Part):
             softcap=self.softcap,
         )
 
+    def log_probs(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+        """log p(label) of vectors [..., D] under the softmax of the logits / temperature, in float32 or better; 0 where the label is
+        ignored. Only places with a label go through the head, and never all logits are held (`kernel/linear_log_probs.py`)."""
+        kept = labels != IGNORE
+        return _spread(self.token_log_probs(hidden[kept], labels[kept], temperature, False)[0], kept)
+
+    def log_probs_and_entropy(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`log_probs`, and beside it the entropy of the distribution that each label is drawn from."""
+        kept = labels != IGNORE
+        logp_N, entropy_N = self.token_log_probs(hidden[kept], labels[kept], temperature, True)
+        return _spread(logp_N, kept), _spread(entropy_N, kept)
+
+    def token_log_probs(self, hidden_ND: Tensor, labels_N: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor]:
+        """Of tokens that all have a label; the second is empty unless `entropy`."""
+        return linear_log_probs(
+            self.features(hidden_ND),
+            self.weight,
+            labels_N,
+            bias_V=self.bias,
+            softcap=self.softcap,
+            temperature=temperature,
+            entropy=entropy,
+        )
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits of vectors that `pool` gave, or of some of them."""
         logits = F.linear(self.features(hidden), self.weight, self.bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def _spread(found_N: Tensor, kept: Tensor) -> Tensor:
+    """Values of some places, 0 at the others."""
+    return found_N.new_zeros(kept.shape).masked_scatter(kept, found_N)
 
 
 class LinearHead(Head):
