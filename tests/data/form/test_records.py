@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from llmfactory.data.form.records import RecordForm
 from llmfactory.data.form.spec import Chat, FormSpec, Kto, Preference, Ranking, RecordSpec, Reward, TooLong
 from llmfactory.data.form.template.spec import Jinja
 from llmfactory.data.loader import StepLoader, held_out_batches
-from llmfactory.data.pack.spec import BestFit, Document
+from llmfactory.data.pack.spec import BestFit, Document, Grouped, PackSpec
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
 
@@ -31,7 +32,14 @@ PROMPT = "User: q\n\nAssistant:"
 CHATML = Jinja(**dict(zip(("source", "specials"), source_of("chatml"), strict=True)))
 
 
-def prepared(folder: Path, spec: RecordSpec, rows: list[Any], seq_len: int = T, tokenizer: Tokenizer | None = None) -> Any:
+def prepared(
+    folder: Path,
+    spec: RecordSpec,
+    rows: list[Any],
+    seq_len: int = T,
+    tokenizer: Tokenizer | None = None,
+    pack: PackSpec | None = None,
+) -> Any:
     """The tokenizer, and the rows that training reads."""
     form = spec.build()
     assert isinstance(form, RecordForm)
@@ -39,7 +47,7 @@ def prepared(folder: Path, spec: RecordSpec, rows: list[Any], seq_len: int = T, 
     outcomes = [form.normalize(Page("x", json.dumps(row))) for row in rows]
     assert all(isinstance(outcome, Kept) for outcome in outcomes), outcomes
     tokens = token_file_of(folder, equipped, form.encode(equipped, [outcome.text for outcome in outcomes]))  # type: ignore[union-attr]
-    return equipped, form.rows(Document(), tokens, seq_len)
+    return equipped, form.rows(pack or Document(), tokens, seq_len)
 
 
 def texts(tokenizer: Tokenizer, tokens_BT: Tensor, labels_BT: Tensor) -> list[tuple[str, str]]:
@@ -49,6 +57,15 @@ def texts(tokenizer: Tokenizer, tokens_BT: Tensor, labels_BT: Tensor) -> list[tu
         return "".join("|" if i == tokenizer.end_id else tokenizer.decode([i]) for i in ids.tolist())
 
     return [(spelled(row), spelled(labels[labels != IGNORE])) for row, labels in zip(tokens_BT, labels_BT, strict=True)]
+
+
+def documents(tokenizer: Tokenizer, batch: dict[str, Tensor], number: int) -> list[tuple[str, str]]:
+    """Of document `number` of each row, from 1, what is read and what is learned."""
+    found = []
+    for tokens, labels, segments in zip(batch["tokens"], batch["labels"], batch["segments"], strict=True):
+        own = segments == number
+        found += texts(tokenizer, tokens[own][None], labels[own][None])
+    return found
 
 
 def read(rows: RecordRows) -> dict[str, Tensor]:
@@ -61,7 +78,7 @@ def read(rows: RecordRows) -> dict[str, Tensor]:
     return batch
 
 
-def test_a_pair_is_two_sequences_with_one_prompt(tmp_path: Path) -> None:
+def test_a_pair_is_two_documents_of_a_row_with_one_prompt(tmp_path: Path) -> None:
     some = [
         {"prompt": "q", "chosen": "a", "rejected": "bb", "margin": 1.5},
         {
@@ -69,19 +86,19 @@ def test_a_pair_is_two_sequences_with_one_prompt(tmp_path: Path) -> None:
             "rejected": "\n\nHuman: q\n\nAssistant: h\n\nHuman: r\n\nAssistant: b",
         },
     ]
-    tokenizer, rows = prepared(tmp_path, Preference(), some)
+    tokenizer, rows = prepared(tmp_path, Preference(), some, seq_len=2 * T)
     batch = read(rows)
-    chosen = texts(tokenizer, batch["tokens"], batch["labels"])
-    rejected = texts(tokenizer, batch["rejected_tokens"], batch["rejected_labels"])
+    chosen, rejected = (documents(tokenizer, batch, number) for number in (1, 2))
     assert [learned for _, learned in chosen] == [" a|", " a|"]
     assert [learned for _, learned in rejected] == [" bb|", " b|"], "answers of the prompt are read"
-    assert chosen[0][0] == f"|{PROMPT} a".ljust(T, "|")
-    assert rejected[0][0] == f"|{PROMPT} bb".ljust(T, "|")
+    assert chosen[0][0] == f"|{PROMPT} a"
+    assert rejected[0][0] == f"|{PROMPT} bb", "each answer stands behind a prompt of its own"
     assert batch["margin"].nan_to_num(-1).tolist() == [1.5, -1]
-    assert batch["segments"].sum(1).tolist() == [len(f"|{PROMPT} a"), len("|User: q\n\nAssistant: h|\n\nUser: r\n\nAssistant: a")]
-    assert {*batch} == {
-        f"{side}{name}" for side in ("", "rejected_") for name in ("tokens", "labels", "positions", "segments")
-    } | {"margin"}
+    sizes = [len(f"|{PROMPT} a"), len("|User: q\n\nAssistant: h|\n\nUser: r\n\nAssistant: a")]
+    assert (batch["segments"] == 1).sum(1).tolist() == sizes
+    assert batch["positions"][0, : sizes[0] + 2].tolist() == [*range(sizes[0]), 0, 1], "each document begins at position 0"
+    assert {*batch} == {"tokens", "labels", "positions", "segments", "margin"}
+    assert rows.isolated
 
 
 def test_equal_answers_are_bad_unless_they_are_wanted() -> None:
@@ -133,15 +150,15 @@ def test_rankings_of_different_length(tmp_path: Path) -> None:
         tree,
         {"prompt": "q", "responses": list("edcba"), "scores": [1, 2, 3, 4, 5]},
     ]
-    tokenizer, rows = prepared(tmp_path, Ranking(most=3), some)
+    tokenizer, rows = prepared(tmp_path, Ranking(most=3), some, seq_len=2 * T)
     assert len(rows) == 4, "a tree holds several rankings"
     batch = read(rows)
-    assert batch["tokens"].shape == (4, 3, T)
+    assert batch["tokens"].shape == (4, 2 * T)
     assert batch["count"].tolist() == [3, 2, 2, 3]
-    learned = [[said for _, said in texts(tokenizer, *sides)] for sides in zip(batch["tokens"], batch["labels"], strict=True)]
-    assert learned == [[" a|", " b|", " c|"], [" x|", " y|", ""], [" m|", " n|", ""], [" a|", " b|", " e|"]]
+    learned = zip(*([said for _, said in documents(tokenizer, batch, number)] for number in (1, 2, 3)), strict=True)
+    assert list(learned) == [(" a|", " b|", " c|"), (" x|", " y|", ""), (" m|", " n|", ""), (" a|", " b|", " e|")]
     assert batch["scores"].nan_to_num(-1).tolist() == [[3, 2, 1], [-1, -1, -1], [-1, -1, -1], [5, 4, 1]]
-    assert batch["segments"][1, 2].sum() == 0
+    assert (batch["segments"] == 3).sum(1).tolist()[1:3] == [1, 1], "the end alone, which is not learned"
     outcome = Ranking(most=3).build().normalize(Page("x", json.dumps(some[2])))
     assert isinstance(outcome, Kept)
     assert outcome.changes == {"answers between the best and the worst": 2}
@@ -189,34 +206,56 @@ def test_records_that_are_too_long_are_left_out_or_cut_on_both_sides(tmp_path: P
     old = [{"role": "user", "content": "ooo"}, {"role": "assistant", "content": "p"}]
     short = {"prompt": "q", "chosen": "a", "rejected": "b"}
     long = {"prompt": [*old, {"role": "user", "content": "q"}], "chosen": "x", "rejected": "y" * 30}
-    tokenizer, rows = prepared(tmp_path, Preference(max_tokens=T, too_long=way), [short, long, short])
+    tokenizer, rows = prepared(tmp_path, Preference(max_tokens=T, too_long=way), [short, long, short], seq_len=2 * T)
     batch = read(rows)
-    chosen, rejected = (texts(tokenizer, batch[f"{side}tokens"], batch[f"{side}labels"]) for side in ("", "rejected_"))
+    chosen, rejected = (documents(tokenizer, batch, number) for number in (1, 2))
     assert [learned for _, learned in (chosen[0], chosen[-1])] == [" a|", " a|"]
     if way is TooLong.drop:
         assert len(rows) == 2
     elif way is TooLong.left:
-        assert [side[1][0].rstrip("|") for side in (chosen, rejected)] == [f"|{PROMPT} x", f"|{PROMPT} {'y' * 30}"]
+        assert [side[1][0] for side in (chosen, rejected)] == [f"|{PROMPT} x", f"|{PROMPT} {'y' * 30}"]
     else:
         assert chosen[1][1] == " x|"
         assert rejected[1][1].startswith(" yyy")
         assert not rejected[1][1].endswith("|")
 
 
-def test_a_sequence_longer_than_a_row_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_record_longer_than_a_row_is_refused_with_what_to_do(tmp_path: Path) -> None:
     row = {"prompt": "q", "completion": "a" * 100, "label": True}
-    with pytest.raises(UserError, match=r"a sequence of 121 tokens.*data.seq_len=64.*data.form.max_tokens=64.*data.seq_len=121"):
-        prepared(tmp_path, Kto(), [row])
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(UserError, match=r"a record of 121 tokens, .*data.seq_len=64.*data.form.max_tokens=64.*data.seq_len=121"):
+        prepared(tmp_path / "one", Kto(), [row])
+    pair = {"prompt": "q", "chosen": "a" * 40, "rejected": "b"}
+    with pytest.raises(UserError, match=r"a record of 83 tokens, 2 answers .*data.form.max_tokens=32 .*data.seq_len=83"):
+        prepared(tmp_path / "two", Preference(), [pair])
 
 
 def test_the_loader_and_evaluation_read_them(tmp_path: Path) -> None:
     some = [{"prompt": "q", "chosen": "a" * size, "rejected": "b"} for size in range(1, 6)]
-    _, rows = prepared(tmp_path, Preference(), some)
+    tokenizer, rows = prepared(tmp_path, Preference(), some)
     batch = next(iter(StepLoader(rows, batch_size=4, seed=0)))
-    assert batch["rejected_tokens"].shape == (4, T)
-    for rank, learned in ((0, [0, 0]), (1, [6, 3]), (2, [7, 3])):  # two records are left for three processes
+    assert batch["tokens"].shape == (4, T)
+    for rank, learned in ((0, []), (1, [" aaaa|", " b|"]), (2, [" aaaaa|", " b|"])):  # two records are left for three processes
         last = list(held_out_batches(rows, batch_size=3, rank=rank, world=3))[-1]
-        assert [int((last[name] != IGNORE).sum()) for name in ("labels", "rejected_labels")] == learned
+        assert [said for number in (1, 2) for _, said in documents(tokenizer, last, number) if said] == learned
+        assert (last["segments"].amax() > 0) == bool(learned)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rows_as_wide_as_the_longest_of_their_batch(tmp_path: Path, rank: int) -> None:
+    """On every process, whichever of the batch's rows it has, and whatever stands in them."""
+    some = [{"question": "q", "steps": ["a" * size, "b"], "scores": [1, 0]} for size in range(1, 9)]
+    pack = Grouped(multiple=4)
+    _, rows = prepared(tmp_path, Reward(), some, pack=pack)
+    whole = list(itertools.islice(StepLoader(rows, batch_size=4, seed=0), 2))
+    mine = list(itertools.islice(StepLoader(rows, batch_size=4, seed=0, rank=rank, world=2), 2))
+    for one, own in zip(whole, mine, strict=True):
+        assert one["tokens"].shape[1] < T
+        assert one["tokens"].shape[1] % 4 == 0
+        part = slice(2 * rank, 2 * rank + 2)
+        assert all(torch.equal(field[part].nan_to_num(-7), own[name].nan_to_num(-7)) for name, field in one.items())
+        assert own["rewards"].isnan().logical_not().sum() == 4, "what was added to a row judges nothing"
 
 
 @pytest.mark.parametrize("spec", [Preference(), Kto(), Ranking(), Reward(), Chat()], ids=lambda spec: type(spec).__name__)
