@@ -257,16 +257,21 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "optim/sgd.nesterov": ([*LLAMA, "optim=sgd"], "optim.nesterov=true"),
     **{
         f"optim/schedule/{name}.warmup_steps": ([*LLAMA, f"optim/schedule={name}"], "optim.schedule.warmup_steps=40")
-        for name in ("constant", "linear", "cosine", "wsd", "inverse_sqrt")
+        for name in ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "polynomial", "cosine_restarts", "one_cycle")
     },
     **{
         f"optim/schedule/{name}.{field}": (
             [*LLAMA, f"optim/schedule={name}", "trainer.max_steps=300"],
             f"optim.schedule.{field}={value}",
         )
-        for name in ("linear", "cosine", "wsd")
+        for name in ("linear", "cosine", "wsd", "polynomial", "cosine_restarts", "one_cycle")
         for field, value in (("horizon", 400), ("floor", 0.3))
     },
+    "optim/schedule/wsd.decay": ([*LLAMA, "optim/schedule=wsd"], "optim.schedule.decay=cosine"),
+    "optim/schedule/polynomial.power": ([*LLAMA, "optim/schedule=polynomial"], "optim.schedule.power=3"),
+    "optim/schedule/cosine_restarts.periods": ([*LLAMA, "optim/schedule=cosine_restarts"], "optim.schedule.periods=3"),
+    "optim/schedule/cosine_restarts.factor": ([*LLAMA, "optim/schedule=cosine_restarts"], "optim.schedule.factor=2"),
+    "optim/schedule/one_cycle.start": ([*LLAMA, "optim/schedule=one_cycle"], "optim.schedule.start=0.5"),
     "optim/schedule/wsd.decay_share": ([*LLAMA, "optim/schedule=wsd"], "optim.schedule.decay_share=0.5"),
     "trainer.max_steps": ([*LLAMA, *COSINE], "trainer.max_steps=300"),
     "data.seq_len": ([*LLAMA, *TEXT], "data.seq_len=20"),

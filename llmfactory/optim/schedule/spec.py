@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import Spec, at_least, between
+from llmfactory.core.spec import Spec, above, at_least, between
 
 Schedule = Callable[[int], float]
 
@@ -84,11 +85,78 @@ class Cosine(DecaySpec):
 
 
 @dataclass(kw_only=True, slots=True)
+class Polynomial(DecaySpec):
+    """(1 - share of the decay that has passed)^power, from the peak to the floor (BERT's, with power 1; DeepLab's, with 0.9)."""
+
+    power: float = 2.0
+    """1 is a straight line, more falls fast at first, less falls fast at the end."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from DecaySpec.problems(self)
+        yield from above(self, 0.0, "power", repair=2.0)
+
+    def build(self, max_steps: int) -> Schedule:
+        from llmfactory.optim.schedule.polynomial import polynomial
+
+        return polynomial(self, self.horizon or max_steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class CosineRestarts(DecaySpec):
+    """Cosines from the peak to the floor one after the other, each of them longer or shorter than the one before by a factor
+    (SGDR, Loshchilov and Hutter 2017)."""
+
+    periods: int = 4
+    """Number of cosines up to the horizon; from there on the floor stays."""
+    factor: float = 1.0
+    """Length of a period as a multiple of the one before, T_mult."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from DecaySpec.problems(self)
+        yield from at_least(self, 1, "periods")
+        yield from above(self, 0.0, "factor", repair=1.0)
+
+    def build(self, max_steps: int) -> Schedule:
+        from llmfactory.optim.schedule.cosine_restarts import cosine_restarts
+
+        return cosine_restarts(self, self.horizon or max_steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class OneCycle(DecaySpec):
+    """Half a cosine up to the peak, half a cosine down to the floor (Smith and Topin 2018, as PyTorch anneals it)."""
+
+    start: float = 0.04
+    """Factor at the first step; the way up takes `warmup_steps`."""
+    floor: float = 0.0004
+    """Factor at the horizon and from there on."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from DecaySpec.problems(self)
+        yield from between(self, 0.0, 1.0, "start")
+
+    def build(self, max_steps: int) -> Schedule:
+        from llmfactory.optim.schedule.one_cycle import one_cycle
+
+        return one_cycle(self, self.horizon or max_steps)
+
+
+class Decay(Enum):
+    """How the rate falls from the peak to the floor; s is the share of the decay that has passed."""
+
+    linear = "1 - s"
+    one_minus_sqrt = "1 - sqrt(s) (Haegele et al. 2024, equation 1)"
+    cosine = "(1 + cos(pi s)) / 2"
+
+
+@dataclass(kw_only=True, slots=True)
 class Wsd(DecaySpec):
-    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM, section 4): the peak until a straight line to the floor at the end."""
+    """Warm-up, stable, decay (Hu et al. 2024, MiniCPM, section 4): the peak, and at the end a way down to the floor."""
 
     decay_share: float = 0.2
     """Share of the horizon that the final decay takes."""
+    decay: Decay = Decay.linear
+    """Its form."""
 
     def problems(self) -> Iterator[Problem]:
         yield from DecaySpec.problems(self)
