@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
-from llmfactory.data.form.spec import Kto, Preference, Ranking, RecordSpec, Reward, SidedSpec
-from llmfactory.data.spec import DocumentsSpec
+from llmfactory.data.form.spec import Kto, Preference, Prompts, Ranking, RecordSpec, Reward, SidedSpec
+from llmfactory.data.spec import DocumentsSpec, Labelled
 from llmfactory.objective.spec import Causal
-from llmfactory.stage.spec import Evaluate, TrainingSpec
+from llmfactory.stage.spec import Evaluate, Sft, TrainingSpec
 
 
 def conversations_are_continued(job: Job) -> Iterator[Problem]:
@@ -39,17 +39,39 @@ def records_are_of_the_kind_that_is_learned(job: Job) -> Iterator[Problem]:
     if objective.kinds:
         wanted = next(stem(cls) for cls in SIDED if cls.kind == objective.kinds[0])
         reason = f"the objective {name} learns from answers that are {WORDS[objective.kinds[0]]}, data={wanted} has such"
-        yield Problem("data", stem(type(job.data if form is None else form)), reason, f"data={wanted}")
+        files = "" if isinstance(form, RecordSpec) else " data.source.files=[my.jsonl]"
+        yield Problem("data", stem(type(job.data if form is None else form)), reason, f"data={wanted}{files}")
     else:
         assert form is not None
         reason = f"its answers are {WORDS[str(kind)]}, and the objective {name} learns from text and conversations"
-        yield Problem("data.form", stem(type(form)), reason, "data/form=chat")
+        yield Problem("data.form", stem(type(form)), reason, LEARNED_BY[str(kind)])
 
 
-SIDED: tuple[type[SidedSpec], ...] = (Preference, Kto, Ranking, Reward)
+SIDED: tuple[type[SidedSpec], ...] = (Preference, Kto, Ranking, Reward, Prompts)
 """Forms of records with judgements."""
-WORDS = {"pair": "compared in pairs", "judged": "labelled wanted or not", "ranking": "ranked", "scored": "scored"}
+WORDS = {"pair": "compared in pairs", "judged": "labelled wanted or not", "ranking": "ranked", "scored": "scored", "prompt": "yet to be written"}
 """What is known of the answers of each kind of records."""
+LEARNED_BY = {
+    "pair": "stage=reward model/head=reward",
+    "judged": "data/form=chat",
+    "ranking": "stage=reward stage/objective=ranking model/head=reward",
+    "scored": "stage=reward stage/objective=regression model/head=reward",
+}
+"""Overrides that learn from such records."""
+
+
+def instructions_have_answers(job: Job) -> Iterator[Problem]:
+    """What stage=sft learns is marked in conversations; labelled examples have a text to write."""
+    if not isinstance(job.stage, Sft) or isinstance(job.data, Labelled):
+        return
+    form = job.data.form if isinstance(job.data, DocumentsSpec) else None
+    if not isinstance(form, RecordSpec):
+        reason = "in running text there is no answer to learn: stage=sft takes conversations"
+        repair = "data=examples data/task=rewrite data.files=[my.jsonl]" if job.model.graph == "encoder_decoder" else CONVERSATIONS
+        yield Problem("data", stem(type(job.data)), reason, repair)
+
+
+CONVERSATIONS = "data=chat data.source.files=[my.jsonl]"
 
 
 def records_fit_into_rows(job: Job) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ with its own prompt; then padding. So whatever keeps the documents of a packed r
 | preference | the chosen answer, the rejected one | `margin` [B], NaN where there is none |
 | kto | the answer | `label` [B], 1: wanted |
 | ranking | K at most, the best first | `count` [B] of them; `scores` [B, K], NaN where there is none |
+| prompts | the prompt, without an answer; `PromptRows.prompt` tells what is known of it | |
 | reward | the answer | `score` [B], NaN for processes; `rewards` [B, T], NaN at every token that ends no step |
 
 A row whose labels are all ignored counts nothing: it fills a place in the share of a process that has no more records.
@@ -14,6 +15,7 @@ A row whose labels are all ignored counts nothing: it fills a place in the share
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,3 +131,25 @@ class ScoreRows(RecordRows):
                 rewards[row, place + 1] = score  # the end before the sequence is its first input
         scores = [_number(note.get("score")) for note in notes]
         return {**fields, "score": _tensor(scores, np.float32), "rewards": _tensor(rewards, np.float32)}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is to answer."""
+
+    tokens: list[int]
+    """As the model reads it, up to where its answer begins."""
+    messages: list[dict[str, Any]]
+    record: dict[str, Any]
+    """What is known of it: `answer`, `tests`, ..."""
+
+
+class PromptRows(RecordRows):
+    def read(self, indices: Int64) -> Batch:
+        return self.laid_out(indices)
+
+    def prompt(self, row: int) -> Prompt:
+        """What stands in a row, as it is."""
+        (sequence,) = self.sequences(np.array([row], np.int64))
+        note = self.noted(sequence[0])
+        return Prompt(self.file.document(sequence[0]), note["prompt"], note["record"])

@@ -119,10 +119,14 @@ class RecordForm(Form):
         return [*sequences, *(Encoded((), np.zeros(1, bool)) for _ in range(missing))]
 
     def _written(self, tokenizer: Tokenizer, sides: Sequence[Side]) -> list[Written]:
+        template = self.template(tokenizer)
+        return encode(tokenizer, [_stepped(template.pieces(side.messages, side.tools, self.last_only), side) for side in sides])
+
+    def template(self, tokenizer: Tokenizer) -> Template:
+        """How conversations are written out with this tokenizer."""
         if self._template is None or self._template[0] is not tokenizer:
             self._template = tokenizer, template_of(tokenizer, self.source)
-        template = self._template[1]
-        return encode(tokenizer, [_stepped(template.pieces(side.messages, side.tools, self.last_only), side) for side in sides])
+        return self._template[1]
 
     def _fitted(self, tokenizer: Tokenizer, record: Record, sides: list[Side], written: list[Written]) -> list[Encoded]:
         """The sequences of a record, none longer than allowed; nothing where it is left out."""

@@ -117,6 +117,30 @@ class Preference(SidedSpec):
 
 
 @dataclass(kw_only=True, slots=True)
+class Prompts(SidedSpec):
+    """Prompts that a model answers, each with what graders know of it: a right answer, tests. Nothing of them is learned as it is."""
+
+    kind: ClassVar[str] = "prompt"
+    chat: bool = True
+    """The prompt is put to the model by its chat template, up to where its answer begins; false: a text that the model goes on with."""
+    too_long: TooLong = TooLong.drop
+    """What becomes of prompts that are longer than allowed."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from RecordSpec.problems(self)
+        if self.too_long is TooLong.right:
+            reason = "a prompt that is cut off on the right does not end where its answer begins"
+            yield Problem("too_long", "right", reason, "too_long=left")
+        if not self.chat and self.system is not None:
+            yield Problem("system", self.system, "a text that is continued has no system message", "chat=true")
+
+    def build(self) -> Form:
+        from llmfactory.data.form.prompts import PromptsForm
+
+        return PromptsForm(self)
+
+
+@dataclass(kw_only=True, slots=True)
 class Kto(SidedSpec):
     """Answers with a label, wanted or not (Ethayarajh et al. 2024)."""
 

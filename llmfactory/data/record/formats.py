@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmfactory.data.record import conversations, evaluations, preferences
+from llmfactory.data.record import conversations, evaluations, preferences, prompts
 from llmfactory.data.record.record import BadRow, Format, Kind, Record, Row
 
-FORMATS: tuple[Format, ...] = (*preferences.FORMATS, *conversations.FORMATS, *evaluations.FORMATS)
+FORMATS: tuple[Format, ...] = (*preferences.FORMATS, *conversations.FORMATS, *evaluations.FORMATS, *prompts.FORMATS)
 """In the order in which they are tried: those that ask more before those that ask less."""
 NAMES = tuple(one.name for one in FORMATS)
 

@@ -7,6 +7,7 @@
 | `judged` | `prompt`, `answer` (messages), `label` (true: wanted) |
 | `ranking` | `prompt`, `answers` (lists of messages, the best first); `scores` where the file has them |
 | `scored` | `prompt`, `answer`, `score`; or, for processes, `prompt`, `steps` (texts), `scores` of each |
+| `prompt` | `prompt` (messages that end with a question); `record`, an object with all that is known of it: `answer`, `tests`, ... |
 | `item` | `question`, `choices`, `answer` (number of the right one); or `question`, `answers` (each is right) |
 
 A message has `role` (system, user, assistant, tool), `content` (a text, or a list of `{"type": "text", "text": ...}` and
@@ -35,6 +36,7 @@ class Kind(Enum):
     ranking = "a ranking of answers"
     scored = "an answer with a score"
     item = "a question of an evaluation"
+    prompt = "a prompt"
 
 
 class BadRow(ValueError):

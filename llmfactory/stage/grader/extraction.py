@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from llmfactory.data.record.boxed import boxed
 from llmfactory.stage.grader.text_spec import Take
-
-BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def extract(text: str, take: Take, mark: str | None) -> str | None:
@@ -27,17 +26,6 @@ def extract(text: str, take: Take, mark: str | None) -> str | None:
     if not matches:
         return None
     return matches[-1][1] if matches[-1].re.groups else matches[-1][0]
-
-
-def boxed(text: str) -> str | None:
-    """What stands in the last \\boxed{...} whose braces are closed."""
-    for begin in reversed([match.end() for match in BOXED.finditer(text)]):
-        depth = 1
-        for place in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return text[begin:place]
-    return None
 
 
 def references(record: dict[str, Any], field: str) -> list[str]:

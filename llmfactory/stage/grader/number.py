@@ -15,7 +15,7 @@ from llmfactory.stage.grader.text_spec import Number
 
 DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\}|\\,)\d{3})+(?!\d)|\d+)"
 DECIMAL = rf"(?:{DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{{1,3}}(?!\d))?"
-SIGN = r"(?:(?<![\w.)}])[-\u2212+]\s?)?"
+SIGN = r"(?:(?<![\w.)}])[-\u2212+])?"
 CURRENCY = r"(?:\\?[$\u20ac\u00a3]\s?)?"
 TEX = rf"\\[dt]?frac\s*\{{\s*(?P<over>[-\u2212]?{DECIMAL})\s*\}}\s*\{{\s*(?P<under>{DECIMAL})\s*\}}"
 PLAIN = rf"(?:(?P<whole>\d+)\s+)?(?P<top>{DIGITS})\s?/\s?(?P<bottom>{DIGITS})"
