@@ -13,8 +13,9 @@ LAYERS = [
     {"run"},
     {"stage"},
     {"objective", "inference", "checkpoint", "metric"},
+    {"peft"},  # changes a model from outside, as it lies over processes
     {"parallel"},  # walks over the parts of a model
-    {"model", "data", "optim", "precision", "peft", "tracking", "launch"},
+    {"model", "data", "optim", "precision", "tracking", "launch"},
     {"kernel"},
     {"core"},
 ]

@@ -1,4 +1,4 @@
-"""Parameter groups: what weight decay applies to.
+"""Parameter groups: what weight decay applies to, and at which multiple of the learning rate each learns.
 
 Decay pulls matrices towards zero; norm gains and biases are left alone, as the parts that own them declare.
 """
@@ -6,22 +6,36 @@ Decay pulls matrices towards zero; norm gains and biases are left alone, as the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+
+FACTOR = "lr_factor"
+"""Key of a group: the multiple of the run's learning rate at which it learns."""
 
 
 def groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], decays: Mapping[str, bool], weight_decay: float
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    decays: Mapping[str, bool],
+    weight_decay: float,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Two groups, decayed and not (an empty one is left out), of the named parameters that require gradients.
+    """A group for each learning rate, decayed and not (an empty one is left out), of the named parameters that require gradients.
 
-    `decays` says for each name whether decay applies; a name without an entry is a `KeyError`, never a guess.
+    `decays` says for each name whether decay applies; a name without an entry is a `KeyError`, never a guess. `factors`: multiples
+    of the learning rate, of names that do not learn at 1.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            (decayed if decays[name] else kept).append(parameter)
-    found = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in found if group["params"]]
+            found.setdefault((factors.get(name, 1.0), decays[name]), []).append(parameter)
+    order = sorted(found, key=lambda key: (key[0] != 1.0, key[0], not key[1]))
+    return [{"params": found[key], "weight_decay": weight_decay if key[1] else 0.0, FACTOR: key[0]} for key in order]
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Let each group learn at its multiple of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(FACTOR, 1.0)

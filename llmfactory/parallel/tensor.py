@@ -26,7 +26,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
@@ -34,6 +33,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from llmfactory.core.context import Context
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Layout, Parameter, name_seed
+from llmfactory.kernel.linear import Product
 from llmfactory.model.embedding.table import TokenTable
 from llmfactory.model.part import Part
 from llmfactory.model.tower import Tower
@@ -83,12 +83,13 @@ class _Cutter:
         for key, one in declared.items():
             path, _, attribute = key.rpartition(".")
             self._cut_parameter(f"{name}.{key}", part.get_submodule(path), attribute, one)
-        rows = [key for key, one in declared.items() if one.layout is Layout.row]
+        # Other parts' row-cut parameters (of an adapter beside a linear map) give what is summed where that map's product is.
+        rows = [key for key, one in declared.items() if one.layout is Layout.row and isinstance(_holder(part, key), nn.Linear)]
         for key in rows:
-            linear = part.get_submodule(key.rpartition(".")[0])
+            linear = _holder(part, key)
             # Of several sums in one part, the first ones feed what follows in it; they stay whole.
             linear.__dict__["join"] = self._sum(scattered=sequence and len(rows) == 1) if summed else same
-            linear.__class__ = _RowLinear
+            linear.__class__ = type(type(linear).__name__, (_RowLinear, type(linear)), {})
             if not summed and linear.bias is not None:
                 raise TypeError(f"{name}.{key}: its bias would be added once for each tensor-parallel process")
         if part.adds_up:
@@ -210,13 +211,18 @@ class Pieces(nn.Module):
         return view(value.to_local(grad_placements=gradients))
 
 
-class _RowLinear(Pieces, nn.Linear):
+def _holder(part: nn.Module, key: str) -> nn.Module:
+    """The module whose own parameter a part declares under this name."""
+    return part.get_submodule(key.rpartition(".")[0])
+
+
+class _RowLinear(Pieces, Product):
     """A linear map whose input features are cut: partial results are summed, the bias is added once."""
 
     join: Callable[[Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.join(F.linear(x, self.weight))
+        y = self.join(self.product(x))
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 

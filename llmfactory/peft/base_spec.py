@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.spec import Spec
 
@@ -11,16 +11,24 @@ if TYPE_CHECKING:
     from llmfactory.model.skeleton import Skeleton
     from llmfactory.parallel.mesh import World
 
+DEFAULT = "default"
+"""Name of an adapter that nobody has named."""
+
 
 @dataclass(kw_only=True, slots=True)
 class PeftSpec(Spec):
     """Base of the methods."""
 
-    def apply(self, model: Skeleton) -> None:
+    merges: ClassVar[bool] = True
+    """What it has trained can be put into the model's own weights, exactly but for rounding."""
+    changes_base: ClassVar[bool] = False
+    """It trains parameters of the model itself, so that nothing is left of the model without it."""
+
+    def apply(self, model: Skeleton, name: str = DEFAULT) -> None:
         """Change the built model in place, before its parameters have values: add what the method trains, freeze the rest.
 
-        What is added are parts that declare their parameters. `model.added` gets their names, `model.borrowed` those of all that
-        is frozen.
+        What is added are parts that declare their parameters, under `name`. `model.added` gets their names, `model.borrowed` those
+        of all that is frozen.
         """
         raise TypeError(f"{type(self).__name__} is a base: pick an option of peft")
 
@@ -28,3 +36,29 @@ class PeftSpec(Spec):
         """Give what was added the first values that depend on the model's own weights, which it has by now, as they lie over
         `world`. Called by every process."""
         return
+
+    def lr_factors(self, model: Skeleton) -> dict[str, float]:
+        """By name, what the learning rate of a parameter is multiplied by; those left out have the run's."""
+        return {}
+
+
+@dataclass(kw_only=True, slots=True)
+class AdapterSpec(PeftSpec):
+    """Base of the methods that freeze the model and train a small part: adapters beside it, or some of its parameters."""
+
+    train: list[str] = field(default_factory=list)
+    """Patterns of the model's own parameters that are trained whole besides, e.g. [head] for a fresh one."""
+
+    def apply(self, model: Skeleton, name: str = DEFAULT) -> None:
+        from llmfactory.peft.freezing import applied
+
+        applied(self, model, name)
+
+    def adapt(self, model: Skeleton, name: str) -> None:
+        """Add adapters to the model, which is frozen by now, or thaw what is to be trained (`requires_grad_`)."""
+        raise TypeError(f"{type(self).__name__} is a base: pick an option of peft")
+
+    def begin(self, model: Skeleton, world: World) -> None:
+        from llmfactory.peft.beginning import begin
+
+        begin(model, world)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmfactory.peft.base_spec import DEFAULT
+from llmfactory.peft.base_spec import AdapterSpec as AdapterSpec
 from llmfactory.peft.base_spec import PeftSpec as PeftSpec
+from llmfactory.peft.lora_spec import Lora as Lora
 
 if TYPE_CHECKING:
     from llmfactory.model.skeleton import Skeleton
@@ -15,5 +18,5 @@ if TYPE_CHECKING:
 class None_(PeftSpec):
     """Every parameter of the model is trained."""
 
-    def apply(self, model: Skeleton) -> None:
+    def apply(self, model: Skeleton, name: str = DEFAULT) -> None:
         model.requires_grad_(True)

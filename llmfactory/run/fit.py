@@ -262,6 +262,7 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[st
         first_weights=first_weights,
         resting=[name for name, one in declared.items() if one.layout is not Layout.vocab],
         resting_steps=job.stage.embeddings_only_steps if isinstance(job.stage, Pretrain) else 0,
+        lr_factors=job.peft.lr_factors(model),
     )
 
 

@@ -7,6 +7,7 @@ weights only within the root's forward.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -17,7 +18,7 @@ from llmfactory.core.context import Record
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.steps import HIDDEN, Pass
 from llmfactory.objective.objective import Objective, Outputs
-from llmfactory.optim.groups import groups
+from llmfactory.optim.groups import groups, set_lr
 from llmfactory.optim.spec import OptimSpec
 from llmfactory.parallel.context import ContextCut, padded
 from llmfactory.parallel.mesh import World
@@ -80,6 +81,7 @@ class TrainingStage(pl.LightningModule):
     `decays` says for each parameter name of the model whether weight decay applies. `isolated`: rows hold several documents
     or padding, which attention must keep apart. `first_weights` fills the parameters of the model that it is given, once it is
     laid out over the processes of a world. Parameters named in `resting` do not learn in the first `resting_steps` steps.
+    `lr_factors`: multiples of the learning rate, of parameters that do not learn at 1.
     """
 
     def __init__(
@@ -94,12 +96,13 @@ class TrainingStage(pl.LightningModule):
         first_weights: Callable[[Skeleton, World], None] = lambda model, world: None,
         resting: Collection[str] = (),
         resting_steps: int = 0,
+        lr_factors: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.root = Root(model, objective, isolated)
         self.first_weights = first_weights
         self.resting, self.resting_steps = frozenset(resting), resting_steps
-        self.objective, self.optim, self.decays = objective, optim, dict(decays)
+        self.objective, self.optim, self.decays, self.lr_factors = objective, optim, dict(decays), dict(lr_factors)
         self.schedule = optim.schedule.build(max_steps)
         self.clip_norm = optim.clip_norm
         self.watched = objective.watched
@@ -129,14 +132,12 @@ class TrainingStage(pl.LightningModule):
         return {**denominators, **self.model.term_tokens(batch), "tokens": tokens}
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optim.build(groups(self.model.named_parameters(), self.decays, self.optim.weight_decay))
+        return self.optim.build(groups(self.model.named_parameters(), self.decays, self.optim.weight_decay, self.lr_factors))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        lr = self.lr_at(self.trainer.global_step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(optimizer, self.lr_at(self.trainer.global_step))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
         """The strategy makes the step; Lightning only asks that this method exists."""

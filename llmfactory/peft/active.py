@@ -1,0 +1,50 @@
+"""Which adapters of a model take part in its forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from llmfactory.core.errors import UserError
+from llmfactory.peft.part import Adapter, adapters
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Within, the model computes what its base does.
+
+    Raises:
+        ValueError: parameters of the base itself are trained, so that it is not what it was (`base_stays`).
+    """
+    if not base_stays(model):
+        raise ValueError("parameters of the base are trained too, so that switching adapters off does not give it back")
+    before = [(adapter, adapter.active) for _, adapter in adapters(model)]
+    try:
+        for adapter, _ in before:
+            adapter.active = False
+        yield
+    finally:
+        for adapter, active in before:
+            adapter.active = active
+
+
+def choose(model: nn.Module, names: Collection[str]) -> None:
+    """Let the adapters with these names take part, and no others; none: the model computes what its base does."""
+    found = {adapter.name for _, adapter in adapters(model)}
+    if missing := sorted(set(names) - found):
+        there = f"there are {', '.join(sorted(found))}" if found else "the model has none"
+        raise UserError(f"there is no adapter called {' or '.join(missing)}: {there}")
+    for _, adapter in adapters(model):
+        adapter.active = adapter.name in names
+
+
+def base_stays(model: nn.Module) -> bool:
+    """Whether everything that is trained stands in adapters, so that the model without them is what it started from."""
+    own = {id(parameter) for _, adapter in adapters(model) for parameter in adapter.parameters()}
+    return bool(own) and all(id(one) in own for one in model.parameters() if one.requires_grad)
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return any(isinstance(module, Adapter) for module in model.modules())
