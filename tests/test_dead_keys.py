@@ -253,6 +253,19 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "optim/sgd.schedule": ([*LLAMA, "optim=sgd"], "optim/schedule=constant"),
     "optim/sgd.weight_decay": ([*LLAMA, "optim=sgd"], "optim.weight_decay=0.5"),
     "optim/sgd.clip_norm": ([*LLAMA, "optim=sgd"], "optim.clip_norm=0.01"),
+    **{
+        f"optim/{name}.{field}": ([*LLAMA, f"optim={name}", *extra], override)
+        for name, extra in (("adam", ["optim.weight_decay=0.1"]), ("lion", []))
+        for field, override in (
+            ("lr", "optim.lr=0.02"),
+            ("schedule", "optim/schedule=constant"),
+            ("weight_decay", "optim.weight_decay=0.5"),
+            ("clip_norm", "optim.clip_norm=0.01"),
+            ("betas", "optim.betas=[0.5,0.95]"),
+        )
+        if (name, field) != ("lion", "clip_norm")
+    },
+    "optim/adam.eps": ([*LLAMA, "optim=adam"], "optim.eps=0.01"),
     "optim/sgd.momentum": ([*LLAMA, "optim=sgd"], "optim.momentum=0.1"),
     "optim/sgd.nesterov": ([*LLAMA, "optim=sgd"], "optim.nesterov=true"),
     **{
@@ -313,6 +326,7 @@ EFFECTS: dict[str, str] = {
         ("data.clean", "data/mixture.clean"), "data/test_segment.py::test_copies_are_found_over_shards_sources_and_partitions"
     ),
     "data.form": "data/form/test_chat.py::*",
+    "optim/lion.clip_norm": "optim/test_lion.py::test_clipping_weighs_later_steps",
     "stage/prepare.export": "run/test_preparing.py::test_documents_are_exported",
     **{
         f"data/mixture.{name}": f"data/test_prepare.py::{test}"

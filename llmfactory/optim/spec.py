@@ -41,8 +41,8 @@ class OptimSpec(Spec):
 
 
 @dataclass(kw_only=True, slots=True)
-class Adamw(OptimSpec):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), PyTorch's fused implementation."""
+class MomentsSpec(OptimSpec):
+    """Base of the optimizers that divide a running mean of the gradient by the root of one of its square."""
 
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """Decay rates of the running means of the gradient and of its square."""
@@ -52,13 +52,56 @@ class Adamw(OptimSpec):
     def problems(self) -> Iterator[Problem]:
         yield from OptimSpec.problems(self)
         yield from above(self, 0.0, "eps", repair=1e-8)
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            yield Problem("betas", self.betas, "must be two numbers in [0, 1)", "betas=[0.9,0.95]")
+        yield from _two_rates(self.betas, "[0.9,0.95]")
+
+
+def _two_rates(betas: list[float], repair: str) -> Iterator[Problem]:
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        yield Problem("betas", betas, "must be two numbers in [0, 1)", f"betas={repair}")
+
+
+@dataclass(kw_only=True, slots=True)
+class Adamw(MomentsSpec):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), PyTorch's fused implementation."""
 
     def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         from llmfactory.optim.adamw import adamw
 
         return adamw(self, groups)
+
+
+@dataclass(kw_only=True, slots=True)
+class Adam(MomentsSpec):
+    """Adam (Kingma and Ba 2015, algorithm 1), PyTorch's fused implementation; weight decay is added to the gradient."""
+
+    weight_decay: float = 0.0
+    """Added to the gradient of matrices as a multiple of them, so that it passes through the running means; adamw's does not."""
+
+    def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
+        from llmfactory.optim.adam import adam
+
+        return adam(self, groups)
+
+
+@dataclass(kw_only=True, slots=True)
+class Lion(OptimSpec):
+    """The sign of a mean of gradients (Chen et al. 2023, algorithm 2): one number of state for each weight; wants a rate three to ten
+    times below Adam's, and as many times its weight decay."""
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    """Share of the running mean in the update, and in the next running mean."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from OptimSpec.problems(self)
+        yield from _two_rates(self.betas, "[0.9,0.99]")
+
+    def state_copies(self) -> int:
+        return 1
+
+    def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
+        from llmfactory.optim.lion import Lion as LionOptimizer
+
+        return LionOptimizer(groups, self)
 
 
 @dataclass(kw_only=True, slots=True)

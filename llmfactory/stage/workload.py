@@ -25,7 +25,7 @@ from llmfactory.model.skeleton import COMPANION, Skeleton
 from llmfactory.model.spec import EncoderDecoder, ModelSpec, Multimodal, NeuralNgram, Recurrent, TextSpec, TowerSpec
 from llmfactory.model.steps import Step
 from llmfactory.objective.spec import answers_of, natural
-from llmfactory.optim.spec import Adamw
+from llmfactory.optim.spec import MomentsSpec
 from llmfactory.parallel.plan.kept import (
     Formats,
     Kept,
@@ -65,7 +65,7 @@ def work_of(job: Job, is_cpu: bool) -> Work:
         formats=form,
         product_format=product,
         state_copies=job.optim.state_copies(),
-        state_bytes=4 if isinstance(job.optim, Adamw) else 0,
+        state_bytes=4 if isinstance(job.optim, MomentsSpec) else 0,
         vocab=vocab,
         chunk_rows=CPU_ROWS if is_cpu else max(CPU_ROWS, GPU_LOGITS // max(1, vocab)),
     )
