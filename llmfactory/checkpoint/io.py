@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -46,14 +47,17 @@ from llmfactory.checkpoint.tensors import (
     describe,
     differences,
     model_tensors,
-    own_tensors,
     size_in_bytes,
+    starting_tensors,
     united,
     without,
+    without_names,
 )
 from llmfactory.core.errors import UserError
+from llmfactory.model.packed import packed
 from llmfactory.model.skeleton import COMPANION
 from llmfactory.parallel.mesh import World
+from llmfactory.parallel.weights import put
 
 SCHEMA = 1
 """Version of the folder's layout; a reader refuses a newer one."""
@@ -243,13 +247,19 @@ def load_weights(path: Path, model: nn.Module, new: str | None = None, world: Wo
     the model is laid out, all of which call this; None: the model is whole, and this process reads for itself.
     """
     state = _verified(path, world)
-    tensors = without(own_tensors(model), new)
+    tensors = without(starting_tensors(model), new)
     described = describe(tensors) if world is None else united(tensors, world)
     saved = without(state["tensors"], new)
     if not any(name.startswith(COMPANION) for name in described):
         saved = without(saved, COMPANION)
     _insist_same(path, described, saved)
-    _read(path, tensors, world)
+    matrices = packed(model)
+    _read(path, without_names(tensors, matrices), world)
+    for name, part in matrices.items():
+        whole = torch.empty(part.shape, dtype=getattr(torch, saved[name]["dtype"]))
+        _read(path, {name: whole}, None)
+        for parameter, content in part.contents(whole):
+            put(parameter, content)
 
 
 def _verified(path: Path, world: World | None) -> dict[str, Any]:

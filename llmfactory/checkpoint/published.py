@@ -16,10 +16,11 @@ from torch import Tensor
 
 from llmfactory.checkpoint.names.published import Published
 from llmfactory.checkpoint.names.translate import to_ours, to_theirs
-from llmfactory.checkpoint.tensors import Described, describe, differences, model_tensors, united, without
+from llmfactory.checkpoint.tensors import Described, describe, differences, model_tensors, starting_tensors, united, without
 from llmfactory.core.errors import UserError
 from llmfactory.core.gguf_file import package
 from llmfactory.core.safetensors_file import Stored
+from llmfactory.model.packed import packed
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import ModelSpec
 from llmfactory.parallel.mesh import World
@@ -39,10 +40,13 @@ def load_published(published: Published, model: Skeleton, new: str | None = None
     the model is laid out; each reads every tensor and keeps its piece. None: the model is whole.
     """
     check_shapes(published)
-    room = without(model_tensors(model), new)
+    room, matrices = without(starting_tensors(model), new), packed(model)
     _insist_same(published, describe(room) if world is None else united(room, world), new)
     for name, tensor in tensors_of(published):
-        if name in room:
+        if name in matrices:
+            for parameter, content in matrices[name].contents(tensor):
+                put(parameter, content)
+        elif name in room:
             put(room[name], tensor)
     table = room.get("embedding.weight")
     for name, stored in published.tied.items():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llmfactory.model.packed import packed
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.weights import local
 
@@ -36,6 +37,11 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """All but those that were added to the model: what weights to start from give."""
     added: frozenset[str] = getattr(model, "added", frozenset())
     return without_names(all_tensors(model), added)
+
+
+def starting_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """`own_tensors`, and without content the matrices that stand packed in others (`model/packed.py`)."""
+    return {**own_tensors(model), **{name: torch.empty(part.shape, device="meta") for name, part in packed(model).items()}}
 
 
 def without_names(tensors: Mapping[str, T], names: Collection[str]) -> dict[str, T]:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from llmfactory.core.sharding import Parameter, name_seed
+from llmfactory.core.sharding import Parameter, Start, name_seed
 from llmfactory.model.declarations import declarations
+from llmfactory.model.packed import packed
 
 
 def initialize(
@@ -29,11 +30,19 @@ def initialize(
     One full tensor exists at a time.
     """
     declared = declarations(model) if declared is None else declared
+    place = place or _copy
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            full = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-            declared[name].start.fill(full, torch.Generator().manual_seed(name_seed(seed, name)))
-            (place or _copy)(parameter, full)
+            place(parameter, _drawn(parameter.shape, declared[name].start, seed, name))
+        for name, part in packed(model).items():
+            for parameter, content in part.contents(_drawn(part.shape, part.declared.start, seed, name)):
+                place(parameter, content)
+
+
+def _drawn(shape: torch.Size, start: Start, seed: int, name: str) -> Tensor:
+    full = torch.empty(shape, dtype=torch.float32, device="cpu")
+    start.fill(full, torch.Generator().manual_seed(name_seed(seed, name)))
+    return full
 
 
 def _copy(parameter: nn.Parameter, full: Tensor) -> None:

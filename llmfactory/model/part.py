@@ -53,7 +53,9 @@ def declare_linear(
 
     A row-cut map sums its partial results, so its bias stays whole and is added once.
     """
-    declared = {f"{name}.weight": Parameter(Normal(std), layout, unit=unit, shared=shared)}
+    declared: dict[str, Parameter] = {}
+    if not isinstance(linear, Part):  # which declares its matrix itself
+        declared[f"{name}.weight"] = Parameter(Normal(std), layout, unit=unit, shared=shared)
     if linear.bias is not None:
         bias_layout = Layout.replicated if layout is Layout.row else layout
         declared[f"{name}.bias"] = Parameter(Constant(0.0), bias_layout, decay=False, unit=unit, shared=shared)

@@ -21,6 +21,7 @@ from llmfactory.core.sharding import Constant, Layout, Normal, Parameter, Unifor
 from llmfactory.core.sharding import Start as Filled
 from llmfactory.model.declarations import declarations
 from llmfactory.model.ffn.experts import Experts
+from llmfactory.model.packed import packed
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.peft.lora_spec import Lora, LowRank, Start
 from llmfactory.peft.part import Adapted, First, LinearAdapter, adapters, attach
@@ -116,7 +117,7 @@ def adapt(spec: Lora, model: Skeleton, name: str) -> None:
 
 def linear_targets(spec: LowRank, model: Skeleton) -> Iterator[tuple[nn.Linear, Parameter]]:
     """The linear maps that a method is to change, each with the declaration of its matrix."""
-    declared = declarations(model)
+    declared = {**declarations(model), **{name: part.declared for name, part in packed(model).items()}}
     for path, module in targets(model, spec.targets).items():
         if isinstance(module, Experts):
             raise UserError(f"{path} is a stack of experts' matrices, beside which this method puts nothing")

@@ -9,6 +9,7 @@ from llmfactory.peft.base_spec import DEFAULT
 from llmfactory.peft.base_spec import AdapterSpec as AdapterSpec
 from llmfactory.peft.base_spec import PeftSpec as PeftSpec
 from llmfactory.peft.lora_spec import Lora as Lora
+from llmfactory.peft.qlora_spec import Qlora as Qlora
 
 if TYPE_CHECKING:
     from llmfactory.model.skeleton import Skeleton
