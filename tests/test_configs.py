@@ -49,6 +49,7 @@ TASKS = [
     ("rewrite", "seq2seq", ["model=t5_small"]),
 ]
 ROWS = ["data.source.files=[a.jsonl]"]
+PAIRS = ["data=preference", *ROWS]
 MIXTURE = "data/source=[pydocs,pycode]"
 NEEDS = {
     "data=mixture": [MIXTURE],
@@ -61,6 +62,12 @@ NEEDS = {
     "data=chat": ROWS,
     "data=web": ROWS,
     **{f"data={name}": [*ROWS, "stage=prepare"] for name in ("preference", "kto", "ranking", "reward")},
+    "stage=sft": ["data=chat", *ROWS],
+    "stage=reward": [*PAIRS, "model/head=reward"],
+    "stage/objective=bradley_terry": ["stage=reward", *PAIRS, "model/head=reward"],
+    "stage/objective=ranking": ["stage=reward", "data=ranking", *ROWS, "model/head=reward"],
+    "stage/objective=regression": ["stage=reward", "data=reward", *ROWS, "model/head=reward"],
+    "stage/objective=process": ["stage=reward", "data=reward", *ROWS, "model/head=value"],
     "data/source=records": ROWS,
     "data/form=chat": ["data=chat", *ROWS],
     **{f"data/form={name}": [f"data={name}", *ROWS, "stage=prepare"] for name in ("preference", "kto", "ranking", "reward")},

@@ -255,7 +255,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "optim/sgd.clip_norm": ([*LLAMA, "optim=sgd"], "optim.clip_norm=0.01"),
     **{
         f"optim/{name}.{field}": ([*LLAMA, f"optim={name}", *extra], override)
-        for name, extra in (("adam", ["optim.weight_decay=0.1"]), ("lion", []))
+        for name, extra in (("adam", ["optim.weight_decay=0.1"]), ("lion", []), ("lamb", []), ("adafactor", []))
         for field, override in (
             ("lr", "optim.lr=0.02"),
             ("schedule", "optim/schedule=constant"),
@@ -263,9 +263,13 @@ CHANGES: dict[str, tuple[list[str], str]] = {
             ("clip_norm", "optim.clip_norm=0.01"),
             ("betas", "optim.betas=[0.5,0.95]"),
         )
-        if (name, field) != ("lion", "clip_norm")
+        if (name, field) not in {("lion", "clip_norm"), ("adafactor", "clip_norm"), ("adafactor", "betas")}
     },
-    "optim/adam.eps": ([*LLAMA, "optim=adam"], "optim.eps=0.01"),
+    **{f"optim/{name}.eps": ([*LLAMA, f"optim={name}"], "optim.eps=0.01") for name in ("adam", "lamb", "adafactor")},
+    **{
+        f"optim/adafactor.{field}": ([*LLAMA, "optim=adafactor"], f"optim.{field}={value}")
+        for field, value in (("momentum", 0.5), ("update_clip", 0.1), ("scale_by_weights", "false"), ("least_scale", 0.9))
+    },
     "optim/sgd.momentum": ([*LLAMA, "optim=sgd"], "optim.momentum=0.1"),
     "optim/sgd.nesterov": ([*LLAMA, "optim=sgd"], "optim.nesterov=true"),
     **{
@@ -326,6 +330,8 @@ EFFECTS: dict[str, str] = {
         ("data.clean", "data/mixture.clean"), "data/test_segment.py::test_copies_are_found_over_shards_sources_and_partitions"
     ),
     "data.form": "data/form/test_chat.py::*",
+    "optim/adafactor.clip_norm": "optim/test_adafactor.py::test_equals_the_paper",
+    "optim/adafactor.decay_power": "optim/test_adafactor.py::test_equals_the_paper",
     "optim/lion.clip_norm": "optim/test_lion.py::test_clipping_weighs_later_steps",
     "stage/prepare.export": "run/test_preparing.py::test_documents_are_exported",
     **{
@@ -491,6 +497,17 @@ EFFECTS: dict[str, str] = {
     "stage/objective/masked.static": "objective/test_fields.py::test_static_masks_stay_in_the_next_epoch",
     "stage/objective/replaced_token.generator_scale": (
         "objective/test_replaced_token.py::test_the_generator_is_smaller_and_shares_the_vectors"
+    ),
+    **dict.fromkeys(
+        ("stage/objective/bradley_terry.margin_scale", "stage/objective/bradley_terry.center"),
+        "objective/test_bradley_terry.py::test_the_loss_is_the_papers",
+    ),
+    **dict.fromkeys(
+        ("stage/objective/regression.offset", "stage/objective/regression.scale"),
+        "objective/test_regression.py::test_one_answer_a_row",
+    ),
+    **dict.fromkeys(
+        ("stage/objective/process.loss", "stage/objective/process.threshold"), "objective/test_process.py::test_squared"
     ),
     "stage/objective/replaced_token.weight": "objective/test_replaced_token.py::test_the_loss_is_the_paper_s",
     **{

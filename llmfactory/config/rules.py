@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from llmfactory.config.rule.answering import answers_fit_behind_prompts, prompts_are_answered
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
 from llmfactory.config.rule.context import (
     context_parallel_cuts_attention,
@@ -52,10 +53,12 @@ from llmfactory.config.rule.layout import (
 )
 from llmfactory.config.rule.model import cross_attention_stands_at_cross, ids_fit_the_model, rows_fit_the_model
 from llmfactory.config.rule.objective import (
+    a_stage_learns_what_it_is_for,
     blanks_have_two_positions,
     generator_can_be_built,
     objective_fits_the_data,
     objective_fits_the_model,
+    rewards_are_of_answers_or_of_steps,
 )
 from llmfactory.config.rule.packing import (
     records_stand_in_rows_of_their_own,
@@ -72,6 +75,7 @@ from llmfactory.config.rule.pipeline import (
 )
 from llmfactory.config.rule.records import (
     conversations_are_continued,
+    instructions_have_answers,
     records_are_of_the_kind_that_is_learned,
     records_fit_into_rows,
 )
@@ -111,7 +115,12 @@ def check(job: Job) -> list[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
+    prompts_are_answered,
+    answers_fit_behind_prompts,
+    a_stage_learns_what_it_is_for,
+    rewards_are_of_answers_or_of_steps,
     conversations_are_continued,
+    instructions_have_answers,
     records_are_of_the_kind_that_is_learned,
     records_stand_in_rows_of_their_own,
     records_fit_into_rows,

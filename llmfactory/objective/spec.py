@@ -23,6 +23,11 @@ from llmfactory.core.special import (
 from llmfactory.model.ffn.spec import Activation
 from llmfactory.model.head.spec import HeadSpec, Mlm
 from llmfactory.objective.base_spec import ObjectiveSpec as ObjectiveSpec
+from llmfactory.objective.reward_spec import BradleyTerry as BradleyTerry
+from llmfactory.objective.reward_spec import Process as Process
+from llmfactory.objective.reward_spec import Ranking as Ranking
+from llmfactory.objective.reward_spec import Regression as Regression
+from llmfactory.objective.reward_spec import RewardSpec as RewardSpec
 
 if TYPE_CHECKING:
     from llmfactory.model.spec import EncoderOnly, ModelSpec

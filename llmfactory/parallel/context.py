@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmfactory.core.batch import IGNORE
+from llmfactory.core.batch import IGNORE, NARROW
 from llmfactory.core.context import Context, CutMask, Mask, Source
 from llmfactory.kernel.attention import attend
 from llmfactory.parallel.collectives import Group, exchange, gather, gathered, total
@@ -81,6 +81,10 @@ class RowPieces:
 
     def __init__(self, group: Group, columns: Columns) -> None:
         self.group, self.columns = group, columns
+
+    @property
+    def size(self) -> int:
+        return self.group.size()
 
     def total(self, x: Tensor) -> Tensor:
         return total(x, self.group)
@@ -206,8 +210,10 @@ MASKS: dict[ContextMethod, Callable[[Mask, Group, Columns, Columns], PieceMask]]
 
 LABELS = ("labels", "near", "noise")
 """Fields of a batch in which -100 is nothing."""
-IMAGES = "images"
-"""The field that does not run along the row: every process sees the pictures, and takes up what belongs to its tokens."""
+REWARDS = "rewards"
+"""The field in which NaN is nothing."""
+WHOLE = NARROW | {"images"}
+"""Fields that do not run along the row: every process sees the pictures, and takes up what belongs to its tokens."""
 
 
 def padded(batch: Batch, multiple: int) -> Batch:
@@ -220,12 +226,13 @@ def padded(batch: Batch, multiple: int) -> Batch:
 
 
 def _padded(name: str, field: Tensor, multiple: int) -> Tensor:
-    if name == IMAGES:
+    if name in WHOLE:
         return field
     dim = _length_dim(name, field)
     missing = -field.shape[dim] % multiple
     behind = [0] * (2 * (field.dim() - 1 - dim)) + [0, missing]
-    return F.pad(field, behind, value=IGNORE if name in LABELS else 0) if missing else field
+    nothing = IGNORE if name in LABELS else math.nan if name == REWARDS else 0
+    return F.pad(field, behind, value=nothing) if missing else field
 
 
 class ContextCut:
@@ -244,7 +251,7 @@ class ContextCut:
         return Columns(length, self.group.size(), streams)
 
     def _own(self, name: str, field: Tensor, columns: Columns) -> Tensor:
-        if name == IMAGES:
+        if name in WHOLE:
             return field
         return columns.own(field, _length_dim(name, field), self.group.rank())
 

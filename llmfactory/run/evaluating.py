@@ -74,5 +74,6 @@ class Evaluating(pl.Callback):
             found = held_out_measure(stage, self.batches(self.rows), self.strategy)
         if found is not None:
             self.progress.evaluated(found.loss)
-            self.tracker.log(self.progress.step, found.losses())
-            self.display.update(self.progress.step, {"held_out_loss": found.loss})
+            watched = found.watched()
+            self.tracker.log(self.progress.step, found.losses() | watched)
+            self.display.update(self.progress.step, {"held_out_loss": found.loss, **watched})

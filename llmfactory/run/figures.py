@@ -18,6 +18,8 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     row("held-out loss", "held_out_loss", ".4f", result.get("loss_unit", "nats per token"))
     for name in (key.partition("/")[2] for key in result if key.startswith("held_out_loss/")):
         row(f"of {name}", f"held_out_loss/{name}", ".4f")
+    for name, (what, form) in WATCHED.items():
+        row(what, f"held_out_{name}", form)
     row("perplexity", "perplexity", ",.2f", "per token")
     marks = ", ".join(f"{name} {result[key]:.3f}" for name, key in COMPRESSORS.items() if result.get(key) is not None)
     row("bits per byte", "bits_per_byte", ".3f", f"beside {marks}" if marks else "")
@@ -71,5 +73,12 @@ TASKS = {
     "rougeL": ("ROUGE-L", ".4f", "F-measure"),
 }
 """What is measured on labelled examples (stage/score.py)."""
+WATCHED = {
+    "accuracy": ("held-out accuracy", ".2%"),
+    "margin": ("held-out margin", ".4f"),
+    "error": ("held-out mean error", ".4f"),
+    "reward": ("held-out mean reward", ".4f"),
+}
+"""What objectives watch beside their loss (`Objective.watched`)."""
 COMPRESSORS = {"gzip -9": "gzip_bits_per_byte", "xz -9": "xz_bits_per_byte"}
 """Shown name and key of each compressor's figure on the same held-out text."""

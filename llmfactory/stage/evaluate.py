@@ -21,10 +21,11 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import stem
 from llmfactory.data.examples import Examples
+from llmfactory.data.form.spec import SIDED, WORDS, SidedSpec
 from llmfactory.data.loader import held_out_by_source
 from llmfactory.data.marks import prepared_marks
 from llmfactory.data.prepared import Prepared
-from llmfactory.data.spec import Labelled
+from llmfactory.data.spec import DocumentsSpec, Labelled
 from llmfactory.data.task.spec import task_of
 from llmfactory.model.count import parameters
 from llmfactory.model.skeleton import Skeleton
@@ -86,9 +87,14 @@ class Measure:
             found["perplexity"] = math.exp(min(self.loss, 700.0))
             if text_bytes is not None:
                 found["bits_per_byte"] = self.sums["loss"] / math.log(2) / text_bytes
-        if len(self.sums) > 1:
-            found |= {f"held_out_{name}": total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
-        return found
+        return found | self.watched()
+
+    def watched(self) -> dict[str, float]:
+        """The terms of the loss where there are several, and what is watched beside them."""
+        if len(self.sums) < 2:
+            return {}
+        names = [name for name in self.sums if name != "loss" and self.counts[name]]
+        return {f"held_out_{name}": self.sums[name] / self.counts[name] for name in names}
 
 
 @torch.no_grad()
@@ -170,6 +176,24 @@ def objective_of(checkpoint: Path, model: ModelSpec) -> ObjectiveSpec:
     return found()
 
 
+def insist_measurable(job: Job, spec: ObjectiveSpec, checkpoint: Path) -> None:
+    """That the data are what this objective learns from."""
+    data = job.data
+    kind = data.task.kind if isinstance(data, Labelled) else None
+    form = data.form if isinstance(data, DocumentsSpec) else None
+    judged = form.kind if isinstance(form, SidedSpec) else None
+    if kind == (spec.answers if spec.labelled else None) and (judged in spec.kinds or not (judged or spec.kinds)):
+        return
+    if spec.labelled:
+        wanted = f"examples (data=examples data/task={task_of(spec.answers)})"
+    elif spec.kinds:
+        fitting = [cls for cls in SIDED if cls.kind in spec.kinds]
+        wanted = " or ".join(f"answers that are {WORDS[cls.kind]} (data={stem(cls)})" for cls in fitting)
+    else:
+        wanted = "running text or conversations"
+    raise UserError(f"{checkpoint} was trained on {stem(type(spec))}, which is measured on {wanted}: choose other data=")
+
+
 class EvaluateJob(StageJob):
     """The model of `init` on the held-out documents of `data`; every process takes a part of the rows.
 
@@ -184,12 +208,7 @@ class EvaluateJob(StageJob):
         with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             spec = objective_of(checkpoint, job.model)
             objective = spec.build()
-            kind = job.data.task.kind if isinstance(job.data, Labelled) else None
-            if kind != (spec.answers if spec.labelled else None):
-                wanted = f"examples (data=examples data/task={task_of(spec.answers)})" if spec.labelled else "running text"
-                raise UserError(
-                    f"{checkpoint} was trained on {stem(type(spec))}, which is measured on {wanted}: choose other data="
-                )
+            insist_measurable(job, spec, checkpoint)
             data = read_data(job, checkpoint, spec.specials())
             precision = job.precision.build(world.device.type)
             model = load_model(job, checkpoint, precision, world, objective)

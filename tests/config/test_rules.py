@@ -25,6 +25,14 @@ FIRES = {
         ["data/pack=grouped", "parallel=cp_ring", "launch=local"],
         ["data/pack=grouped", "model=bert_tiny", "stage/objective=masked"],
     ],
+    "prompts_are_answered": [
+        ["stage=rejection", "init=."],
+        ["stage=rejection", "init=.", "data=chat", "data.source.files=[a.jsonl]"],
+    ],
+    "answers_fit_behind_prompts": [
+        ["stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage.max_tokens=500"],
+        ["stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage.max_tokens=1100"],
+    ],
     "weights_are_drawn_by": [[MIXTURE, "model=kneser_ney"]],
     "reweighting_compares_two_small_models": [
         ["stage=reweight"],
@@ -169,9 +177,30 @@ FIRES = {
     "best_is_looked_for": [["trainer.eval_every=null"]],
     "held_out_text_is_there": [["data.held_out=0"]],
     # records: conversations and preferences
-    "conversations_are_continued": [
-        ["data=preference", "data.source.files=[a.jsonl]", "model=llama_tiny"],
-        ["data=chat", "data.source.files=[a.jsonl]", "stage/objective=prefix"],
+    "conversations_are_continued": [["data=chat", "data.source.files=[a.jsonl]", "stage/objective=prefix"]],
+    "instructions_have_answers": [["stage=sft"], ["stage=sft", "data=pycode"]],
+    "records_are_of_the_kind_that_is_learned": [
+        ["data=preference", "data.source.files=[a.jsonl]"],
+        ["data=ranking", "data.source.files=[a.jsonl]"],
+        ["data=reward", "data.source.files=[a.jsonl]"],
+        ["stage=sft", "data=kto", "data.source.files=[a.jsonl]"],
+        ["stage=reward", "model/head=reward"],
+        ["stage=reward", "model/head=reward", "data=chat", "data.source.files=[a.jsonl]"],
+        ["stage=reward", "model/head=reward", "data=kto", "data.source.files=[a.jsonl]"],
+        ["stage=reward", "stage/objective=process", "model/head=value", "data=preference", "data.source.files=[a.jsonl]"],
+    ],
+    "records_stand_in_rows_of_their_own": [
+        ["stage=prepare", "data=preference", "data.source.files=[a.jsonl]", "data/pack=best_fit"],
+        ["stage=reward", "model/head=reward", "data=preference", "data.source.files=[a.jsonl]", "data/pack=concat"],
+    ],
+    "a_stage_learns_what_it_is_for": [
+        ["stage=sft", "data=chat", "data.source.files=[a.jsonl]", "stage/objective=prefix", "model=llama_tiny"],
+        ["stage=reward", "data=chat", "data.source.files=[a.jsonl]", "stage/objective=causal"],
+        ["stage/objective=bradley_terry", "model/head=reward", "data=preference", "data.source.files=[a.jsonl]"],
+    ],
+    "rewards_are_of_answers_or_of_steps": [
+        ["stage=reward", "model/head=value", "data=preference", "data.source.files=[a.jsonl]"],
+        ["stage=reward", "stage/objective=process", "model/head=reward", "data=reward", "data.source.files=[a.jsonl]"],
     ],
     "records_fit_into_rows": [["data=chat", "data.source.files=[a.jsonl]", "data.seq_len=512"]],
     "objective_fits_the_data": [
@@ -234,6 +263,10 @@ FIRES = {
     "context_parallel_cuts_attention": [
         ["parallel=cp_ring", "launch=local", "model=mamba_tiny"],
         ["parallel=cp_ulysses", "launch=local", "model=neural_ngram_tiny"],
+        [
+            *("parallel=cp_ring", "launch=local", "stage=reward", "model/head=reward"),
+            *("data=preference", "data.source.files=[a.jsonl]", "data.seq_len=512", "data.form.max_tokens=256"),
+        ],
         [
             *("parallel=cp_gather", "launch=local", "stage=finetune", "data=examples", "data.files=[a.jsonl]"),
             *("model=bert_tiny", "model/head=classifier"),

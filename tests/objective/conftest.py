@@ -1,4 +1,4 @@
-"""Makes `toy_job` importable."""
+"""Makes `toy_job` and the helpers beside the tests importable."""
 
 from __future__ import annotations
 
@@ -6,3 +6,4 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))

@@ -12,7 +12,7 @@ from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import Spec, stem, walk
 from llmfactory.model.attention.spec import AttentionSpec
 from llmfactory.model.spec import EncoderDecoder, EncoderOnly, VisionSpec
-from llmfactory.objective.spec import Classify, ReplacedToken, Span
+from llmfactory.objective.spec import Classify, ReplacedToken, RewardSpec, Span
 from llmfactory.parallel.spec import ContextMethod, Mesh, TensorForm
 from llmfactory.stage.spec import TrainingSpec
 
@@ -39,8 +39,8 @@ def context_parallel_cuts_attention(job: Job) -> Iterator[Problem]:
     reason = None
     if job.model.graph == "recurrent":
         reason = "each token of a recurrent model needs the one before it, so a row has to stay on one process"
-    elif isinstance(objective, (Classify, Span)):
-        what = "a class of a whole text" if isinstance(objective, Classify) else "a softmax over a row's tokens"
+    elif isinstance(objective, (Classify, Span)) or (isinstance(objective, RewardSpec) and not objective.each_token):
+        what = "a softmax over a row's tokens" if isinstance(objective, Span) else "one answer about a whole text"
         reason = f"stage/objective={stem(type(objective))} asks for {what}, so a row has to stay on one process"
     if reason is not None:
         yield Problem("parallel.cp", degrees_of(job)["cp"], reason, _whole_rows(job))

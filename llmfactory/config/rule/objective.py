@@ -6,13 +6,24 @@ from collections.abc import Iterator
 
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
-from llmfactory.core.spec import stem
+from llmfactory.core.spec import stem, walk
 from llmfactory.data.spec import Labelled
 from llmfactory.data.task.spec import task_of
+from llmfactory.model.head.spec import Scalar
 from llmfactory.model.position.spec import Learned2d, Rope2d
 from llmfactory.model.spec import EncoderOnly, TowerSpec
-from llmfactory.objective.spec import LABELLED, BlankInfilling, ReplacedToken, answers_of, natural
-from llmfactory.stage.spec import TrainingSpec
+from llmfactory.objective.spec import (
+    LABELLED,
+    BlankInfilling,
+    Causal,
+    ObjectiveSpec,
+    ReplacedToken,
+    RewardSpec,
+    Seq2seq,
+    answers_of,
+    natural,
+)
+from llmfactory.stage.spec import Reward, Sft, TrainingSpec
 
 
 def objective_fits_the_model(job: Job) -> Iterator[Problem]:
@@ -26,7 +37,7 @@ def objective_fits_the_model(job: Job) -> Iterator[Problem]:
     else:
         reason = f"it needs a head that answers with {objective.answers}, and model.head answers with {says}"
     if graph in objective.graphs and objective.answers in HEADS:
-        yield Problem("model.head", says, reason, f"model/head={HEADS[objective.answers]}")
+        yield Problem("model.head", says, reason, f"model/head={head_for(objective)}")
         return
     fitting = natural(graph, says)
     task = next((cls for cls in LABELLED if graph in cls.graphs and cls.answers == says), None)
@@ -63,6 +74,11 @@ HEADS = {"label": "classifier", "labels": "token_classifier", "span": "span_qa",
 """A head for each kind of answers that wants one of its own."""
 
 
+def head_for(objective: ObjectiveSpec) -> str:
+    """The head that says what an objective asks for."""
+    return "value" if isinstance(objective, RewardSpec) and objective.each_token else HEADS[objective.answers]
+
+
 def examples_of(answers: str) -> str:
     """Overrides that choose examples of a task."""
     return f"data=examples data/task={task_of(answers)} data.files=[my.jsonl]"
@@ -87,3 +103,34 @@ def generator_can_be_built(job: Job) -> Iterator[Problem]:
     except ConfigError as error:
         reason = f"there is no generator of that size: its {error.problems[0].path} {error.problems[0].reason}"
         yield Problem("stage.objective.generator_scale", objective.generator_scale, reason, "stage.objective.generator_scale=1.0")
+
+
+def a_stage_learns_what_it_is_for(job: Job) -> Iterator[Problem]:
+    """The stages that train are one loop; what they are called for is their objective."""
+    if not isinstance(job.stage, TrainingSpec):
+        return
+    objective, name = job.stage.objective, stem(type(job.stage.objective))
+    if isinstance(job.stage, Sft) and not isinstance(objective, (Causal, Seq2seq)):
+        reason = "stage=sft learns to write answers, as the objectives causal (decoders) and seq2seq (encoder-decoders) do"
+        fitting = "seq2seq" if job.model.graph == "encoder_decoder" else "causal"
+        yield Problem("stage.objective", name, reason, f"stage/objective={fitting}")
+    elif isinstance(job.stage, Reward) and not isinstance(objective, RewardSpec):
+        reason = "stage=reward learns to judge answers, as bradley_terry, ranking, regression and process do"
+        yield Problem("stage.objective", name, reason, "stage/objective=bradley_terry")
+    elif isinstance(objective, RewardSpec) and not isinstance(job.stage, Reward):
+        yield Problem(
+            "stage", stem(type(job.stage)), f"the objective {name} trains a reward model", f"stage=reward stage/objective={name}"
+        )
+
+
+def rewards_are_of_answers_or_of_steps(job: Job) -> Iterator[Problem]:
+    """One number for each answer, or one at every token of which those at the ends of steps are learned."""
+    objective = job.stage.objective if isinstance(job.stage, TrainingSpec) else None
+    if not isinstance(objective, RewardSpec):
+        return
+    for path, part in walk(job.model, "model"):
+        if isinstance(part, Scalar) and (part.pooling is None) is not objective.each_token:
+            has = "a number at every token" if part.pooling is None else "one number for a whole answer"
+            wanted = "one at the end of each step" if objective.each_token else "one for each answer"
+            reason = f"it gives {has}, and the objective {stem(type(objective))} wants {wanted}"
+            yield Problem(path, stem(type(part)), reason, f"model/head={head_for(objective)}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
-from llmfactory.data.form.spec import Kto, Preference, Prompts, Ranking, RecordSpec, Reward, SidedSpec
+from llmfactory.data.form.spec import SIDED, WORDS, RecordSpec, SidedSpec
 from llmfactory.data.spec import DocumentsSpec, Labelled
 from llmfactory.objective.spec import Causal
 from llmfactory.stage.spec import Evaluate, Sft, TrainingSpec
@@ -47,15 +47,12 @@ def records_are_of_the_kind_that_is_learned(job: Job) -> Iterator[Problem]:
         yield Problem("data.form", stem(type(form)), reason, LEARNED_BY[str(kind)])
 
 
-SIDED: tuple[type[SidedSpec], ...] = (Preference, Kto, Ranking, Reward, Prompts)
-"""Forms of records with judgements."""
-WORDS = {"pair": "compared in pairs", "judged": "labelled wanted or not", "ranking": "ranked", "scored": "scored", "prompt": "yet to be written"}
-"""What is known of the answers of each kind of records."""
 LEARNED_BY = {
     "pair": "stage=reward model/head=reward",
     "judged": "data/form=chat",
     "ranking": "stage=reward stage/objective=ranking model/head=reward",
     "scored": "stage=reward stage/objective=regression model/head=reward",
+    "prompt": "data/form=chat",
 }
 """Overrides that learn from such records."""
 
@@ -67,7 +64,9 @@ def instructions_have_answers(job: Job) -> Iterator[Problem]:
     form = job.data.form if isinstance(job.data, DocumentsSpec) else None
     if not isinstance(form, RecordSpec):
         reason = "in running text there is no answer to learn: stage=sft takes conversations"
-        repair = "data=examples data/task=rewrite data.files=[my.jsonl]" if job.model.graph == "encoder_decoder" else CONVERSATIONS
+        repair = (
+            "data=examples data/task=rewrite data.files=[my.jsonl]" if job.model.graph == "encoder_decoder" else CONVERSATIONS
+        )
         yield Problem("data", stem(type(job.data)), reason, repair)
 
 

@@ -180,3 +180,15 @@ class Reward(SidedSpec):
         from llmfactory.data.form.reward import RewardForm
 
         return RewardForm(self)
+
+
+SIDED: tuple[type[SidedSpec], ...] = (Preference, Kto, Ranking, Reward, Prompts)
+"""Forms of records with judgements, or with nothing but a question."""
+WORDS = {
+    "pair": "compared in pairs",
+    "judged": "labelled wanted or not",
+    "ranking": "ranked",
+    "scored": "scored",
+    "prompt": "yet to be written",
+}
+"""What is known of the answers of each kind of records."""
