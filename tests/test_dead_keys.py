@@ -330,6 +330,8 @@ EFFECTS: dict[str, str] = {
         ("data.clean", "data/mixture.clean"), "data/test_segment.py::test_copies_are_found_over_shards_sources_and_partitions"
     ),
     "data.form": "data/form/test_chat.py::*",
+    "data/source/pydoc_pairs.rejected": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint",
+    "data/source/pydoc_choices.choices": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint",
     "optim/adafactor.clip_norm": "optim/test_adafactor.py::test_equals_the_paper",
     "optim/adafactor.decay_power": "optim/test_adafactor.py::test_equals_the_paper",
     "optim/lion.clip_norm": "optim/test_lion.py::test_clipping_weighs_later_steps",

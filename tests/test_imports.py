@@ -13,9 +13,9 @@ LAYERS = [
     {"run"},
     {"stage"},
     {"objective", "inference", "checkpoint", "metric"},
-    {"peft"},  # changes a model from outside, as it lies over processes
+    {"peft", "optim"},  # change a model from outside, as it lies over processes
     {"parallel"},  # walks over the parts of a model
-    {"model", "data", "optim", "precision", "tracking", "launch"},
+    {"model", "data", "precision", "tracking", "launch"},
     {"kernel"},
     {"core"},
 ]

@@ -84,6 +84,57 @@ class Adam(MomentsSpec):
 
 
 @dataclass(kw_only=True, slots=True)
+class Lamb(MomentsSpec):
+    """Adam's update of each weight tensor, made as long as a share of the tensor itself (You et al. 2020, algorithm 2), for batches of
+    tens of thousands of rows."""
+
+    eps: float = 1e-6
+    """Added to the denominator."""
+
+    def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
+        from llmfactory.optim.lamb import Lamb as LambOptimizer
+
+        return LambOptimizer(groups, self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Adafactor(OptimSpec):
+    """Adam without its memory: of the squares of a matrix's gradient, means of rows and columns (Shazeer and Stern 2018,
+    algorithm 4). T5 and PaLM were trained with it."""
+
+    decay_power: float = 0.8
+    """The running mean of squares forgets by 1 - step^-decay_power at each step."""
+    momentum: float | None = None
+    """Decay rate of a running mean of the updates, a number more for each weight; None: there is none."""
+    update_clip: float = 1.0
+    """Updates with a larger root mean square are scaled down to it, tensor by tensor; d in the paper."""
+    scale_by_weights: bool = True
+    """The rate is relative to the root mean square of the tensor that is updated."""
+    least_scale: float = 1e-3
+    """Least root mean square that is taken then, so that what begins at zero moves."""
+    eps: float = 1e-30
+    """Added to the squares."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from OptimSpec.problems(self)
+        yield from between(self, 0.0, 1.0, "decay_power")
+        yield from between(self, 0.0, 0.999, "momentum")
+        for name, repair in (("update_clip", 1.0), ("least_scale", 1e-3), ("eps", 1e-30)):
+            yield from above(self, 0.0, name, repair=repair)
+        if not self.scale_by_weights and self.least_scale != 1e-3:
+            reason = "it bounds the scale of weights, and scale_by_weights=false takes none"
+            yield Problem("least_scale", self.least_scale, reason, "least_scale=0.001")
+
+    def state_copies(self) -> int:
+        return 0 if self.momentum is None else 1
+
+    def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
+        from llmfactory.optim.adafactor import Adafactor as AdafactorOptimizer
+
+        return AdafactorOptimizer(groups, self)
+
+
+@dataclass(kw_only=True, slots=True)
 class Lion(OptimSpec):
     """The sign of a mean of gradients (Chen et al. 2023, algorithm 2): one number of state for each weight; wants a rate three to ten
     times below Adam's, and as many times its weight decay."""

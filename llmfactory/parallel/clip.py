@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Shard, _StridedShard
 
-from llmfactory.parallel.weights import local
+from llmfactory.parallel.weights import box, cut, local
 
 EPSILON = 1e-6
 """Added to the norm that is divided by, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -28,7 +28,7 @@ def global_norm(gradients: Iterable[Tensor], others: dist.ProcessGroup | None = 
     """
     by_axes: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for gradient in gradients:
-        by_axes.setdefault(_cut_along(gradient), []).append(local(gradient))
+        by_axes.setdefault(cut_along(gradient), []).append(local(gradient))
     squares = []
     for groups, pieces in by_axes.items():
         square = torch.stack(torch._foreach_norm(pieces)).square().sum()
@@ -41,7 +41,46 @@ def global_norm(gradients: Iterable[Tensor], others: dist.ProcessGroup | None = 
     return total.sqrt()
 
 
-def _cut_along(gradient: Tensor) -> tuple[dist.ProcessGroup, ...]:
+@torch.no_grad()
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """[N], the Euclidean norm of each whole tensor, of which each process gives its piece; the same everywhere."""
+    pieces = [local(tensor) for tensor in tensors]
+    squares_N = torch.stack(torch._foreach_norm(pieces)).square()
+    by_axes: dict[tuple[dist.ProcessGroup, ...], list[int]] = {}
+    for number, tensor in enumerate(tensors):
+        by_axes.setdefault(cut_along(tensor), []).append(number)
+    for groups, numbers in by_axes.items():
+        if groups:
+            index = torch.tensor(numbers, device=squares_N.device)
+            some = squares_N[index]
+            for group in groups:
+                dist.all_reduce(some, group=group)
+            squares_N[index] = some
+    return squares_N.sqrt()
+
+
+@torch.no_grad()
+def sums_along(values: Tensor, tensor: Tensor, dim: int) -> Tensor:
+    """Sums of `values`, numbers of this process's piece of `tensor`, along a dimension (from the end, negative); whole, without that
+    dimension, and the same everywhere."""
+    offsets, sizes = box(tensor)
+    shape = list(tensor.shape)
+    del shape[dim]
+    whole = values.new_zeros(shape)
+    cut(whole, (without(offsets, dim), without(sizes, dim))).copy_(values.sum(dim))
+    for group in cut_along(tensor):
+        dist.all_reduce(whole, group=group)
+    return whole
+
+
+def without(numbers: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    """All but that of a dimension."""
+    left = list(numbers)
+    del left[dim]
+    return tuple(left)
+
+
+def cut_along(gradient: Tensor) -> tuple[dist.ProcessGroup, ...]:
     """The process groups over which a gradient is cut into pieces."""
     if not isinstance(gradient, DTensor):
         return ()

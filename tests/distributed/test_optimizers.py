@@ -11,12 +11,14 @@ from toy_job import Memory, Notes, prepared, toy_job
 
 from llmfactory.config.spec import Job
 from llmfactory.optim.schedule.spec import Constant
-from llmfactory.optim.spec import Adam, Lion, OptimSpec, Sgd
+from llmfactory.optim.spec import Adafactor, Adam, Lamb, Lion, OptimSpec, Sgd
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.spec import Fp64
 from llmfactory.run.fit import fit
 
 OPTIMIZERS: dict[str, OptimSpec] = {
+    "adafactor": Adafactor(lr=1e-2, schedule=Constant(), momentum=0.5, clip_norm=0.05),
+    "lamb": Lamb(lr=1e-2, schedule=Constant(), weight_decay=0.1, clip_norm=0.05),
     "adam": Adam(lr=1e-3, schedule=Constant(), weight_decay=0.1, clip_norm=0.05),
     "lion": Lion(lr=1e-3, schedule=Constant(), clip_norm=0.05),
     "sgd": Sgd(lr=0.1, schedule=Constant(), clip_norm=0.05),
