@@ -66,7 +66,7 @@ class Decoding:
             prompts = [[start_id]] * len(prompts)
         self.width = max(map(len, prompts))
         self.padding = [self.width - len(prompt) for prompt in prompts]
-        self.state = KvCache(self.width + room)
+        self.state = KvCache(model.preceding + self.width + room)
         self._prompts = [list(prompt) for prompt in prompts]
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         """[B], of the prompts."""

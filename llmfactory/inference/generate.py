@@ -141,11 +141,11 @@ def check_prompts(prompts: list[list[int]], vocab_size: int) -> None:
 def fit(model: Skeleton, prompts: list[list[int]], max_tokens: int) -> tuple[list[list[int]], list[int]]:
     """The prompts, and for each the number of new tokens, that the model's positions allow."""
     # The last new token is never fed back, so it needs no position.
-    room = model.spec.max_positions + 1
+    room = model.spec.max_positions - model.preceding + 1
     widest = max(map(len, prompts))
     limit = model.position_limit
     if model.spec.graph == "encoder_decoder":  # both sides have positions of their own; the start token takes one
-        if limit is not None and max(widest, max_tokens) > limit:
+        if limit is not None and max(widest, max_tokens) > (limit := limit - model.preceding):
             raise UserError(
                 f"a prompt of {widest} tokens and an answer of {max_tokens} do not fit into {limit} learned positions"
             )

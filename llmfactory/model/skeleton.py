@@ -34,6 +34,8 @@ class Skeleton(Part):
     """Names of parameters and buffers that are not the model's own: adapters, a companion. Weights to start from do not have them."""
     borrowed: frozenset[str] = frozenset()
     """Names of those whose values come from elsewhere and stay (a frozen base, a reference): checkpoints leave them out."""
+    preceding: int = 0
+    """Places before each text that no token of it takes (trained ones): positions and keys that are kept are more by so many."""
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -9,6 +9,10 @@ from llmfactory.peft.base_spec import DEFAULT
 from llmfactory.peft.base_spec import AdapterSpec as AdapterSpec
 from llmfactory.peft.base_spec import PeftSpec as PeftSpec
 from llmfactory.peft.lora_spec import Lora as Lora
+from llmfactory.peft.prompt_spec import Prefix as Prefix
+from llmfactory.peft.prompt_spec import Prompt as Prompt
+from llmfactory.peft.prompt_spec import PTuning as PTuning
+from llmfactory.peft.prompt_spec import PTuningV2 as PTuningV2
 from llmfactory.peft.qlora_spec import Qlora as Qlora
 
 if TYPE_CHECKING:

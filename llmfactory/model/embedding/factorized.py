@@ -26,4 +26,4 @@ class FactorizedEmbedding(TokenTable):
         return {**table, **declare_linear("project", self.project, self.std, Layout.replicated)}
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        return self.project(self.look_up(tokens_BT))  # type: ignore[no-any-return]
+        return self.project(self.vectors(tokens_BT))  # type: ignore[no-any-return]

@@ -13,6 +13,10 @@ class TokenTable(Part):
 
     weight: nn.Parameter
 
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """What the table holds of ids [...], [..., width]; a table that knows more than its rows says so here."""
+        return self.look_up(tokens)
+
     def look_up(self, tokens: Tensor) -> Tensor:
         """ids [...] -> rows [..., width]."""
         return F.embedding(tokens, self.weight)

@@ -22,5 +22,5 @@ class TokenEmbedding(TokenTable):
         return {"weight": Parameter(Normal(self.std), Layout.vocab)}
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
-        x_BTD = self.look_up(tokens_BT)
+        x_BTD = self.vectors(tokens_BT)
         return x_BTD if self.scale == 1 else x_BTD * self.scale

@@ -29,9 +29,9 @@ class TokenSegmentEmbedding(TokenTable):
 
     def forward(self, tokens_BT: Tensor, context: Context) -> Tensor:
         if context.types is None or self.types.shape[0] == 1:
-            return self.look_up(tokens_BT) + self.types[0]
+            return self.vectors(tokens_BT) + self.types[0]
         self._check(context.types)
-        return self.look_up(tokens_BT) + F.embedding(context.types, self.types)
+        return self.vectors(tokens_BT) + F.embedding(context.types, self.types)
 
     def _check(self, types_BT: Tensor) -> None:
         """By value on the CPU, without waiting elsewhere; as for learned positions."""
