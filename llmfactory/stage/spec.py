@@ -13,6 +13,7 @@ from llmfactory.core.spec import above, at_least, between
 from llmfactory.stage.base_spec import StageSpec as StageSpec
 from llmfactory.stage.base_spec import TrainingSpec as TrainingSpec
 from llmfactory.stage.format.spec import FormatSpec
+from llmfactory.stage.rejection_spec import Rejection as Rejection
 from llmfactory.stage.tuning_spec import Preference as Preference
 from llmfactory.stage.tuning_spec import Reward as Reward
 from llmfactory.stage.tuning_spec import Sft as Sft

@@ -30,7 +30,7 @@ FIRES = {
         ["stage=rejection", "init=.", "data=chat", "data.source.files=[a.jsonl]"],
     ],
     "answers_fit_behind_prompts": [
-        ["stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage.max_tokens=500"],
+        ["stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage.max_tokens=600"],
         ["stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage.max_tokens=1100"],
     ],
     "weights_are_drawn_by": [[MIXTURE, "model=kneser_ney"]],

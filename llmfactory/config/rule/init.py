@@ -18,11 +18,11 @@ from llmfactory.data.tokenizer.spec import Split
 from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.spec import answers_of
 from llmfactory.stage.format.spec import Gguf
-from llmfactory.stage.spec import Embed, Evaluate, Export, Extend, Generate
+from llmfactory.stage.spec import Embed, Evaluate, Export, Extend, Generate, Rejection
 
 
 def trained_model_is_given(job: Job) -> Iterator[Problem]:
-    if not isinstance(job.stage, (Generate, Evaluate, Export, Embed, Extend)) or job.init is not None:
+    if not isinstance(job.stage, (Generate, Evaluate, Export, Embed, Extend, Rejection)) or job.init is not None:
         return
     runs = sorted(Path(job.output_dir).glob("*/checkpoints"), key=lambda folder: -folder.stat().st_mtime)
     if runs:
@@ -65,20 +65,21 @@ def the_head_makes_vectors(job: Job) -> Iterator[Problem]:
 
 
 def a_text_is_continued_from_the_left(job: Job) -> Iterator[Problem]:
-    if not isinstance(job.stage, Generate):
+    if not isinstance(job.stage, (Generate, Rejection)):
         return
+    name = stem(type(job.stage))
     graph, says = job.model.graph, answers_of(job.model)
     if graph == "encoder":
-        reason = "each of its tokens sees the whole text, so stage=generate finds nothing to continue"
+        reason = f"each of its tokens sees the whole text, so stage={name} finds nothing to continue"
         yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")
     elif graph == "two_stream":
-        reason = "it predicts a token from its query stream, in an order that stage=generate does not make"
+        reason = f"it predicts a token from its query stream, in an order that stage={name} does not make"
         yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")
     elif graph == "words":
-        reason = "it has a vector for each word and predicts no next one, so stage=generate finds nothing to write"
+        reason = f"it has a vector for each word and predicts no next one, so stage={name} finds nothing to write"
         yield Problem("model", stem(type(job.model)), reason, "model=llama_tiny")
     elif says != "tokens":
-        yield Problem("model.head", says, "stage=generate needs a head that answers with tokens", "model/head=lm")
+        yield Problem("model.head", says, f"stage={name} needs a head that answers with tokens", "model/head=lm")
 
 
 def gguf_knows_how_text_is_cut(job: Job) -> Iterator[Problem]:

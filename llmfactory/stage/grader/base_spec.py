@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class GraderSpec(Spec):
     """Base of the graders."""
 
+    passes: ClassVar[bool] = False
+    """A grade of 1 says that an answer is right, and others that it is not."""
     weight: float = 1.0
     """The reward of an answer is the sum of its grades, each times its grader's weight."""
     failed_reward: float = 0.0

@@ -33,7 +33,7 @@ class Answer:
     tokens: list[int]
     """Tokens that it wrote, without the one that ends an answer."""
     text: str
-    """What they say, without special tokens."""
+    """What they say."""
     ended: bool
     """The model ended the answer itself; false: it was cut off at the most tokens allowed."""
     record: dict[str, Any]

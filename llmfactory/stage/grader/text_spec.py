@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import MISSING, at_least
@@ -41,6 +41,7 @@ def compiles(spec: GraderSpec, name: str) -> Iterator[Problem]:
 class ComparingSpec(GraderSpec):
     """Base of the graders that compare an answer with the right one."""
 
+    passes: ClassVar[bool] = True
     field: str = "answer"
     """The field of the prompt's record with the right answer, or with a list of right ones."""
     take: Take = Take.whole
