@@ -202,7 +202,11 @@ FIRES = {
         ["stage=reward", "model/head=value", "data=preference", "data.source.files=[a.jsonl]"],
         ["stage=reward", "stage/objective=process", "model/head=reward", "data=reward", "data.source.files=[a.jsonl]"],
     ],
-    "records_fit_into_rows": [["data=chat", "data.source.files=[a.jsonl]", "data.seq_len=512"]],
+    "records_fit_into_rows": [
+        ["data=chat", "data.source.files=[a.jsonl]", "data.seq_len=512"],
+        ["stage=prepare", "data=preference", "data.source.files=[a.jsonl]", "data.seq_len=1000"],
+        ["stage=prepare", "data=ranking", "data.source.files=[a.jsonl]", "data.form.most=9"],
+    ],
     "objective_fits_the_data": [
         ["data=examples", "data.files=[a.jsonl]"],
         ["stage=finetune", "model=bert_tiny", "model/head=classifier"],
@@ -265,7 +269,7 @@ FIRES = {
         ["parallel=cp_ulysses", "launch=local", "model=neural_ngram_tiny"],
         [
             *("parallel=cp_ring", "launch=local", "stage=reward", "model/head=reward"),
-            *("data=preference", "data.source.files=[a.jsonl]", "data.seq_len=512", "data.form.max_tokens=256"),
+            *("data=preference", "data.source.files=[a.jsonl]", "data.form.max_tokens=64"),
         ],
         [
             *("parallel=cp_gather", "launch=local", "stage=finetune", "data=examples", "data.files=[a.jsonl]"),

@@ -116,7 +116,7 @@ def a_stage_learns_what_it_is_for(job: Job) -> Iterator[Problem]:
         yield Problem("stage.objective", name, reason, f"stage/objective={fitting}")
     elif isinstance(job.stage, Reward) and not isinstance(objective, RewardSpec):
         reason = "stage=reward learns to judge answers, as bradley_terry, ranking, regression and process do"
-        yield Problem("stage.objective", name, reason, "stage/objective=bradley_terry")
+        yield Problem("stage.objective", name, reason, "stage=sft stage/objective=causal")
     elif isinstance(objective, RewardSpec) and not isinstance(job.stage, Reward):
         yield Problem(
             "stage", stem(type(job.stage)), f"the objective {name} trains a reward model", f"stage=reward stage/objective={name}"

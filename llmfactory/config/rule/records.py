@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
-from llmfactory.data.form.spec import SIDED, WORDS, RecordSpec, SidedSpec
+from llmfactory.data.form.spec import SIDED, WORDS, Preference, Ranking, RecordSpec, SidedSpec
 from llmfactory.data.spec import DocumentsSpec, Labelled
 from llmfactory.objective.spec import Causal
 from llmfactory.stage.spec import Evaluate, Sft, TrainingSpec
@@ -20,6 +20,8 @@ def conversations_are_continued(job: Job) -> Iterator[Problem]:
     form = job.data.form
     if isinstance(form, SidedSpec) or (isinstance(job.stage, TrainingSpec) and job.stage.objective.kinds):
         return  # `records_are_of_the_kind_that_is_learned`
+    if isinstance(job.stage, Sft):
+        return  # `a_stage_learns_what_it_is_for`
     if isinstance(form, RecordSpec) and isinstance(job.stage, TrainingSpec) and not isinstance(job.stage.objective, Causal):
         name = stem(type(job.stage.objective))
         reason = "it chooses by itself what is predicted, in conversations that is what the assistant writes"
@@ -76,7 +78,12 @@ CONVERSATIONS = "data=chat data.source.files=[my.jsonl]"
 def records_fit_into_rows(job: Job) -> Iterator[Problem]:
     if not isinstance(job.data, DocumentsSpec) or not isinstance(job.data.form, RecordSpec):
         return
-    most, width = job.data.form.max_tokens, job.data.seq_len
-    if most is not None and most > width:
+    form, width = job.data.form, job.data.seq_len
+    if form.max_tokens is None:
+        return
+    answers = form.most if isinstance(form, Ranking) else 2 if isinstance(form, Preference) else 1
+    if form.max_tokens * answers > width:
         reason = f"a longer record than a row (data.seq_len={width}) would lose its beginning"
-        yield Problem("data.form.max_tokens", most, reason, f"data.form.max_tokens={width}")
+        if answers > 1:
+            reason = f"a row (data.seq_len={width}) holds all {answers} answers of a record, each with its prompt"
+        yield Problem("data.form.max_tokens", form.max_tokens, reason, f"data.form.max_tokens={width // answers}")
