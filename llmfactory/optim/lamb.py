@@ -59,4 +59,5 @@ class Lamb(Optimizer):
         step, (first, second) = int(state["step"].item()), self.betas
         state["mean"].lerp_(gradient, 1 - first)
         state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        return (state["mean"] / (1 - first**step)) / ((state["square"] / (1 - second**step)).sqrt() + self.eps)
+        direction: Tensor = (state["mean"] / (1 - first**step)) / ((state["square"] / (1 - second**step)).sqrt() + self.eps)
+        return direction
