@@ -129,10 +129,10 @@ def _tokens(
 ) -> None:
     """Every task after the documents are there."""
     shards = documents.folder / "shards"
-    traits = {name: SourceTraits(source.can_cut, source.max_overlap) for name, source in plan.sources.items()}
+    traits = {name: SourceTraits(one.can_cut, one.max_overlap, one.weights()) for name, one in plan.sources.items()}
     form = spec.form.build()
     if form.records:  # a record is no text that could be cut, and its likeness to others is not told by 13 words of JSON
-        traits = {name: SourceTraits(False, 1.0) for name in traits}
+        traits = {name: SourceTraits(False, 1.0, trait.weights) for name, trait in traits.items()}
     splitting = Splitting(shards_folder=shards, share=spec.held_out, most=spec.held_out_bytes, traits=traits)
     split = run(splitting, work, workers, progress) / "00000"
     looking = Looking(shards_folder=shards, split_folder=split)

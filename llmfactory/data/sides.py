@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llmfactory.core.errors import UserError
 from llmfactory.data.overlap import HeldOut
 from llmfactory.data.shard import Piece, Shard, Shards, read_about, write_about
-from llmfactory.data.split import Cut, Side, border, choose, largest, missing
+from llmfactory.data.split import Cut, Side, border, choose, choose_by, largest, missing
 from llmfactory.data.tally import Reason, StepTally, Tally
 from llmfactory.data.tasks import Phase
 
@@ -30,6 +30,7 @@ class SourceTraits:
 
     can_cut: bool
     max_overlap: float
+    weights: Mapping[str, int] | None = None
 
 
 class Sides:
@@ -80,7 +81,11 @@ class Splitting(Phase):
         wanted = self.most // max(1, len({shard.source for shard in shards.shards}))
         for source, first, its in by_source(shards):
             group, size, evaluated = columns(its)
-            side = choose(group, size, evaluated, self.share, wanted)
+            weights = self.traits[source].weights
+            if weights is None:
+                side = choose(group, size, evaluated, self.share, wanted)
+            else:
+                side = choose_by(weights, group, evaluated, self.share, wanted)
             lacking = missing(side, size, evaluated, self.share, wanted)
             if lacking is not None and self.traits[source].can_cut and (cut := _cut(shards, first, group, size, side, lacking)):
                 cuts.append(cut)

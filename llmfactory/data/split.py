@@ -6,11 +6,14 @@ on no order and no seed: adding a group moves few others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llmfactory.data.shard import group_number
 
 UInt64 = NDArray[np.uint64]
 Int64 = NDArray[np.int64]
@@ -58,6 +61,24 @@ def choose(group: UInt64, size: Int64, evaluated: NDArray[np.bool_], share: floa
         held = np.isin(group, _groups(group, weight, target))
     side[held & evaluated] = Side.held_out
     side[held & ~evaluated] = Side.training_only
+    return side
+
+
+def choose_by(
+    weights: Mapping[str, int], group: UInt64, evaluated: NDArray[np.bool_], share: float, most: int
+) -> NDArray[np.uint8]:
+    """The side of each document, where the groups held out are those of another corpus.
+
+    Args:
+        weights: bytes that the other corpus may hold out of each group, by the group's name.
+        group, evaluated: as of `choose`.
+    """
+    numbers = np.array([group_number(name) for name in weights], np.uint64)
+    sizes = np.array(list(weights.values()), np.int64)
+    held = numbers[choose(numbers, sizes, np.ones(len(numbers), bool), share, most) == Side.held_out]
+    side = np.zeros(len(group), np.uint8)
+    side[np.isin(group, held)] = Side.training_only
+    side[np.isin(group, held) & evaluated] = Side.held_out
     return side
 
 

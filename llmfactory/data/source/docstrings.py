@@ -10,6 +10,7 @@ import inspect
 import textwrap
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -27,6 +28,44 @@ def pages(source: str, module: str) -> Iterator[tuple[str, str]]:
         yield module, "\n\n".join([title(module), *entries]) + "\n"
     for node in _definitions(tree, ast.ClassDef):
         yield from _classes(node, module)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A function, method or class that is documented."""
+
+    name: str
+    """Qualified: email.message.Message.get_param."""
+    arguments: tuple[str, ...] | None
+    """Their names, `self` and `cls` left out; None: it is not called (a class, a property)."""
+    doc: str
+
+
+def members(source: str, module: str) -> Iterator[Member]:
+    """Of the module and its classes, in order. Raises SyntaxError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tree = ast.parse(source)
+    yield from _members(tree, module)
+
+
+def _members(node: ast.Module | ast.ClassDef, parent: str) -> Iterator[Member]:
+    for function in _definitions(node, Function):
+        if doc := _doc(function):
+            yield Member(f"{parent}.{function.name}", None if _is_property(function) else _arguments(function.args), doc)
+    for inner in _definitions(node, ast.ClassDef):
+        name = f"{parent}.{inner.name}"
+        if doc := _doc(inner):
+            yield Member(name, None, doc)
+        yield from _members(inner, name)
+
+
+def _arguments(arguments: ast.arguments) -> tuple[str, ...]:
+    plain = [*arguments.posonlyargs, *arguments.args]
+    named = [f"*{arguments.vararg.arg}"] if arguments.vararg else []
+    named += [one.arg for one in arguments.kwonlyargs]
+    named += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
+    return tuple([one.arg for one in plain if one.arg not in ("self", "cls")] + named)
 
 
 def title(name: str) -> str:
@@ -54,11 +93,15 @@ def _entry(node: ast.FunctionDef | ast.AsyncFunctionDef, parent: str | None) -> 
     signature = f"{name}({ast.unparse(node.args)})"
     if node.returns is not None:
         signature += f" -> {ast.unparse(node.returns)}"
-    if any(isinstance(mark, ast.Name) and mark.id == "property" for mark in node.decorator_list):
+    if _is_property(node):
         signature = name
     doc = _doc(node)
     assert doc
     return indented(("async " if isinstance(node, ast.AsyncFunctionDef) else "") + signature, doc)
+
+
+def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(isinstance(mark, ast.Name) and mark.id == "property" for mark in node.decorator_list)
 
 
 def _doc(node: ast.AST) -> str:

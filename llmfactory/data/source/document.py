@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,11 @@ class Source(ABC):
     """Whether one document may be cut in two where the documents are too few or too large to hold out a share of them."""
     bad_share: float = 0.0
     """Share of the records that may be unreadable; 0: the first one is an error."""
+
+    def weights(self) -> Mapping[str, int] | None:
+        """Bytes of each group that decide which groups are held out, where a source shall hold out the same ones as another does
+        at the same share; None: the bytes of its own documents."""
+        return None
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -43,6 +43,49 @@ class Pycode(SourceSpec):
         return PythonCode()
 
 
+@dataclass(kw_only=True, slots=True)
+class PydocQa(SourceSpec):
+    """Questions about functions, methods and classes of the running Python's standard library, answered by their docstrings.
+    Held out: the modules that `pydocs` holds out."""
+
+    def build(self) -> Source:
+        from llmfactory.data.source.pydoc_qa import PydocQuestions
+
+        return PydocQuestions()
+
+
+@dataclass(kw_only=True, slots=True)
+class PydocPairs(SourceSpec):
+    """The same questions, each with its docstring as the chosen answer and another of the same module as the rejected one."""
+
+    rejected: int = 1
+    """Pairs of a docstring at most, each with another rejected answer; one of them is evaluated where its module is held out."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "rejected")
+
+    def build(self) -> Source:
+        from llmfactory.data.source.pydoc_pairs import PydocPreferences
+
+        return PydocPreferences(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class PydocChoices(SourceSpec):
+    """The same questions as multiple choice: rankings of docstrings of the same module, the right one first."""
+
+    choices: int = 4
+    """Answers to choose from."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 2, "choices")
+
+    def build(self) -> Source:
+        from llmfactory.data.source.pydoc_choices import PydocMultipleChoice
+
+        return PydocMultipleChoice(self)
+
+
 class Format(Enum):
     """What stands in files."""
 
