@@ -149,7 +149,7 @@ class _Cutter:
             return end(output)
 
         part.register_forward_pre_hook(before, with_kwargs=True)
-        part.register_forward_hook(after)
+        part.register_forward_hook(after, prepend=True)  # what others hang on the part sees its whole output
 
 
 def own_heads(args: tuple[Any, ...], kwargs: dict[str, Any], group: Group) -> tuple[tuple[Any, ...], dict[str, Any]]:
