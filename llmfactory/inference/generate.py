@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ def generate(
     vocab_size: int | None = None,
     reading: Reading = Reading.forward,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    stop_ids: Collection[int] = (),
     on_token: OnToken | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by at most `max_tokens` tokens; returns the new tokens, without prompt and without `end_id`.
@@ -52,6 +55,8 @@ def generate(
         vocab_size: ids of the tokenizer. A model may have rows for more (padding), which stand for nothing and are never
             chosen; None: all.
         reading: how the model reads the prompts; `Objective.prompt` makes them as it wants them.
+        seeds: of each row's random numbers; None: they come from `seed`, the prompt and how many equal ones stand before it.
+        stop_ids: tokens at which a row ends, and which it keeps.
         on_token: see `OnToken`; stop strings and streaming are made of it.
 
     Raises:
@@ -69,23 +74,37 @@ def generate(
     rows, limits = fit(model, rows, max_tokens)
     ids = {"vocab_size": vocab_size, "start_id": start_id, "end_id": end_id}
     with evaluating(model):
-        decoding = Decoding(model, rows, max(limits) - 1, **ids, reading=reading)
-        return _decode(decoding, rows, limits, sampling or Sampling(), end_id, seed, on_token)
+        first, place = _different(rows)
+        decoding = Decoding(model, first, max(limits) - 1, **ids, reading=reading)
+        logits_BV = decoding.start()
+        if len(first) < len(rows):  # equal prompts are read once
+            decoding.keep(place)
+            logits_BV = logits_BV[torch.tensor(place, device=logits_BV.device)]
+        generators = _generators(rows, seed) if seeds is None else [torch.Generator().manual_seed(one) for one in seeds]
+        ends = _Ends(end_id, frozenset(stop_ids), on_token)
+        return _decode(decoding, logits_BV, rows, limits, sampling or Sampling(), generators, ends)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """What ends a row."""
+
+    end_id: int | None
+    stop_ids: frozenset[int]
+    on_token: OnToken | None
 
 
 def _decode(
     decoding: Decoding,
+    logits_BV: Tensor,
     prompts: list[list[int]],
     limits: list[int],
     sampling: Sampling,
-    end_id: int | None,
-    seed: int,
-    on_token: OnToken | None,
+    generators: list[torch.Generator],
+    ends: _Ends,
 ) -> list[list[int]]:
-    generators = _generators(prompts, seed)
     new: list[list[int]] = [[] for _ in prompts]
     alive = list(range(len(prompts)))
-    logits_BV = decoding.start()
     seen_BV = _seen(prompts, logits_BV) if sampling.repetition_penalty != 1 else None
     while True:
         uniform_B = torch.stack([torch.rand((), generator=generators[row], dtype=torch.float64) for row in alive])
@@ -93,10 +112,10 @@ def _decode(
         chosen = chosen_B.tolist()
         going = []
         for index, (row, token) in enumerate(zip(alive, chosen, strict=True)):
-            if token == end_id:
+            if token == ends.end_id:
                 continue
             new[row].append(token)
-            ended = on_token is not None and on_token(row, token)
+            ended = token in ends.stop_ids or (ends.on_token is not None and ends.on_token(row, token))
             if not ended and len(new[row]) < limits[row]:
                 going.append(index)
         if not going:
@@ -107,6 +126,13 @@ def _decode(
             decoding.keep(going)
         alive = [alive[index] for index in going]
         logits_BV = decoding.step([chosen[index] for index in going])
+
+
+def _different(prompts: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """The prompts that differ, and the place of each row's among them."""
+    places: dict[tuple[int, ...], int] = {}
+    found = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+    return [list(prompt) for prompt in places], found
 
 
 def _seen(prompts: list[list[int]], logits_BV: Tensor) -> Tensor:

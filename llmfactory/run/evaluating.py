@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 BySource = Mapping[str, Iterable["Batch"]]
 """Batches of each source of a mixture; those of one source under no name."""
-Batches = Callable[[int | None], BySource]
-"""This process's share of the first so many held-out rows (None: of all), in order, in batches."""
+Measuring = Callable[[int | None], Measure | None]
+"""The model as it stands on the first so many held-out rows (None: on all), on all processes; None: there are none."""
 
 
 def held_out_measure(stage: TrainingStage, batches: BySource, strategy: MeshStrategy) -> Measure | None:
@@ -53,15 +53,14 @@ class Evaluating(pl.Callback):
     def __init__(
         self,
         progress: Progress,
-        strategy: MeshStrategy,
-        batches: Batches,
+        measure: Measuring,
         tracker: Tracker,
         display: Display,
         *,
         every: int | None,
         rows: int | None,
     ) -> None:
-        self.progress, self.strategy, self.batches = progress, strategy, batches
+        self.progress, self.measure = progress, measure
         self.tracker, self.display, self.every, self.rows = tracker, display, every, rows
 
     def on_train_batch_end(
@@ -71,7 +70,7 @@ class Evaluating(pl.Callback):
             return
         assert isinstance(stage, TrainingStage)
         with self.progress.watch.paused():
-            found = held_out_measure(stage, self.batches(self.rows), self.strategy)
+            found = self.measure(self.rows)
         if found is not None:
             self.progress.evaluated(found.loss)
             watched = found.watched()

@@ -28,7 +28,6 @@ from llmfactory.checkpoint import io
 from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.sharding import Layout
-from llmfactory.data.loader import StepLoader, held_out_by_source
 from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
@@ -43,15 +42,16 @@ from llmfactory.run.allocator import keep_freed_memory
 from llmfactory.run.determinism import settings
 from llmfactory.run.display import Display
 from llmfactory.run.environment import changed_bits, environment
-from llmfactory.run.evaluating import BySource, Evaluating
+from llmfactory.run.evaluating import Evaluating
 from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.plain_file import write_yaml
 from llmfactory.run.progress import Progress
 from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
+from llmfactory.run.supply import Supply, open_supply
 from llmfactory.run.watching import Watching
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
-from llmfactory.stage.rows import Data, task_rows
+from llmfactory.stage.rows import Data
 from llmfactory.stage.spec import Pretrain, TrainingSpec
 from llmfactory.stage.training import TrainingStage
 from llmfactory.tracking.tracker import Tracker
@@ -81,6 +81,8 @@ class Fitted:
     """The last checkpoint."""
     drawn: dict[str, float] = field(default_factory=dict)
     """Tokens and epochs of each source of a mixture, as `StepLoader.drawn` gives them."""
+    supply: Supply | None = None
+    """Where its batches came from; None: it was counted."""
 
     @property
     def model(self) -> Skeleton:
@@ -133,27 +135,8 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
 
     assert isinstance(job.stage, TrainingSpec)
     objective = job.stage.objective.build()
-    rows = task_rows(job, objective, data, "train")
-    held_out = task_rows(job, objective, data, "held_out")
-    loader = StepLoader(
-        rows,
-        batch_size=spec.batch_size,
-        seed=job.seed,
-        rank=world.data_rank,
-        world=world.data_size,
-        start_step=progress.step,
-    )
-
-    def samples(step: int) -> str:
-        whole = StepLoader(rows, batch_size=spec.batch_size, seed=job.seed, rank=0, world=1, start_step=0)
-        numbers = [str(number) for number in whole.sample_ids(step)]
-        return "rows " + ", ".join(numbers[:64]) + (" ..." if len(numbers) > 64 else "")
-
-    def batches(limit: int | None) -> BySource:
-        size = min(spec.batch_size, (spec.micro_batch_size or spec.batch_size) * world.data_size)
-        return held_out_by_source(held_out, batch_size=size, rank=world.data_rank, world=world.data_size, limit=limit)
-
-    stage = build_stage(job, rows.isolated, fresh=resume is None, note=display.note)
+    supply = open_supply(job, objective, data, world, progress, resume, last_step)
+    stage = build_stage(job, supply.isolated, fresh=resume is None, note=display.note)
     formats = job.precision.build(world.device.type)
     strategy = make_strategy(
         job.parallel,
@@ -161,11 +144,12 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         seed=job.seed,
         batch_size=spec.batch_size,
         micro_batch_size=spec.micro_batch_size,
-        samples=samples,
+        samples=supply.samples,
         smallest_scale=SMALLEST,
         compile=spec.compile,
         scratch=scratch_of(job, folder),
     )
+    supply.begin(stage, strategy, formats)
     saving = Saving(
         checkpoints,
         spec,
@@ -175,21 +159,22 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         resume=resume,
         record={"environment": surroundings},
         attach=partial(attach, job, data),
+        keep=supply.keep,
     )
     callbacks = [
-        Watching(progress, strategy, formats, tracker, display, spec.log_every, loader.drawn),
-        Evaluating(progress, strategy, batches, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
+        Watching(progress, strategy, formats, tracker, display, spec.log_every, supply.drawn),
+        Evaluating(progress, supply.measure, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
         Stopping(progress, strategy, spec.patience),
         saving,
     ]
     display.start(spec.max_steps, progress.step)
     with _quiet_lightning(), signals(strategy):
-        _train(stage, loader, strategy, formats, callbacks, last_step, progress.step)
+        _train(stage, supply.loader, strategy, formats, callbacks, last_step, progress.step)
     progress.watch.stop()
     display.stop()
     trained: Skeleton | LaidOut = stage.model.eval()
     if world.dense is not None:
-        trained = LaidOut(job, stage, formats, strategy, partial(batches, None))
+        trained = LaidOut(job, stage, formats, strategy, partial(supply.measure, None))
     return Fitted(
         trained,
         step=progress.step,
@@ -200,7 +185,8 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         tokens_per_second=progress.tokens / max(progress.watch.seconds, 1e-9),
         skipped_steps=0 if formats.loss_scale is None else int(formats.loss_scale.skipped),
         checkpoint=saving.last,
-        drawn=loader.drawn(progress.step),
+        drawn=supply.drawn(progress.step),
+        supply=supply,
     )
 
 

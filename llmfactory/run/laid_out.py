@@ -16,7 +16,6 @@ from llmfactory.parallel.shard import reshard
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.parallel.weights import assemble
 from llmfactory.precision.plugin import MeshPrecision
-from llmfactory.run.evaluating import BySource, held_out_measure
 from llmfactory.stage.evaluate import Measure
 from llmfactory.stage.training import TrainingStage
 
@@ -25,7 +24,7 @@ ROOM = 0.5
 
 
 class LaidOut:
-    """All methods are called by every process. `batches` gives a process's share of all held-out rows."""
+    """All methods are called by every process. `measure`: the objective on all held-out rows."""
 
     def __init__(
         self,
@@ -33,9 +32,9 @@ class LaidOut:
         stage: TrainingStage,
         formats: MeshPrecision,
         strategy: MeshStrategy,
-        batches: Callable[[], BySource],
+        measure: Callable[[], Measure | None],
     ) -> None:
-        self.job, self.stage, self.formats, self.strategy, self.batches = job, stage, formats, strategy, batches
+        self.job, self.stage, self.formats, self.strategy, self._measure = job, stage, formats, strategy, measure
         self._whole: Skeleton | None = None
 
     @property
@@ -45,7 +44,7 @@ class LaidOut:
 
     def measure(self) -> Measure | None:
         """The objective on all held-out rows; None: there are none."""
-        return held_out_measure(self.stage, self.batches(), self.strategy)
+        return self._measure()
 
     def too_large(self, everywhere: bool) -> str | None:
         """Why the whole model cannot stand beside the training state, on rank 0 or on all processes; None: it can."""

@@ -28,7 +28,7 @@ class Saving(pl.Callback):
     """Writes a checkpoint every `save_every` steps, at a new lowest held-out loss, when the run is stopped, and at its end.
 
     `resume` is the checkpoint to go on from, `record` what state.json holds beside the progress, `attach` writes what
-    travels along (tokenizer, config).
+    travels along (tokenizer, config), and what `keep` gives at that moment writes what else the run has to remember.
     """
 
     def __init__(
@@ -42,9 +42,10 @@ class Saving(pl.Callback):
         resume: Path | None,
         record: dict[str, Any],
         attach: Callable[[Path], None],
+        keep: Callable[[], Callable[[Path], None]] = lambda: lambda path: None,
     ) -> None:
         self.folder, self.spec, self.progress, self.strategy, self.formats = folder, trainer, progress, strategy, formats
-        self.resume, self.record, self.attach = resume, record, attach
+        self.resume, self.record, self.attach, self.keep = resume, record, attach, keep
         self.last: Path | None = resume
         self.background: Background | None = None
 
@@ -100,9 +101,14 @@ class Saving(pl.Callback):
             state["loss_scale"] = self.formats.loss_scale.state()
         contents = Contents.of(*self.strategy.whole(stage.model, optimizer, everywhere=False))
         best_step = self.progress.best_step if self.spec.keep_best else None
+        remember = self.keep()
+
+        def attach(path: Path) -> None:
+            self.attach(path)
+            remember(path)
 
         def write(world: World) -> Path:
-            written = io.write(self.folder, step, contents, state, world, self.attach)
+            written = io.write(self.folder, step, contents, state, world, attach)
             world.once(lambda: prune(self.folder, self.spec.keep_last, best_step))
             return written
 

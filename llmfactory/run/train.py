@@ -38,7 +38,7 @@ from llmfactory.stage.evaluate import compressor_figures, held_out_figures, text
 from llmfactory.stage.initial import checkpoint_of
 from llmfactory.stage.rows import Data, read_data, task_rows
 from llmfactory.stage.score import score
-from llmfactory.stage.spec import TrainingSpec
+from llmfactory.stage.spec import RlSpec, TrainingSpec
 from llmfactory.tracking.none import NoTracker
 
 SAMPLE = Sampling(temperature=0.5, top_k=50)
@@ -147,6 +147,8 @@ def figures_of(
     objective = job.stage.objective.build()
     precision = job.precision.build(world.device.type)
     found: dict[str, Any] = {"parameters": fitted.parameters, "tokens_per_second": fitted.tokens_per_second}
+    if isinstance(job.stage, RlSpec):
+        return found | rewards_of(fitted)
     found |= _held_out(job, fitted, objective, data, precision, world, note)
     rows = task_rows(job, objective, data, "train")
     if isinstance(data, Prepared):
@@ -171,6 +173,13 @@ def figures_of(
         if model is not None and world.rank == 0:
             found["sample"] = sample(job, model, data, precision)
     return found
+
+
+def rewards_of(fitted: Fitted) -> dict[str, Any]:
+    """Figures of a run that learned from rewards: what answers to all held-out prompts get, and how it went."""
+    assert fitted.supply is not None
+    measured = fitted.supply.measure(None)
+    return (measured.figures(None) if measured is not None else {}) | fitted.supply.figures()
 
 
 def _held_out(

@@ -14,6 +14,9 @@ from llmfactory.stage.base_spec import StageSpec as StageSpec
 from llmfactory.stage.base_spec import TrainingSpec as TrainingSpec
 from llmfactory.stage.format.spec import FormatSpec
 from llmfactory.stage.rejection_spec import Rejection as Rejection
+from llmfactory.stage.rl_spec import Grpo as Grpo
+from llmfactory.stage.rl_spec import Ppo as Ppo
+from llmfactory.stage.rl_spec import RlSpec as RlSpec
 from llmfactory.stage.tuning_spec import Preference as Preference
 from llmfactory.stage.tuning_spec import Reward as Reward
 from llmfactory.stage.tuning_spec import Sft as Sft

@@ -11,7 +11,7 @@ import pytest
 from toy_job import Memory, Sender, toy_job, train
 
 from llmfactory.checkpoint import io
-from llmfactory.run import evaluating
+from llmfactory.run import supply
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -42,7 +42,7 @@ def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         loss = next(losses)
         return SimpleNamespace(loss=loss, losses=lambda: {"held_out_loss": loss})
 
-    monkeypatch.setattr(evaluating, "held_out_measure", measured)
+    monkeypatch.setattr(supply, "held_out_measure", measured)
     settings = {"trainer__eval_every": 2, "trainer__patience": 2, "trainer__keep_last": 1}
     train(toy_job(tmp_path, trainer__max_steps=10, **settings), tmp_path / "run")
     fitted, _ = train(toy_job(tmp_path, trainer__max_steps=60, **settings), tmp_path / "run")

@@ -1,0 +1,100 @@
+"""Where a training run has its batches from, and what it is measured on meanwhile: rows of data, or what the model itself writes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmfactory.config.spec import Job
+from llmfactory.data.loader import StepLoader, held_out_by_source
+from llmfactory.objective.objective import Objective
+from llmfactory.parallel.mesh import World
+from llmfactory.parallel.strategy import MeshStrategy
+from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.run.evaluating import held_out_measure
+from llmfactory.run.progress import Progress
+from llmfactory.stage.evaluate import Measure
+from llmfactory.stage.rows import Data, task_rows
+from llmfactory.stage.spec import RlSpec
+from llmfactory.stage.training import TrainingStage
+
+if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
+
+SHOWN = 64
+"""Samples of a step that a message names."""
+
+
+class Supply(ABC):
+    loader: Iterable[Batch]
+    """This process's share of each step, from the first that the run has to make."""
+    isolated: bool
+    """Rows hold several documents, or padding that attention would see."""
+
+    def begin(self, stage: TrainingStage, strategy: MeshStrategy, formats: MeshPrecision) -> None:
+        """Hear of what is trained, before the first batch is asked for."""
+        self.stage, self.strategy, self.formats = stage, strategy, formats
+
+    @abstractmethod
+    def samples(self, step: int) -> str:
+        """What a step learns from, for a message."""
+
+    @abstractmethod
+    def drawn(self, step: int) -> dict[str, float]:
+        """Metrics of what has been read by now."""
+
+    @abstractmethod
+    def measure(self, limit: int | None) -> Measure | None:
+        """The model as it stands on so many of the held-out rows (None: on all); None: there are none. Called by every process."""
+
+    def keep(self) -> Callable[[Path], None]:
+        """What writes the state of this moment into a checkpoint, if steps alone do not tell it. Called by every process."""
+        return lambda path: None
+
+    def figures(self) -> dict[str, Any]:
+        """What the end of the run has to say besides."""
+        return {}
+
+
+class RowSupply(Supply):
+    """Rows of data."""
+
+    def __init__(self, job: Job, objective: Objective, data: Data, world: World, start_step: int) -> None:
+        self.job, self.world = job, world
+        self.rows, self.held_out = (task_rows(job, objective, data, part) for part in ("train", "held_out"))
+        self.isolated = self.rows.isolated
+        self.loader = self.steps = StepLoader(
+            self.rows,
+            batch_size=job.trainer.batch_size,
+            seed=job.seed,
+            rank=world.data_rank,
+            world=world.data_size,
+            start_step=start_step,
+        )
+
+    def samples(self, step: int) -> str:
+        whole = StepLoader(self.rows, batch_size=self.job.trainer.batch_size, seed=self.job.seed, rank=0, world=1, start_step=0)
+        numbers = [str(number) for number in whole.sample_ids(step)]
+        return "rows " + ", ".join(numbers[:SHOWN]) + (" ..." if len(numbers) > SHOWN else "")
+
+    def drawn(self, step: int) -> dict[str, float]:
+        return self.steps.drawn(step)
+
+    def measure(self, limit: int | None) -> Measure | None:
+        spec, world = self.job.trainer, self.world
+        size = min(spec.batch_size, (spec.micro_batch_size or spec.batch_size) * world.data_size)
+        batches = held_out_by_source(self.held_out, batch_size=size, rank=world.data_rank, world=world.data_size, limit=limit)
+        return held_out_measure(self.stage, batches, self.strategy)
+
+
+def open_supply(
+    job: Job, objective: Objective, data: Data, world: World, progress: Progress, resume: Path | None, last_step: int
+) -> Supply:
+    """`resume`: the checkpoint that the run goes on from; `last_step`: at which it ends."""
+    if isinstance(job.stage, RlSpec):
+        from llmfactory.run.answers import AnswerSupply
+
+        return AnswerSupply(job, data, world, progress, resume, last_step)
+    return RowSupply(job, objective, data, world, progress.step)
