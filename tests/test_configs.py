@@ -62,6 +62,7 @@ NEEDS = {
     "data=chat": ROWS,
     "data=web": ROWS,
     **{f"data={name}": [*ROWS, "stage=prepare"] for name in ("preference", "kto", "ranking", "reward")},
+    **{f"data={name}": ["stage=prepare"] for name in ("pydoc_pairs", "pydoc_choices")},
     "stage=sft": ["data=chat", *ROWS],
     "stage=reward": [*PAIRS, "model/head=reward"],
     "stage/objective=bradley_terry": ["stage=reward", *PAIRS, "model/head=reward"],
