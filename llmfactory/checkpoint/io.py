@@ -62,6 +62,8 @@ from llmfactory.parallel.weights import put
 SCHEMA = 1
 """Version of the folder's layout; a reader refuses a newer one."""
 
+AT_ONCE = 1 << 26
+"""Bytes that are read at a time where whole tensors are wanted one after the other."""
 _NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -233,7 +235,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World) -> No
     """Restore weights and optimizer state in place, under whatever layout the model has now; called by every process."""
     state = _verified(path, world)
     tensors = model_tensors(model)
-    _insist_same(path, united(tensors, world), state["tensors"])
+    insist_same(path, united(tensors, world), state["tensors"])
     room = allocate_optimizer(model, optimizer, state["tensors"])
     _read(path, {**tensors, **room}, world)
 
@@ -252,7 +254,7 @@ def load_weights(path: Path, model: nn.Module, new: str | None = None, world: Wo
     saved = without(state["tensors"], new)
     if not any(name.startswith(COMPANION) for name in described):
         saved = without(saved, COMPANION)
-    _insist_same(path, described, saved)
+    insist_same(path, described, saved)
     matrices = packed(model)
     _read(path, without_names(tensors, matrices), world)
     for name, part in matrices.items():
@@ -260,6 +262,20 @@ def load_weights(path: Path, model: nn.Module, new: str | None = None, world: Wo
         _read(path, {name: whole}, None)
         for parameter, content in part.contents(whole):
             put(parameter, content)
+
+
+def whole_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors of the model, one after the other, as they are stored."""
+    state = _verified(path, None)
+    group: dict[str, Tensor] = {}
+    names = [name for name in state["tensors"] if not name.startswith(PREFIX)]
+    for number, name in enumerate(names, start=1):
+        entry = state["tensors"][name]
+        group[name] = torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
+        if number == len(names) or sum(tensor.nbytes for tensor in group.values()) >= AT_ONCE:
+            _read(path, group, None)
+            yield from group.items()
+            group = {}
 
 
 def _verified(path: Path, world: World | None) -> dict[str, Any]:
@@ -280,7 +296,8 @@ def _verified(path: Path, world: World | None) -> dict[str, Any]:
     return state
 
 
-def _insist_same(path: Path, model: Described, saved: Described) -> None:
+def insist_same(path: Path, model: Described, saved: Described) -> None:
+    """Raises UserError with every tensor that only one side has or whose shape differs."""
     lines = differences(model, saved)
     if lines:
         shown = "\n  ".join(lines[:20] + ([f"... and {len(lines) - 20} more"] if len(lines) > 20 else []))

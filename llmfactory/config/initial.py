@@ -1,4 +1,5 @@
-"""`init=`: the model, and of a run of ours the data too, start from what the path itself says of them.
+"""`init=`: the model, and of a run of ours the data too, start from what the path itself says of them; so does the method of a run
+whose adapters cannot be put into the model's weights.
 
 A run folder has its resolved config; a published model (HF folder, GGUF file) its metadata. What the command line or an
 experiment picks counts more.
@@ -21,10 +22,12 @@ from llmfactory.config.register import packages
 from llmfactory.config.tree import Branch, Tree
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import Spec, stem
+from llmfactory.peft.spec import PeftSpec
 from llmfactory.stage.spec import Describe, Embed, TrainingSpec
 
 CONFIG = "config.yaml"
 TAKEN = ("model", "data")
+PEFT = "peft"
 
 
 def run_of(init: str) -> Path | None:
@@ -48,6 +51,7 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
         names = tuple(dict.fromkeys([*names, *packages(plugins=saved.get("plugins") or ())]))
         types = field_types(tree.root.cls)
         found = {key: spec_from_plain(saved.get(key, {}), types[key].base, names, key) for key in TAKEN}
+        method = spec_from_plain(saved.get(PEFT, {}), types[PEFT].base, names, PEFT)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
         reason = f"{run / CONFIG} is not one that this version can read: {' '.join(str(error).split())}"
         tree.problems.append(Problem("init", init, reason, _without(tree)))
@@ -56,6 +60,8 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
     origin = f"init ({run / CONFIG})"
     for key in [key for key, spec in found.items() if not _put(tree, key, spec, origin, chosen)]:
         del called[key]
+    if isinstance(method, PeftSpec) and not method.merges:
+        _put(tree, PEFT, method, origin, chosen)
     if "data" in called:
         data = tree.root.values["data"]
         told = next((data.values[part] for part in ("source", "task") if part in data.values), data)

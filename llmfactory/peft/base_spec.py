@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.spec import Spec
@@ -46,8 +46,9 @@ class PeftSpec(Spec):
 class AdapterSpec(PeftSpec):
     """Base of the methods that freeze the model and train a small part: adapters beside it, or some of its parameters."""
 
-    train: list[str] = field(default_factory=list)
-    """Patterns of the model's own parameters that are trained whole besides, e.g. [head] for a fresh one."""
+    train: list[str] | None = None
+    """Patterns of the model's own parameters that are trained whole besides (norm, head, re:.*bias); None: the head, where it
+    starts anew."""
 
     def apply(self, model: Skeleton, name: str = DEFAULT) -> None:
         from llmfactory.peft.freezing import applied

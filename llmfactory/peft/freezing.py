@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from llmfactory.model.skeleton import Skeleton
@@ -14,12 +16,18 @@ def applied(spec: AdapterSpec, model: Skeleton, name: str) -> None:
     before = _tensors(model)
     model.requires_grad_(False)
     spec.adapt(model, name)
-    parameters = dict(model.named_parameters())
-    for own in chosen_parameters(model, spec.train):
-        parameters[own].requires_grad_(True)
-    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
     model.added |= _tensors(model) - before
-    model.borrowed |= before - trained
+    model.borrowed |= before - {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    thaw(model, spec.train or [])
+
+
+def thaw(model: Skeleton, patterns: Sequence[str]) -> None:
+    """Let the model's own parameters that patterns mean be trained whole."""
+    parameters = dict(model.named_parameters())
+    names = chosen_parameters(model, patterns)
+    for name in names:
+        parameters[name].requires_grad_(True)
+    model.borrowed -= set(names)
 
 
 def _tensors(model: nn.Module) -> frozenset[str]:

@@ -45,6 +45,11 @@ class First(NamedTuple):
 class LinearAdapter(Adapter):
     """Changes the product of a linear map [O, I]."""
 
+    merged: bool = False
+    """It stands in the map's matrix (`peft/merge.py`), and must not be active."""
+    note: Tensor | None = None
+    """What `noted` said when it was put there."""
+
     @abstractmethod
     def product(self, x: Tensor, linear: Adapted, base: Callable[[Tensor], Tensor]) -> Tensor:
         """[..., I] -> [..., O], without the bias. `base`: the product without this adapter. Where the map's inputs are cut over a
@@ -57,6 +62,10 @@ class LinearAdapter(Adapter):
     @abstractmethod
     def restored(self, weight: Tensor) -> Tensor:
         """The other way: of a matrix that `matrix` made the one without."""
+
+    def noted(self, weight: Tensor) -> Tensor | None:
+        """What `restored` will have to know of the matrix besides what `matrix` makes of it."""
+        return None
 
     def first(self, weight: Tensor) -> First:
         """First values for a base with this whole matrix."""
@@ -103,6 +112,17 @@ def attach(module: nn.Module, adapter: Adapter) -> None:
     if isinstance(module, nn.Linear) and not isinstance(module, Adapted):
         kind = type(module)
         module.__class__ = Adapted if kind is nn.Linear else type(kind.__name__, (Adapted, kind), {})
+
+
+def changing(model: nn.Module, active: bool = True) -> dict[str, list[LinearAdapter]]:
+    """By the name of a matrix, the adapters that change it, in order; `active`: of these only."""
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Adapted):
+            found[f"{path}.weight"] = (
+                module.on() if active else [one for one in module.adapters.values() if isinstance(one, LinearAdapter)]
+            )
+    return found
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:

@@ -16,7 +16,7 @@ from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import device_type, open_world
 from llmfactory.stage.describe import table
 from llmfactory.stage.generate import printable
-from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head, load_tokenizer
+from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head, load_tokenizer, model_of
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.spec import Embed
 
@@ -31,7 +31,7 @@ class EmbedJob(StageJob):
         checkpoint, texts = checkpoint_of(job, "embedding"), self.spec.texts
         with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             precision = job.precision.build(world.device.type)
-            model = job.model.build()
+            model = model_of(job)
             precision.convert_module(model)
             fill(model, checkpoint, new=new_head(model, checkpoint))
             model.to(world.device).eval()

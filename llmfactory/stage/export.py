@@ -16,9 +16,11 @@ from llmfactory.checkpoint.published import check_shapes, stored_tensors
 from llmfactory.checkpoint.tensors import model_tensors
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
+from llmfactory.core.spec import stem
 from llmfactory.data.tokenizer.bytes import ByteTokenizer, as_pairs
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.parallel.mesh import device_type, open_world
+from llmfactory.stage.base import tensors_behind, trained_part
 from llmfactory.stage.format.spec import Gguf
 from llmfactory.stage.format.writer import Exported
 from llmfactory.stage.initial import checkpoint_of, load_tokenizer
@@ -84,6 +86,12 @@ def tensors_of(job: Job, checkpoint: Path) -> dict[str, Tensor]:
         published = open_published(checkpoint)
         check_shapes(published)
         return stored_tensors(published, job.model)
+    part = trained_part(checkpoint)
+    if part is not None:
+        if not part.peft.merges:
+            method = stem(type(part.peft))
+            raise UserError(f"{checkpoint} was trained with peft={method}, which cannot be put into the model's own weights")
+        return dict(tensors_behind(checkpoint))
     saved = io.read_state(checkpoint)["tensors"]
     model = job.model.build()
     if any(entry["dtype"] == "float64" for entry in saved.values()):

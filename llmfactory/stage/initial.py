@@ -11,30 +11,28 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-import yaml  # type: ignore[import-untyped]
 
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.names.published import GGUF, is_published, open_published
 from llmfactory.checkpoint.published import load_published
-from llmfactory.config.initial import CONFIG
-from llmfactory.config.plain import spec_from_plain
-from llmfactory.config.register import packages
+from llmfactory.checkpoint.tensors import all_tensors, describe, own_tensors, starting_tensors, united, without
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem, UserError
-from llmfactory.core.spec import Spec
 from llmfactory.data.spec import DataSpec
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.spec import Bytes, GgufFile, HfFile, TokenizerSpec
 from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, load
-from llmfactory.model.skeleton import Skeleton
+from llmfactory.model.packed import packed
+from llmfactory.model.skeleton import COMPANION, Skeleton
 from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.objective import Objective
 from llmfactory.parallel.mesh import World
-from llmfactory.parallel.weights import local
+from llmfactory.parallel.weights import local, put
 from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.stage.base import Trained, insist_on_adapters, tensors_behind, trained_part
+from llmfactory.stage.saved import saved_spec as saved_spec
 
 D = TypeVar("D", bound=DataSpec)
-S = TypeVar("S", bound=Spec)
 
 
 def checkpoint_of(job: Job, need: str) -> Path:
@@ -57,7 +55,10 @@ def fill(model: Skeleton, checkpoint: Path, new: str | None = None, world: World
     """
     error: UserError | None = None
     try:
-        if is_published(checkpoint):
+        part = trained_part(checkpoint)
+        if part is not None:
+            _fill_from_part(part, model, new, world)
+        elif is_published(checkpoint):
             load_published(open_published(checkpoint), model, new, world)
         else:
             model.make_room(io.read_state(checkpoint)["tensors"])
@@ -70,6 +71,26 @@ def fill(model: Skeleton, checkpoint: Path, new: str | None = None, world: World
     for found in [error] if world is None else world.gather(error):
         if found is not None:
             raise found
+
+
+def _fill_from_part(part: Trained, model: Skeleton, new: str | None, world: World | None) -> None:
+    """Of a run that trained a part of its model: every process reads all tensors and keeps its pieces."""
+    donor = part.donor()
+    room, saved = starting_tensors(model), describe(own_tensors(donor))
+    if not part.peft.merges:
+        insist_on_adapters(part, model)
+        room |= {name: tensor for name, tensor in all_tensors(model).items() if name in part.tensors}
+        saved |= {name: entry for name, entry in part.tensors.items() if name in donor.added}
+    saved |= {name: entry for name, entry in part.tensors.items() if name.startswith(COMPANION) and name in room}
+    room, saved = without(room, new), without(saved, new)
+    io.insist_same(part.checkpoint, describe(room) if world is None else united(room, world), saved)
+    matrices = packed(model)
+    for name, tensor in tensors_behind(part.checkpoint):
+        if name in matrices:
+            for parameter, content in matrices[name].contents(tensor):
+                put(parameter, content)
+        elif name in room:
+            put(room[name], tensor)
 
 
 def has_new_head(model: Skeleton, checkpoint: Path) -> bool:
@@ -87,21 +108,12 @@ def has_new_head(model: Skeleton, checkpoint: Path) -> bool:
     return kinds[0] is not kinds[1] or shapes[0] != shapes[1]
 
 
-def saved_spec(checkpoint: Path, declared: type[S], *place: str) -> S | None:
-    """A part of the config that a checkpoint of ours carries; None: it carries none."""
-    path = checkpoint / CONFIG
-    if not path.is_file():
-        return None
-    try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-        names = packages(plugins=saved.get("plugins") or ())
-        for key in place:
-            saved = saved[key]
-        found = spec_from_plain(saved, declared, names, ".".join(place))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise UserError(f"{path} does not say {' '.join(place)}: {error}") from error
-    assert isinstance(found, declared)
-    return found
+def model_of(job: Job) -> Skeleton:
+    """The job's model outside of training: with the adapters that cannot stand in its weights."""
+    model = job.model.build()
+    if not job.peft.merges:
+        job.peft.apply(model)
+    return model
 
 
 def load_model(
@@ -111,7 +123,7 @@ def load_model(
 
     With `objective`, also what it was trained on beside the model.
     """
-    model = job.model.build()
+    model = model_of(job)
     if objective is not None:
         objective.equip(model)
     precision.convert_module(model)  # first: weights kept in float64 must not pass through float32

@@ -33,6 +33,7 @@ from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.objective import Objective
 from llmfactory.objective.spec import ObjectiveSpec
+from llmfactory.stage.base import BASE, trained_part
 from llmfactory.stage.evaluate import objective_of
 from llmfactory.stage.initial import fill, load_tokenizer, saved_spec
 
@@ -60,8 +61,11 @@ def content_of(checkpoint: Path) -> str:
         files = [checkpoint] if checkpoint.is_file() else sorted(p for p in checkpoint.iterdir() if p.suffix in READ)
         about = {path.name: fingerprint(path) for path in files}
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    listed = io.read_state(checkpoint)["files"]
+    state = io.read_state(checkpoint)
+    listed = state["files"]
     content = {name: listed[name] for name in sorted(listed) if name.endswith(".safetensors") or name.startswith(f"{FOLDER}/")}
+    if BASE in state:
+        content[BASE] = state[BASE]
     told = [
         content,
         repr(_model_spec(checkpoint)),
@@ -88,6 +92,9 @@ def row_length(checkpoint: Path) -> int:
 
 def _opened(checkpoint: Path, objective: Objective | None = None) -> Skeleton:
     model = _model_spec(checkpoint).build()
+    part = trained_part(checkpoint)
+    if part is not None and not part.peft.merges:
+        part.peft.apply(model)
     if objective is not None:
         objective.equip(model)
     fill(model, checkpoint)

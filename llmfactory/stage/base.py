@@ -1,0 +1,171 @@
+"""What a run stands on that trains a small part of its model only: its checkpoints hold that part, not the rest.
+
+`state.json` says under `base` where the rest comes from: `init` as it was given, `path` of the checkpoint that it meant, and the
+fingerprint of what that held; without `init`, the seed of random weights. A base that is gone, or holds something else by now, is
+refused: adapters beside other weights are noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmfactory.checkpoint import io
+from llmfactory.checkpoint.names.published import is_published, open_published
+from llmfactory.checkpoint.published import tensors_of
+from llmfactory.checkpoint.tensors import PREFIX
+from llmfactory.core.errors import UserError
+from llmfactory.core.sharding import name_seed
+from llmfactory.core.spec import stem
+from llmfactory.model.declarations import declarations
+from llmfactory.model.skeleton import Skeleton
+from llmfactory.model.spec import ModelSpec
+from llmfactory.peft.merge import Changes
+from llmfactory.peft.spec import AdapterSpec, PeftSpec
+from llmfactory.stage.saved import saved_spec
+
+BASE = "base"
+"""Key of state.json."""
+BLOCK, BLOCKS = 1 << 20, 256
+"""Of a published file, up to so many blocks of so many bytes, spread evenly, are looked at: of most files, all."""
+
+Record = dict[str, Any]
+
+
+def base_of(init: str | None, checkpoint: Path | None, seed: int) -> Record:
+    """What state.json says of the base."""
+    if checkpoint is None:
+        return {"init": None, "seed": seed}
+    return {"init": init, "path": str(checkpoint.absolute()), "fingerprint": contents(checkpoint)}
+
+
+def contents(checkpoint: Path) -> str:
+    """A fingerprint of all weights that a checkpoint or a published model stands for."""
+    if is_published(checkpoint):
+        paths = sorted({stored.path for stored in open_published(checkpoint).tensors.values()})
+        told: Any = [_looked_at(path) for path in paths]
+    else:
+        state = io.read_state(checkpoint)
+        files = {name: entry for name, entry in state["files"].items() if name.endswith(".safetensors")}
+        told = [files, state.get(BASE, {}).get("fingerprint"), sorted(state["tensors"])]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _looked_at(path: Path) -> list[int]:
+    size = path.stat().st_size
+    blocks = -(-size // BLOCK)
+    crc = 0
+    with path.open("rb") as file:
+        for number in range(min(blocks, BLOCKS)):
+            file.seek(number * max(1, blocks // BLOCKS) * BLOCK)
+            crc = zlib.crc32(file.read(BLOCK), crc)
+    return [size, crc]
+
+
+def find_base(checkpoint: Path, record: Record, init: str | None = None) -> Path | None:
+    """Where the base of a checkpoint lies: there still, or at `init` by now; None: it is random. Raises UserError where neither
+    holds what the run was begun with."""
+    if record["init"] is None:
+        return None
+    places = dict.fromkeys(Path(place).expanduser() for place in (record["path"], record["init"], init) if place is not None)
+    found: list[str] = []
+    for place in places:
+        try:
+            there = place if is_published(place) else io.find(place)
+            if contents(there) == record["fingerprint"]:
+                return there
+            found.append(f"{place} holds other weights now")
+        except (UserError, OSError):
+            found.append(f"there is no model at {place}")
+    reason = "; ".join(found)
+    raise UserError(
+        f"{checkpoint} holds what was trained beside the weights of {record['init']}, which it needs: {reason}. "
+        f"Put them back where they were"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A checkpoint of a part of a model."""
+
+    checkpoint: Path
+    peft: AdapterSpec
+    base: Record
+    tensors: dict[str, dict[str, Any]]
+    """Shape and format of what it holds, the optimizer's aside."""
+
+    @property
+    def model(self) -> ModelSpec:
+        found = saved_spec(self.checkpoint, ModelSpec, "model")
+        assert found is not None
+        return found
+
+    def donor(self) -> Skeleton:
+        """The run's model with its adapters, without memory."""
+        with torch.device("meta"):
+            model = self.model.build()
+            self.peft.apply(model)
+        return model
+
+
+def trained_part(checkpoint: Path) -> Trained | None:
+    """What a checkpoint holds, if it is not the whole model."""
+    if is_published(checkpoint):
+        return None
+    state = io.read_state(checkpoint)
+    if state.get(BASE) is None:
+        return None
+    peft = saved_spec(checkpoint, PeftSpec, "peft")
+    if not isinstance(peft, AdapterSpec):  # all of the model itself, and a frozen companion beside it
+        return None
+    tensors = {name: entry for name, entry in state["tensors"].items() if not name.startswith(PREFIX)}
+    return Trained(checkpoint, peft, state[BASE], tensors)
+
+
+def tensors_behind(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """Our names and whole tensors of the model that a checkpoint stands for, one after the other: of a run that trained a part,
+    those of its base with what it trained put in, and then, if the method's work cannot be put into weights, its adapters'."""
+    if is_published(checkpoint):
+        yield from tensors_of(open_published(checkpoint))
+        return
+    part = trained_part(checkpoint)
+    if part is None:
+        yield from io.whole_tensors(checkpoint)
+        return
+    own = dict(io.whole_tensors(checkpoint))
+    donor = part.donor()
+    changes = Changes(donor, own if part.peft.merges else {})
+    base = find_base(checkpoint, part.base)
+    for name, tensor in tensors_behind(base) if base is not None else _drawn(part.model, part.base["seed"]):
+        yield name, own.pop(name) if name in own else changes.made(name, tensor)
+    yield from ((name, tensor) for name, tensor in own.items() if not (part.peft.merges and name in donor.added))
+
+
+def _drawn(spec: ModelSpec, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """A model's first weights, as `model/initialize.py` draws them."""
+    with torch.device("meta"):
+        model = spec.build()
+    declared = declarations(model)
+    for name, parameter in model.named_parameters():
+        full = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+        declared[name].start.fill(full, torch.Generator().manual_seed(name_seed(seed, name)))
+        yield name, full
+
+
+def insist_on_adapters(part: Trained, model: Skeleton) -> None:
+    """What cannot be put into weights must stand in the model that is to be filled."""
+    there = dict(model.named_parameters())
+    if missing := [name for name in part.tensors if name in part.donor().added and name not in there]:
+        method = stem(type(part.peft))
+        raise UserError(
+            f"{part.checkpoint} was trained with peft={method}, which cannot be put into the model's own weights, and this job's "
+            f"model has no place for it ({missing[0]}): use peft={method} with the run's values"
+        )
