@@ -15,6 +15,9 @@
 | `images` | [B, N, C, Y, X] float | N pictures a row, whose vectors take the places of placeholder tokens in order |
 | `margin`, `score` [B], `scores` [B, K], `count` [B], `label` [B], `rewards` [B, T] | | judgements of a row's answers, see `data/form/record_rows.py` |
 | `reference_logps` | [B, K] float | log-probabilities of a row's answers under the reference, where they were computed before |
+| `branches` | [B, T] int64 | of a row that is one document with several ends: 0 what they have in common, else number of the end |
+| `other_tokens`, `other_labels`, ... | [B, S] | a second text of each row, see `data/form/mismatched.py` |
+| `survey` | [B, n] float | sums over the whole optimizer step, the same in every row, see `Objective.survey` |
 
 Because every field is indexed by row first, any batch of any stage can be cut into micro-batches or dealt to pipeline
 stages by `split` alone.
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
 IGNORE = -100
 """Label of a position that has no target."""
 
-NARROW = frozenset({"margin", "score", "scores", "count", "label", "reference_logps"})
+SURVEY = "survey"
+"""Name of the field with what is known of the whole optimizer step."""
+
+NARROW = frozenset({"margin", "score", "scores", "count", "label", "reference_logps", "survey"})
 """Fields that are about rows or their answers, not about tokens."""
 
 

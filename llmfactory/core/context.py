@@ -71,6 +71,11 @@ class Record:
 class Pieces(Protocol):
     """Rows cut along their length over several processes, for parts that need more of a row than the piece they are given."""
 
+    @property
+    def size(self) -> int:
+        """Processes that hold a piece of a row."""
+        ...
+
     def total(self, x: Tensor) -> Tensor:
         """The sum over a row's pieces, on the process of each; gradients are summed likewise."""
         ...

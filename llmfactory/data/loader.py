@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llmfactory.core.batch import IGNORE, NARROW, split
 from llmfactory.core.errors import ConfigError, Problem
+from llmfactory.data.form.mismatched import OTHER
 from llmfactory.data.mix.mix_order import MixOrder
 
 if TYPE_CHECKING:
@@ -151,7 +152,9 @@ def _widened(batch: Batch, width: int, end_id: int) -> Batch:
 
     values = {"tokens": end_id, "labels": IGNORE, "rewards": math.nan}
     return {
-        name: field if name in NARROW else pad(field, (0, width - field.shape[1]), value=values.get(name, 0))
+        name: field
+        if name in NARROW or name.startswith(OTHER)
+        else pad(field, (0, width - field.shape[1]), value=values.get(name, 0))
         for name, field in batch.items()
     }
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llmfactory.model.part import Part
-from llmfactory.model.skeleton import Counted
+from llmfactory.model.skeleton import Counted, Skeleton
 from llmfactory.model.spec import ModelSpec
 
 
@@ -28,10 +28,12 @@ class Row:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters, a tied one once; of a model that counts, how many counts it keeps."""
+    """Number of parameters, a tied one once, without those of a frozen model beside it; of a model that counts, how many counts it
+    keeps."""
     if isinstance(model, Counted):
         return model.size
-    return sum(parameter.numel() for parameter in model.parameters())
+    beside = model.added & model.borrowed if isinstance(model, Skeleton) else ()
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in beside)
 
 
 def by_part(model: nn.Module) -> list[Row]:

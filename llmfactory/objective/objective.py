@@ -9,18 +9,19 @@ however the step's rows are cut up.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
-from llmfactory.core.context import Reading
+from llmfactory.core.context import Pieces, Reading
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.core.context import Context
     from llmfactory.data.corruption.corruption import Corruption
     from llmfactory.data.corruption.vocabulary import Vocabulary
+    from llmfactory.data.pack.rows import Rows
     from llmfactory.model.skeleton import Skeleton
 
 Terms = dict[str, tuple[Tensor, Tensor]]
@@ -80,6 +81,8 @@ class Outputs:
     hidden: Tensor
     """[B, T, D], final norm applied."""
     head: Head
+    pieces: Pieces | None = field(default=None, kw_only=True)
+    """How rows are cut along their length, of which these are a process's piece; None: rows are whole."""
 
 
 class Objective(ABC):
@@ -94,6 +97,8 @@ class Objective(ABC):
     """What the loss is measured in."""
     sparse: ClassVar[bool] = False
     """Only places with a label go through the head."""
+    surveys: ClassVar[bool] = False
+    """Its loss depends on numbers of the whole optimizer step (`survey`)."""
     likelihood: bool = False
     """Whether the loss of the plain measure is that of each token of the text, once, given those before it: only then perplexity
     and bits per byte of the text follow from it."""
@@ -107,6 +112,10 @@ class Objective(ABC):
         """What to give a model for a text that it is to continue, and the token with which it ends what it writes."""
         return tokens, vocabulary.end_id
 
+    def rows(self, rows: Rows) -> Rows:
+        """The rows with what it needs besides; most need nothing."""
+        return rows
+
     def corruption(self, vocabulary: Vocabulary, seq_len: int) -> Corruption | None:
         """How the rows that it wants, `seq_len` tokens wide in the model, are made of plain ones; None: they are plain."""
         return None
@@ -119,9 +128,18 @@ class Objective(ABC):
         """Give what `equip` has added its first values, where they depend on the model's own, which it has by now."""
         return
 
+    def surveyed(self, batch: Batch) -> Batch:
+        """What `survey` looks at: of a micro-batch, these rows."""
+        return batch
+
+    def survey(self, model: Skeleton, batch: Batch, context: Context) -> Tensor:
+        """Sums [n] over the rows of a micro-batch. Added up over the whole optimizer step before the first backward pass, over all
+        held-out rows before they are measured, they come with every row of the batch (`survey`)."""
+        raise TypeError(f"{type(self).__name__} surveys nothing")
+
     def outputs(self, model: Skeleton, batch: Batch, context: Context) -> Outputs:
         """Run the model."""
-        return Outputs(model(batch["tokens"], context), model.head)
+        return Outputs(model(batch["tokens"], context), model.head, pieces=context.pieces)
 
     @abstractmethod
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:

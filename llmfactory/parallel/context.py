@@ -208,7 +208,7 @@ MASKS: dict[ContextMethod, Callable[[Mask, Group, Columns, Columns], PieceMask]]
 }
 
 
-LABELS = ("labels", "near", "noise")
+LABELS = ("labels", "other_labels", "near", "noise")
 """Fields of a batch in which -100 is nothing."""
 REWARDS = "rewards"
 """The field in which NaN is nothing."""

@@ -30,7 +30,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmfactory.core.batch import split
+from llmfactory.core.batch import SURVEY, rows, split
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
@@ -66,6 +66,8 @@ class Trainable(Protocol):
     """Largest global gradient norm."""
     watched: Collection[str]
     """Names of sums that are no terms of the loss: they are only reported."""
+    surveys: bool
+    """The loss depends on sums over the whole step, which `root(batch, survey=True)` gives of a micro-batch, on one process."""
 
     def fill(self, world: World) -> None:
         """Give the parameters of `root`, which have been laid out over `world`, their first values."""
@@ -219,11 +221,11 @@ class MeshStrategy(ParallelStrategy):
         """Forward and backward of all micro-batches; returns this process's part of the loss, detached."""
         root = self.stage.root
         torch.manual_seed(name_seed(self.seed, f"step {self._step} rank {self._draws}"))
-        pieces = list(self._pieces(batch))
+        pieces = self.surveyed(list(self._pieces(batch)))
         self._sums = {}
         if self.pipeline is not None:
-            rows, shares = [self._own_rows(piece) for piece, _ in pieces], [share for _, share in pieces]
-            return self.pipeline.step(rows, lambda number, sums: self._loss(sums, shares[number]))
+            own, shares = [self._own_rows(piece) for piece, _ in pieces], [share for _, share in pieces]
+            return self.pipeline.step(own, lambda number, sums: self._loss(sums, shares[number]))
         total: Tensor | None = None
         for number, (piece, share) in enumerate(pieces, start=1):
             next_micro_batch(root, number == len(pieces), self.layout.zero)
@@ -233,6 +235,19 @@ class MeshStrategy(ParallelStrategy):
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return total
+
+    @torch.no_grad()
+    def surveyed(self, pieces: list[tuple[Batch, float]]) -> list[tuple[Batch, float]]:
+        """Micro-batches, each with how much of it counts here, and with what the objective must know of all of them together, on all
+        processes. Called by every process, with as many."""
+        if not self.stage.surveys:
+            return pieces
+        found: list[Tensor] = []
+        for piece, share in pieces:
+            with self.formats.forward_context():
+                found.append(share * self.stage.root(self._own_rows(piece), survey=True)[SURVEY].double())
+        total_1N = self.world.sum_tensor(torch.stack(found).sum(0))[None]
+        return [({**piece, SURVEY: total_1N.expand(rows(piece), -1)}, share) for piece, share in pieces]
 
     def _loss(self, sums: Mapping[str, Tensor], share: float) -> Tensor:
         """Of the step's loss, what these sums of its terms are, of which a share counts here."""

@@ -75,7 +75,7 @@ def own_rows_of(batch: Batch, world: World) -> Batch:
         missing = -field.shape[0] % group.size()
         if missing:
             more = field[:1].expand(missing, *field.shape[1:]).clone()
-            field = torch.cat((field, more.fill_(IGNORE) if name == "labels" else more))
+            field = torch.cat((field, more.fill_(IGNORE) if name.endswith("labels") else more))
         found[name] = field.chunk(group.size())[group.rank()]
     return found
 

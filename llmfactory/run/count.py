@@ -33,7 +33,7 @@ def count(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display
     """The model of `job` fitted to `data`, in `folder/checkpoints`; what a run before has counted is taken from there."""
     assert isinstance(job.stage, TrainingSpec)
     assert isinstance(data, Prepared)  # a rule: labelled examples are not counted
-    model, rows = job.model.build(), task_rows(job, job.stage.objective.build(), data, "train")
+    model, rows = job.model.build(), task_rows(job, job.stage.trained(job), data, "train")
     assert isinstance(model, Counted)
     checkpoint, seconds = io.latest(folder / "checkpoints"), 0.0
     with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
+from llmfactory.parallel.mesh import World
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.run.display import Display
 from llmfactory.run.progress import Progress
@@ -35,16 +36,22 @@ def _measured(stage: TrainingStage, batches: Iterable[Batch], strategy: MeshStra
     counts: dict[str, float] = dict.fromkeys((*plain.terms, *plain.watched), 0.0)
     sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in counts}
     stage.root.eval()
+    if stage.surveys:  # it must have seen all of them before it can say anything
+        batches = [batch for batch, _ in strategy.surveyed([(_on(batch, world), strategy.share) for batch in batches])]
     for batch in batches:
         for name, count in stage.count(batch).items():
             if name in counts and world.counts:
                 counts[name] += count
-        for name, value in strategy.evaluate({key: field.to(world.device) for key, field in batch.items()}).items():
+        for name, value in strategy.evaluate(_on(batch, world)).items():
             sums[name] += value
     stage.root.train()
     names = list(counts)
     totals = world.sum_numbers([*(sums[name].item() for name in names), *(counts[name] for name in names)])
     return Measure(dict(zip(names, totals, strict=False)), dict(zip(names, totals[len(names) :], strict=True)), plain)
+
+
+def _on(batch: Batch, world: World) -> Batch:
+    return {name: field.to(world.device) for name, field in batch.items()}
 
 
 class Evaluating(pl.Callback):

@@ -134,7 +134,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         display.note(f"trainer.max_steps={spec.max_steps} is reached already: nothing to train")
 
     assert isinstance(job.stage, TrainingSpec)
-    objective = job.stage.objective.build()
+    objective = job.stage.trained(job)
     supply = open_supply(job, objective, data, world, progress, resume, last_step)
     stage = build_stage(job, supply.isolated, fresh=resume is None, note=display.note)
     formats = job.precision.build(world.device.type)
@@ -215,7 +215,7 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[st
     """The stage, its model on the meta device: whoever has laid it out fills it (`TrainingStage.fill`) with its first weights,
     those of `init` or random ones. Not `fresh`: a checkpoint will."""
     assert isinstance(job.stage, TrainingSpec)
-    objective = job.stage.objective.build()
+    objective = job.stage.trained(job)
     with torch.device("meta"):
         model = job.model.build()
         job.peft.apply(model)

@@ -144,7 +144,7 @@ def figures_of(
 ) -> dict[str, Any]:
     """What the end table and the report show; `note` is told what is left out because a whole model does not fit."""
     assert isinstance(job.stage, TrainingSpec)
-    objective = job.stage.objective.build()
+    objective = job.stage.trained(job)
     precision = job.precision.build(world.device.type)
     found: dict[str, Any] = {"parameters": fitted.parameters, "tokens_per_second": fitted.tokens_per_second}
     if isinstance(job.stage, RlSpec):
@@ -224,7 +224,7 @@ def sample(job: Job, model: Skeleton, data: Prepared, precision: MeshPrecision) 
     tokenizer, room = data.tokenizer, job.model.max_positions
     text = first_words(data) if job.stage.sample_prompt is None else job.stage.sample_prompt
     prompt = [tokenizer.end_id, *tokenizer.encode(text)][: max(1, room // 2)]  # leave half of the row to the sample
-    objective = job.stage.objective.build()
+    objective = job.stage.trained(job)
     asked, end_id = objective.prompt(prompt, Vocabulary(job.model.vocab_size, tokenizer))
     with precision.forward_context():
         tokens = generate(

@@ -9,6 +9,8 @@ from llmfactory.core.spec import Spec
 from llmfactory.objective.base_spec import ObjectiveSpec
 
 if TYPE_CHECKING:
+    from llmfactory.config.spec import Job
+    from llmfactory.objective.objective import Objective
     from llmfactory.stage.job import StageJob
 
 
@@ -33,3 +35,7 @@ class TrainingSpec(StageSpec):
     objective: ObjectiveSpec
     sample_prompt: str | None = None
     """Start of the sample at the end; None: the first words of a held-out document."""
+
+    def trained(self, job: Job) -> Objective:
+        """The objective as this stage trains it in a job."""
+        return self.objective.build()

@@ -8,7 +8,7 @@ with compressors: bits = sum nll / (ln 2 * bytes).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ import torch
 from llmfactory.checkpoint.names.published import is_published, open_published
 from llmfactory.config.register import class_of
 from llmfactory.config.spec import Job
+from llmfactory.core.batch import SURVEY
+from llmfactory.core.batch import rows as row_count
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import stem
 from llmfactory.data.examples import Examples
@@ -41,6 +43,7 @@ from llmfactory.stage.spec import Evaluate
 from llmfactory.stage.training import Root
 
 if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
     from llmfactory.data.pack.rows import Rows
     from llmfactory.precision.plugin import MeshPrecision
 
@@ -107,6 +110,8 @@ def measure(
     parts: dict[str, Measure] = {}
     for source, batches in held_out_by_source(rows, batch_size=batch_size, rank=world.rank, world=world.size).items():
         names = (*plain.terms, *plain.watched)
+        if plain.surveys:  # it must have seen all of them before it can say anything
+            batches = _surveyed(root, list(batches), precision, world)
         sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         for batch in batches:
             for name, count in plain.denominators(batch).items():
@@ -121,6 +126,14 @@ def measure(
         )
     model.train(was_training)
     return Measure.of(parts)
+
+
+def _surveyed(root: Root, batches: list[Batch], precision: MeshPrecision, world: World) -> Iterator[Batch]:
+    """The batches, each with the sums over all of them, on all processes."""
+    with precision.forward_context():
+        found = [root({name: values.to(world.device) for name, values in one.items()}, survey=True)[SURVEY] for one in batches]
+    total_1N = world.sum_tensor(torch.stack(found).double().sum(0))[None]
+    return ({**one, SURVEY: total_1N.expand(row_count(one), -1)} for one in batches)
 
 
 def held_out_figures(

@@ -66,7 +66,7 @@ def task_rows(job: Job, objective: Objective, data: Data, part: str) -> Rows:
     corruption = objective.corruption(vocabulary, job.data.seq_len)
     rows = packed_rows(job, data, part, job.data.seq_len if corruption is None else corruption.raw_length)
     if corruption is None:
-        return rows
+        return objective.rows(rows)
     if rows.ragged:  # a rule says so of training; here, of a checkpoint that is measured
         reason = "the objective makes its task of rows of one length"
         raise ConfigError([Problem("data.pack", "grouped", reason, "data/pack=document")])

@@ -14,7 +14,8 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmfactory.core.context import Record
+from llmfactory.core.batch import SURVEY
+from llmfactory.core.context import Context, Record
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.steps import HIDDEN, Pass
 from llmfactory.objective.objective import Objective, Outputs
@@ -43,21 +44,21 @@ class Root(nn.Module):
         """Cuts rows along their length, of which this process then has a piece; None: they stay whole."""
 
     def forward(
-        self, batch: Batch, part: slice | None = None, carried: dict[str, Tensor] | None = None
+        self, batch: Batch, part: slice | None = None, carried: dict[str, Tensor] | None = None, survey: bool = False
     ) -> Sums | tuple[dict[str, Tensor], Sums]:
         """The sums of the loss's terms over a micro-batch; in evaluation mode those of the plain measure.
 
         `part`: of the model's steps only, which find `carried`. Then it returns what is carried after them, and the sums that came
-        up on the way; after the last step nothing is carried, and the objective's sums are among them.
+        up on the way; after the last step nothing is carried, and the objective's sums are among them. `survey`: the sums that the
+        objective needs of all micro-batches before it can say a loss (`Objective.survey`), by the name of their field.
         """
+        if survey:
+            batch, context = self._context(self.objective.surveyed(batch))
+            return {SURVEY: self.objective.survey(self.model, batch, context)}
         record = Record() if self.training and self.model.terms else None
-        length = batch["tokens"].shape
-        batch = padded(batch, self.multiple) if self.multiple > 1 else batch
-        isolated = self.isolated or batch["tokens"].shape != length
-        context = self.model.context(batch, isolated).with_(record=record)
-        if self.cut is not None:
-            batch, context = self.cut(batch, context)
         objective = self.objective if self.training else self.measure
+        batch, context = self._context(batch)
+        context = context.with_(record=record)
         if part is None:
             outputs = objective.outputs(self.model, batch, context)
         else:
@@ -69,10 +70,18 @@ class Root(nn.Module):
                 # No views: FSDP2 hangs its hooks on what a unit returns, and could lose them on a view.
                 carried = {name: x if x._base is None else x.clone() for name, x in going.carried.items()}
                 return carried, {} if record is None else record.sums
-            outputs = Outputs(going.carried[HIDDEN], self.model.head)
+            outputs = Outputs(going.carried[HIDDEN], self.model.head, pieces=context.pieces)
         sums = {name: total for name, (total, _) in objective(outputs, batch).items()}
         sums |= {} if record is None else record.sums
         return sums if part is None else ({}, sums)
+
+    def _context(self, batch: Batch) -> tuple[Batch, Context]:
+        """The rows as the layout wants them, and what they mean to the model."""
+        length = batch["tokens"].shape
+        batch = padded(batch, self.multiple) if self.multiple > 1 else batch
+        isolated = self.isolated or batch["tokens"].shape != length
+        context = self.model.context(batch, isolated)
+        return (batch, context) if self.cut is None else self.cut(batch, context)
 
 
 class TrainingStage(pl.LightningModule):
@@ -105,7 +114,7 @@ class TrainingStage(pl.LightningModule):
         self.objective, self.optim, self.decays, self.lr_factors = objective, optim, dict(decays), dict(lr_factors)
         self.schedule = optim.schedule.build(max_steps)
         self.clip_norm = optim.clip_norm
-        self.watched = objective.watched
+        self.watched, self.surveys = objective.watched, objective.surveys
 
     @property
     def model(self) -> Skeleton:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from llmfactory.objective.preference_spec import Compares, PreferenceSpec, Reference
+from llmfactory.parallel.spec import Mesh
+from llmfactory.peft.lora_spec import Lora, Start
+from llmfactory.peft.spec import AdapterSpec, None_, PeftSpec
 from llmfactory.stage.base_spec import TrainingSpec
+
+if TYPE_CHECKING:
+    from llmfactory.config.spec import Job
+    from llmfactory.objective.objective import Objective
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,3 +29,32 @@ class Reward(TrainingSpec):
 @dataclass(kw_only=True, slots=True)
 class Preference(TrainingSpec):
     """Learn from answers that are compared or labelled, without a reward model (Rafailov et al. 2023)."""
+
+    reference: Reference | None = None
+    """Where the log-probabilities come from that those of the model are compared with; None: the cheapest that the objective, the
+    adapters and the layout allow (`reference_in`)."""
+
+    def reference_in(self, job: Job) -> Reference:
+        """The one that is used: none for objectives that do without, the base where adapters alone are trained, what was computed
+        before where layers are dealt to a pipeline, else a frozen copy."""
+        objective = self.objective
+        if self.reference is not None:
+            return self.reference
+        if not isinstance(objective, PreferenceSpec) or objective.compares in (Compares.seldom, Compares.never):
+            return Reference.none
+        if isinstance(job.parallel, Mesh) and job.parallel.pp > 1:
+            return Reference.precomputed
+        if isinstance(job.peft, None_) or job.peft.changes_base:
+            return Reference.copy
+        return Reference.base if starts_at_its_base(job.peft) else Reference.precomputed
+
+    def trained(self, job: Job) -> Objective:
+        assert isinstance(self.objective, PreferenceSpec)
+        return self.objective.build(self.reference_in(job))
+
+
+def starts_at_its_base(peft: PeftSpec) -> bool:
+    """Whether switching its adapters off gives back the model that training started from."""
+    if not isinstance(peft, AdapterSpec) or peft.changes_base or peft.train:
+        return False
+    return not (isinstance(peft, Lora) and peft.start is Start.pissa)

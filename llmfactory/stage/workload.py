@@ -76,7 +76,7 @@ def built(job: Job) -> Skeleton:
     with torch.device("meta"):
         model = job.model.build()
         if isinstance(job.stage, TrainingSpec):
-            job.stage.objective.build().equip(model)
+            job.stage.trained(job).equip(model)
         elif (usual := natural(job.model.graph, answers_of(job.model))) is not None:
             usual().build().equip(model)
     job.peft.apply(model)
