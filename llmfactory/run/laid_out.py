@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llmfactory.checkpoint.tensors import model_tensors, size_in_bytes, united
+from llmfactory.checkpoint.tensors import all_tensors, size_in_bytes, united
 from llmfactory.config.spec import Job
 from llmfactory.model.count import parameters
 from llmfactory.model.skeleton import Skeleton
@@ -66,7 +66,7 @@ class LaidOut:
             model = self._empty()
             if keep:
                 model.to_empty(device=world.device)
-            places = model_tensors(model)
+            places = all_tensors(model)
 
             def fill(name: str, tensor: Tensor) -> None:
                 if keep:
@@ -82,6 +82,7 @@ class LaidOut:
     def _empty(self) -> Skeleton:
         with torch.device("meta"):
             model = self.job.model.build()
+            self.job.peft.apply(model)
             self.stage.objective.equip(model)
         self.formats.convert_module(model)
         return model
@@ -89,4 +90,4 @@ class LaidOut:
     def _pieces(self) -> dict[str, Tensor]:
         reshard(self.stage.root)
         model, _ = self.strategy.whole(self.stage.model, None, everywhere=False)
-        return model_tensors(model)
+        return all_tensors(model)
