@@ -36,6 +36,8 @@ from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.spec import DeepSpeed, ParallelSpec
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.parallel.weights import put
+from llmfactory.peft.freezing import thaw
+from llmfactory.peft.spec import AdapterSpec
 from llmfactory.precision.loss_scale import SMALLEST
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.allocator import keep_freed_memory
@@ -50,6 +52,7 @@ from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
 from llmfactory.run.supply import Supply, open_supply
 from llmfactory.run.watching import Watching
+from llmfactory.stage.base import BASE, base_of, find_base
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
 from llmfactory.stage.rows import Data
 from llmfactory.stage.spec import Pretrain, TrainingSpec
@@ -134,9 +137,14 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         display.note(f"trainer.max_steps={spec.max_steps} is reached already: nothing to train")
 
     assert isinstance(job.stage, TrainingSpec)
-    objective = job.stage.trained(job)
+    objective = job.stage.objective.build()
     supply = open_supply(job, objective, data, world, progress, resume, last_step)
-    stage = build_stage(job, supply.isolated, fresh=resume is None, note=display.note)
+    stands_on = None if resume is None else state.get(BASE)
+    base = None if resume is None or stands_on is None else find_base(resume, stands_on, job.init)
+    stage = build_stage(job, supply.isolated, fresh=resume is None, note=display.note, base=base)
+    if stands_on is None and stage.model.borrowed:
+        starting = None if job.init is None else checkpoint_of(job, "starting")
+        stands_on = world.broadcast(base_of(job.init, starting, job.seed) if world.rank == 0 else None)
     formats = job.precision.build(world.device.type)
     strategy = make_strategy(
         job.parallel,
@@ -157,7 +165,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         strategy,
         formats,
         resume=resume,
-        record={"environment": surroundings},
+        record={"environment": surroundings, **({} if stands_on is None else {BASE: stands_on})},
         attach=partial(attach, job, data),
         keep=supply.keep,
     )
@@ -211,11 +219,17 @@ def make_strategy(layout: ParallelSpec, world: World, **settings: Any) -> MeshSt
     return MeshStrategy(world, layout.mesh(), **settings)
 
 
-def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[str], None] = lambda text: None) -> TrainingStage:
+def build_stage(
+    job: Job,
+    isolated: bool,
+    fresh: bool = True,
+    note: Callable[[str], None] = lambda text: None,
+    base: Path | None = None,
+) -> TrainingStage:
     """The stage, its model on the meta device: whoever has laid it out fills it (`TrainingStage.fill`) with its first weights,
-    those of `init` or random ones. Not `fresh`: a checkpoint will."""
+    those of `init` or random ones. Not `fresh`: a checkpoint will; `base`: where what it does not hold comes from."""
     assert isinstance(job.stage, TrainingSpec)
-    objective = job.stage.trained(job)
+    objective = job.stage.objective.build()
     with torch.device("meta"):
         model = job.model.build()
         job.peft.apply(model)
@@ -224,10 +238,14 @@ def build_stage(job: Job, isolated: bool, fresh: bool = True, note: Callable[[st
     job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
     # What is borrowed is not in the checkpoint of a run that goes on, so that it starts as a fresh one does.
     begins = fresh or bool(model.borrowed)
-    checkpoint = checkpoint_of(job, "starting") if begins and job.init is not None else None
+    checkpoint = base
+    if checkpoint is None and begins and job.init is not None:
+        checkpoint = checkpoint_of(job, "starting")
     new_head = checkpoint is not None and has_new_head(model, checkpoint)
     if new_head:
         note(f"the head starts anew: {checkpoint} has another one")
+        if isinstance(job.peft, AdapterSpec) and job.peft.train is None:
+            thaw(model, [HEAD.rstrip(".")])
 
     def first_weights(model: Skeleton, world: World) -> None:
         if begins and (checkpoint is None or new_head or model.added):
