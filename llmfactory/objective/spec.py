@@ -23,15 +23,6 @@ from llmfactory.core.special import (
 from llmfactory.model.ffn.spec import Activation
 from llmfactory.model.head.spec import HeadSpec, Mlm
 from llmfactory.objective.base_spec import ObjectiveSpec as ObjectiveSpec
-from llmfactory.objective.preference_spec import Cpo as Cpo
-from llmfactory.objective.preference_spec import Dpo as Dpo
-from llmfactory.objective.preference_spec import Ipo as Ipo
-from llmfactory.objective.preference_spec import Kto as Kto
-from llmfactory.objective.preference_spec import Orpo as Orpo
-from llmfactory.objective.preference_spec import PreferenceSpec as PreferenceSpec
-from llmfactory.objective.preference_spec import Rrhf as Rrhf
-from llmfactory.objective.preference_spec import Simpo as Simpo
-from llmfactory.objective.preference_spec import Slic as Slic
 from llmfactory.objective.policy_spec import ActorCritic as ActorCritic
 from llmfactory.objective.policy_spec import Policy as Policy
 from llmfactory.objective.policy_spec import PolicySpec as PolicySpec
