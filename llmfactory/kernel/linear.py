@@ -17,9 +17,13 @@ class Product(nn.Linear):
         """[O, I], what `product` multiplies by."""
         return self.weight
 
+    def offset(self) -> Tensor | None:
+        """[O], what is added once to the product."""
+        return self.bias
+
     def forward(self, x: Tensor) -> Tensor:
-        y = self.product(x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        y, offset = self.product(x), self.offset()
+        return y if offset is None else y + offset.to(y.dtype)
 
 
 def matrix_of(linear: nn.Linear) -> Tensor:

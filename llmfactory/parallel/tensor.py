@@ -222,8 +222,8 @@ class _RowLinear(Pieces, Product):
     join: Callable[[Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.join(self.product(x))
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        y, offset = self.join(self.product(x)), self.offset()
+        return y if offset is None else y + offset.to(y.dtype)
 
 
 def keep_piece(module: nn.Module, attribute: str, mesh: DeviceMesh, placements: Sequence[Placement], view: View) -> None:

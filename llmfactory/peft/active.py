@@ -16,10 +16,10 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
     """Within, the model computes what its base does.
 
     Raises:
-        ValueError: parameters of the base itself are trained, so that it is not what it was (`base_stays`).
+        ValueError: the base itself has changed (`base_stays`).
     """
     if not base_stays(model):
-        raise ValueError("parameters of the base are trained too, so that switching adapters off does not give it back")
+        raise ValueError("weights of the base have changed, so that switching adapters off does not give it back")
     before = [(adapter, adapter.active) for _, adapter in adapters(model)]
     try:
         for adapter, _ in before:
@@ -42,7 +42,10 @@ def choose(model: nn.Module, names: Collection[str]) -> None:
 
 def base_stays(model: nn.Module) -> bool:
     """Whether everything that is trained stands in adapters, so that the model without them is what it started from."""
-    own = {id(parameter) for _, adapter in adapters(model) for parameter in adapter.parameters()}
+    found = [adapter for _, adapter in adapters(model)]
+    if any(adapter.takes_from_base for adapter in found):
+        return False
+    own = {id(parameter) for adapter in found for parameter in adapter.parameters()}
     return bool(own) and all(id(one) in own for one in model.parameters() if one.requires_grad)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from llmfactory.core.errors import UserError
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.peft.base_spec import AdapterSpec
 from llmfactory.peft.targets import chosen_parameters
@@ -28,6 +29,24 @@ def thaw(model: Skeleton, patterns: Sequence[str]) -> None:
     for name in names:
         parameters[name].requires_grad_(True)
     model.borrowed -= set(names)
+
+
+def thaw_biases(model: Skeleton) -> None:
+    """Let all biases be trained, those of norms too."""
+    found = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+    if not found:
+        raise UserError("this model has no biases, so that peft=bitfit finds nothing to train: use peft=lora")
+    for parameter in found:
+        parameter.requires_grad_(True)
+
+
+def thaw_last_layers(model: Skeleton, count: int) -> None:
+    """Let the last layers in forward order be trained; layers that share their weights count once."""
+    layers = list(dict.fromkeys(step.modules[0] for step in model.steps() if step.layer))
+    if count > len(layers):
+        raise UserError(f"peft.last_layers={count}, but the model has {len(layers)} layers")
+    for layer in layers[len(layers) - count :]:
+        layer.requires_grad_(True)
 
 
 def _tensors(model: nn.Module) -> frozenset[str]:

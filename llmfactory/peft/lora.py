@@ -72,7 +72,7 @@ class LoraAdapter(LowRankAdapter):
 
     def __init__(self, spec: Lora, name: str, linear: nn.Linear, declared: Parameter) -> None:
         super().__init__(spec, name, linear, declared, _filled(spec, linear))
-        self.pissa = spec.start is Start.pissa
+        self.takes_from_base = spec.start is Start.pissa
 
     def product(self, x: Tensor, linear: Adapted, base: Callable[[Tensor], Tensor]) -> Tensor:
         y = base(x)
@@ -87,11 +87,11 @@ class LoraAdapter(LowRankAdapter):
 
     @property
     def needs_base(self) -> bool:
-        return self.pissa
+        return self.takes_from_base
 
     def first(self, weight: Tensor) -> First:
         """PiSSA (Meng et al. 2024, equations 2 to 4): W = U S V'; A and B hold the first R of them, W what is left."""
-        if not self.pissa:
+        if not self.takes_from_base:
             return First({})
         rank, wide = self.a.shape[0], weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
         u, s, v = torch.linalg.svd(wide, full_matrices=False)

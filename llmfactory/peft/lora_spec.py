@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import above, at_least, between
@@ -73,3 +73,68 @@ class Lora(LowRank):
         from llmfactory.peft.lora import names_of_b
 
         return dict.fromkeys(names_of_b(model), self.b_lr_ratio) if self.b_lr_ratio != 1.0 else {}
+
+
+@dataclass(kw_only=True, slots=True)
+class Dora(LowRank):
+    """Low-rank adaptation of directions, beside a trained magnitude m of each output (Liu et al. 2024, equation 5):
+
+    W' = m (W + s B A) / ||W + s B A||, the norm of each row held fixed in the backward pass (section 4.3).
+    """
+
+    def adapt(self, model: Skeleton, name: str = DEFAULT) -> None:
+        from llmfactory.peft.dora import adapt
+
+        adapt(self, model, name)
+
+
+@dataclass(kw_only=True, slots=True)
+class Ia3(AdapterSpec):
+    """A trained factor for each number of some vectors (Liu et al. 2022, section 3.3): keys, values, and what the last map of a
+    feed-forward part reads. They begin at 1."""
+
+    outputs: list[str] | None = None
+    """Patterns of linear maps whose outputs are scaled; None: keys and values (k, v; kv where they are made together)."""
+    inputs: list[str] | None = None
+    """Patterns of linear maps whose inputs are scaled; None: those that end feed-forward parts (down)."""
+
+    def problems(self) -> Iterator[Problem]:
+        if self.outputs == [] and self.inputs == []:
+            yield Problem("outputs", [], "with inputs=[] too, nothing would be trained", "outputs=null")
+
+    def adapt(self, model: Skeleton, name: str = DEFAULT) -> None:
+        from llmfactory.peft.ia3 import adapt
+
+        adapt(self, model, name)
+
+
+@dataclass(kw_only=True, slots=True)
+class Bitfit(AdapterSpec):
+    """The biases alone are trained (Zaken et al. 2022)."""
+
+    changes_base: ClassVar[bool] = True
+
+    def adapt(self, model: Skeleton, name: str = DEFAULT) -> None:
+        from llmfactory.peft.freezing import thaw_biases
+
+        thaw_biases(model)
+
+
+@dataclass(kw_only=True, slots=True)
+class Freeze(AdapterSpec):
+    """The last layers are trained, or what `train` names, and the rest is frozen."""
+
+    changes_base: ClassVar[bool] = True
+
+    last_layers: int = 0
+    """Number of layers, counted from the end."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 0, "last_layers")
+        if not self.last_layers and not self.train:
+            yield Problem("last_layers", 0, "nothing would be trained", "last_layers=2")
+
+    def adapt(self, model: Skeleton, name: str = DEFAULT) -> None:
+        from llmfactory.peft.freezing import thaw_last_layers
+
+        thaw_last_layers(model, self.last_layers)

@@ -26,6 +26,9 @@ ADAPTERS = "adapters"
 class Adapter(Part):
     """Base of everything that a method adds. Its parameters are trained, and declared as those of any part."""
 
+    takes_from_base: bool = False
+    """It began with a part of the base's weights, which are not what they were without it."""
+
     def __init__(self, name: str = DEFAULT) -> None:
         super().__init__()
         self.name = name
@@ -63,6 +66,14 @@ class LinearAdapter(Adapter):
     def restored(self, weight: Tensor) -> Tensor:
         """The other way: of a matrix that `matrix` made the one without."""
 
+    def offset(self, bias: Tensor) -> Tensor:
+        """The bias [O] that has this adapter in it, of the one without."""
+        return bias
+
+    def restored_offset(self, bias: Tensor) -> Tensor:
+        """The other way."""
+        return bias
+
     def noted(self, weight: Tensor) -> Tensor | None:
         """What `restored` will have to know of the matrix besides what `matrix` makes of it."""
         return None
@@ -88,11 +99,22 @@ class Adapted(Product):
             product = partial(adapter.product, linear=self, base=product)
         return product(x)
 
+    def base_matrix(self) -> Tensor:
+        """What the map multiplies by without its adapters."""
+        return super().matrix()
+
     def matrix(self) -> Tensor:
         matrix = super().matrix()
         for adapter in self.on():
             matrix = adapter.matrix(matrix)
         return matrix
+
+    def offset(self) -> Tensor | None:
+        bias = super().offset()
+        if bias is not None:
+            for adapter in self.on():
+                bias = adapter.offset(bias)
+        return bias
 
     def on(self) -> list[LinearAdapter]:
         """The active adapters."""
@@ -114,14 +136,18 @@ def attach(module: nn.Module, adapter: Adapter) -> None:
         module.__class__ = Adapted if kind is nn.Linear else type(kind.__name__, (Adapted, kind), {})
 
 
+BIAS = "bias"
+
+
 def changing(model: nn.Module, active: bool = True) -> dict[str, list[LinearAdapter]]:
-    """By the name of a matrix, the adapters that change it, in order; `active`: of these only."""
-    found = {}
+    """By the name of a matrix or of a bias, the adapters that change it, in order; `active`: of these only."""
+    found: dict[str, list[LinearAdapter]] = {}
     for path, module in model.named_modules():
         if isinstance(module, Adapted):
-            found[f"{path}.weight"] = (
-                module.on() if active else [one for one in module.adapters.values() if isinstance(one, LinearAdapter)]
-            )
+            held = [one for one in module.adapters.values() if isinstance(one, LinearAdapter)]
+            found[f"{path}.weight"] = [one for one in held if one.active or not active]
+            if module.bias is not None:
+                found[f"{path}.{BIAS}"] = found[f"{path}.weight"]
     return found
 
 

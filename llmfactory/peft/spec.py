@@ -9,6 +9,10 @@ from llmfactory.peft.adapter_spec import Adapter as Adapter
 from llmfactory.peft.base_spec import DEFAULT
 from llmfactory.peft.base_spec import AdapterSpec as AdapterSpec
 from llmfactory.peft.base_spec import PeftSpec as PeftSpec
+from llmfactory.peft.lora_spec import Bitfit as Bitfit
+from llmfactory.peft.lora_spec import Dora as Dora
+from llmfactory.peft.lora_spec import Freeze as Freeze
+from llmfactory.peft.lora_spec import Ia3 as Ia3
 from llmfactory.peft.lora_spec import Lora as Lora
 from llmfactory.peft.prompt_spec import Prefix as Prefix
 from llmfactory.peft.prompt_spec import Prompt as Prompt
