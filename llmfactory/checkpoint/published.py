@@ -50,7 +50,7 @@ def load_published(published: Published, model: Skeleton, new: str | None = None
             put(room[name], tensor)
     table = room.get("embedding.weight")
     for name, stored in published.tied.items():
-        if table is not None and not torch.equal(cut(_read(stored), box(table)).to(local(table)), local(table)):
+        if table is not None and not torch.equal(cut(stored_tensor(stored), box(table)).to(local(table)), local(table)):
             raise UserError(f"{published.path}: {name} differs from the embedding, though its config ties the two")
 
 
@@ -92,10 +92,11 @@ def check_shapes(published: Published) -> None:
 
 def read(published: Published, name: str) -> Tensor:
     """A tensor under its name in the family's table: as it is stored, quantized ones as float32."""
-    return published.restore(name, _read(published.tensors[name]))
+    return published.restore(name, stored_tensor(published.tensors[name]))
 
 
-def _read(stored: Stored) -> Tensor:
+def stored_tensor(stored: Stored) -> Tensor:
+    """As its file holds it; quantized ones as float32."""
     if stored.dtype not in DTYPES:
         return _dequantized(stored)
     if not stored.size:

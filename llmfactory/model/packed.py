@@ -31,6 +31,10 @@ class Packed(Part):
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         """The whole contents of its parameters, by name, that hold a matrix."""
 
+    @abstractmethod
+    def rounded(self, weight: Tensor) -> Tensor:
+        """What it multiplies by where it was given this matrix."""
+
     def contents(self, weight: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Its parameters, and what each of them holds of a matrix."""
         for name, content in self.pack(weight).items():

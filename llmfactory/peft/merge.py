@@ -13,8 +13,10 @@ from llmfactory.peft.part import ADAPTERS, BIAS, LinearAdapter, changing
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Put the active adapters of linear maps into their matrices and biases, in place; the adapters stay, switched off."""
-    changed = changing(model)
+    """Put the active adapters of linear maps into their matrices and biases, in place; the adapters stay, switched off. Beside
+    matrices in few bits, which could not take them up, they stay on."""
+    kept = packed(model)
+    changed = {name: held for name, held in changing(model).items() if name not in kept}
     for name, active in changed.items():
         weight = model.get_parameter(name)
         for adapter in active:

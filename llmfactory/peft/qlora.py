@@ -41,6 +41,9 @@ class QuantizedLinear(Product, Packed):
         content = int8(weight) if self.bits is Bits.int8 else nf4(weight, double=self.bits is Bits.nf4)
         return dict(zip(NAMES[self.bits], content, strict=True))
 
+    def rounded(self, weight: Tensor) -> Tensor:
+        return weight_of(tuple(self.pack(weight).values()), self.in_features, weight.dtype)
+
     def declare(self) -> dict[str, Parameter]:
         return {name: Parameter(Constant(0.0), decay=False) for name in NAMES[self.bits]}
 
