@@ -72,8 +72,8 @@ class KtoObjective(AnswersObjective):
         gap_B, rows_B = batch[SURVEY].to(logps_B.dtype).unbind(1)
         kl_B = (gap_B / rows_B.clamp(min=1)).clamp(min=0)
         wanted_B = batch["label"] > 0
-        sign_B = torch.where(wanted_B, 1.0, -1.0).to(logps_B.dtype)
-        weight_B = torch.where(wanted_B, self.spec.wanted, self.spec.unwanted).to(logps_B.dtype)
+        sign_B = wanted_B.to(logps_B.dtype) * 2 - 1
+        weight_B = torch.where(wanted_B, logps_B.new_tensor(self.spec.wanted), logps_B.new_tensor(self.spec.unwanted))
         part_B = _there(batch, outputs).to(logps_B.dtype) * share(outputs)
         loss_B = weight_B * torch.sigmoid(-sign_B * self.spec.beta * (ratios_B - kl_B))
         sums = {"loss": (loss_B * part_B).sum(), "kl": (kl_B * part_B).sum()}
