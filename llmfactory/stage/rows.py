@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from llmfactory.checkpoint.names.published import is_published
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem, UserError
@@ -13,6 +15,7 @@ from llmfactory.core.special import Special
 from llmfactory.data.corruption.corruption import CorruptedRows
 from llmfactory.data.corruption.vocabulary import Vocabulary
 from llmfactory.data.examples import Examples, read_examples, saved_labels
+from llmfactory.data.form.spec import SidedSpec
 from llmfactory.data.mix.mixed_rows import MixedRows
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
@@ -66,11 +69,31 @@ def task_rows(job: Job, objective: Objective, data: Data, part: str) -> Rows:
     corruption = objective.corruption(vocabulary, job.data.seq_len)
     rows = packed_rows(job, data, part, job.data.seq_len if corruption is None else corruption.raw_length)
     if corruption is None:
+        if isinstance(job.data.form, SidedSpec):
+            insist_learned(objective, rows, part)
         return objective.rows(rows)
     if rows.ragged:  # a rule says so of training; here, of a checkpoint that is measured
         reason = "the objective makes its task of rows of one length"
         raise ConfigError([Problem("data.pack", "grouped", reason, "data/pack=document")])
     return CorruptedRows(rows, corruption, job.seed)
+
+
+LOOK = 256
+"""Rows that are looked at before a run begins."""
+
+
+def insist_learned(objective: Objective, rows: Rows, part: str) -> None:
+    """Records of one kind need not have everything (a score of the whole, or one of each step): some must have what is learned."""
+    count = min(len(rows), LOOK)
+    if count:
+        chosen = np.arange(count, dtype=np.int64) * len(rows) // count
+        counts = objective.denominators(rows.read(chosen))
+        if missing := [name for name in objective.terms if not counts[name].item()]:
+            raise UserError(
+                f"{rows.file.path}: none of {count} records ({part}) has what the objective learns from (no {missing[0]} could be "
+                f"computed): answers with a score want stage/objective=regression model/head=reward, steps with a score each want "
+                f"stage/objective=process model/head=value, and a comparison wants answers that differ in rank"
+            )
 
 
 def packed_rows(job: Job, data: Prepared, part: str, width: int) -> Rows:
