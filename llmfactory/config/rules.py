@@ -79,6 +79,13 @@ from llmfactory.config.rule.records import (
     records_are_of_the_kind_that_is_learned,
     records_fit_into_rows,
 )
+from llmfactory.config.rule.rollout import (
+    a_target_has_a_penalty_to_steer,
+    rewards_come_from_graders,
+    steps_share_out_the_answers,
+    whoever_writes_has_the_whole_model,
+    written_answers_teach_policies,
+)
 from llmfactory.config.rule.tensor import (
     compiled_layouts_are_proven,
     keys_of_an_axis_need_the_axis,
@@ -187,4 +194,9 @@ RULES: tuple[Rule, ...] = (
     documents_are_prepared,
     records_are_compared_only,
     steps_are_for_sources_that_there_are,
+    rewards_come_from_graders,
+    written_answers_teach_policies,
+    steps_share_out_the_answers,
+    whoever_writes_has_the_whole_model,
+    a_target_has_a_penalty_to_steer,
 )

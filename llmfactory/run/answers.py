@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from llmfactory.checkpoint.tensors import all_tensors
 from llmfactory.config.spec import Job
-from llmfactory.data.form.record_rows import PromptRows
 from llmfactory.data.prepared import Prepared
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.objective.rewarded import Rewarded
@@ -26,6 +26,7 @@ from llmfactory.stage.evaluate import Measure
 from llmfactory.stage.iteration import Graded, Rounds
 from llmfactory.stage.rollout_loader import RolloutLoader
 from llmfactory.stage.rows import Data, packed_rows
+from llmfactory.stage.spec import Grpo, RlSpec
 from llmfactory.stage.training import TrainingStage
 
 SAMPLES = 3
@@ -37,9 +38,8 @@ class AnswerSupply(Supply):
 
     def __init__(self, job: Job, data: Data, world: World, progress: Progress, resume: Path | None, last_step: int) -> None:
         assert isinstance(data, Prepared)
-        rows, held_out = (packed_rows(job, data, part, job.data.seq_len) for part in ("train", "held_out"))
-        assert isinstance(rows, PromptRows)
-        assert isinstance(held_out, PromptRows)
+        asking = _asking(job)
+        rows, held_out = (packed_rows(asking, data, part, job.data.seq_len) for part in ("train", "held_out"))
         self.job, self.world, self.held_out = job, world, held_out
         self.rounds = Rounds(job, rows, data.tokenizer, world, self._forward_context, self._current)
         self.loader = self.steps = RolloutLoader(
@@ -121,3 +121,11 @@ class AnswerSupply(Supply):
             self.stage.objective.equip(model)
         self.formats.convert_module(model)
         return model.to_empty(device=self.world.device).eval()
+
+
+def _asking(job: Job) -> Job:
+    """The job with as many rows a step as it puts prompts: mixtures may change with steps."""
+    assert isinstance(job.stage, RlSpec)
+    group = job.stage.group if isinstance(job.stage, Grpo) else 1
+    prompts = max(1, job.trainer.batch_size // group // job.stage.epochs)
+    return replace(job, trainer=replace(job.trainer, batch_size=prompts))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
+from llmfactory.data.form.record_rows import PromptRows
 from llmfactory.data.loader import share
 from llmfactory.inference.sampler import Sampling
 from llmfactory.objective.advantage import (
@@ -40,7 +41,8 @@ from llmfactory.stage.rollout import Asked, Written, laid_out, score, write
 if TYPE_CHECKING:
     from llmfactory.config.spec import Job
     from llmfactory.core.batch import Batch
-    from llmfactory.data.form.record_rows import PromptRows
+    from llmfactory.data.form.record_rows import Prompt
+    from llmfactory.data.pack.rows import Rows
     from llmfactory.data.tokenizer.tokenizer import Tokenizer
     from llmfactory.model.skeleton import Skeleton
     from llmfactory.parallel.mesh import World
@@ -85,7 +87,7 @@ class Rounds:
     def __init__(
         self,
         job: Job,
-        rows: PromptRows,
+        rows: Rows,
         tokenizer: Tokenizer,
         world: World,
         forward_context: Callable[[], AbstractContextManager[Any]],
@@ -130,12 +132,12 @@ class Rounds:
 
     def check(self) -> None:
         """That graders find in the records what they compare answers with."""
-        self.graders.check(self.rows.prompt(row).record for row in range(len(self.rows)))
+        self.graders.check(prompt_at(self.rows, row).record for row in range(len(self.rows)))
 
-    def judge(self, rows: PromptRows, places: Sequence[int]) -> list[Graded]:
+    def judge(self, rows: Rows, places: Sequence[int]) -> list[Graded]:
         """An answer to each of these held-out prompts, the same draws every time. Called by every process."""
         self.model = self.current()
-        prompts = [rows.prompt(place) for place in places]
+        prompts = [prompt_at(rows, place) for place in places]
         asked = [Asked(-1 - place, one.tokens, one.messages, one.record) for place, one in zip(places, prompts, strict=True)]
         return self.write_and_judge(asked, 1)[0]
 
@@ -144,7 +146,7 @@ class Rounds:
     def ask(self, numbers: Sequence[int]) -> list[Asked]:
         """Prompts by their number in the order of the run."""
         places = self.order(np.asarray(numbers, np.int64)).tolist()
-        prompts = [self.rows.prompt(place) for place in places]
+        prompts = [prompt_at(self.rows, place) for place in places]
         return [Asked(number, one.tokens, one.messages, one.record) for number, one in zip(numbers, prompts, strict=True)]
 
     def _answers(self, drawn: int) -> tuple[list[Graded], dict[str, Any], float]:
@@ -207,7 +209,7 @@ class Rounds:
             tokens = one.tokens[:-1] if one.ended else one.tokens
             text_prompt = prompt.messages[-1]["content"] if prompt.messages else self.tokenizer.decode(prompt.tokens)
             text = self.tokenizer.decode(tokens)
-            answers.append(Answer(prompt.tokens, text_prompt, tokens, text, one.ended, prompt.record))
+            answers.append(Answer(prompt.tokens, text_prompt, tokens, text, one.ended, prompt.record, prompt.messages))
         scored = self.graders.score(answers)
         grades = [{name: of[number] for name, of in scored.by_name.items()} for number in range(len(answers))]
         found = [
@@ -309,6 +311,16 @@ class Rounds:
             "ungraded": float(sum(counts["failures"].values())),
             **({"equal_groups": counts["equal"] / counts["prompts"]} if self.group > 1 else {}),
         }
+
+
+def prompt_at(rows: Rows, place: int) -> Prompt:
+    """The prompt in a row, of whichever source it is."""
+    for part in rows.sources.values():
+        if place < len(part):
+            return prompt_at(part, place)
+        place -= len(part)
+    assert isinstance(rows, PromptRows)
+    return rows.prompt(place)
 
 
 def insist_near(spec: RlSpec, kl: float) -> None:

@@ -18,7 +18,24 @@ FOUR = ["launch=local", "launch.processes=4"]
 EXTENDED = ["data/tokenizer=extended", "data.tokenizer.new_tokens=9"]
 STAGES = ["parallel=pp_1f1b", "trainer.micro_batch_size=1", "launch=local"]
 MIXTURE = "data/source=[pydocs,pycode]"
+PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=256"]
+WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 FIRES = {
+    "rewards_come_from_graders": [["stage=ppo", *PROMPTS], ["stage=grpo", *PROMPTS]],
+    "written_answers_teach_policies": [
+        [*WRITES, "stage/objective=actor_critic"],
+        [*WRITES, "stage=ppo", "stage/objective=policy"],
+        ["stage=pretrain", "stage/objective=policy", *PROMPTS],
+    ],
+    "steps_share_out_the_answers": [
+        [*WRITES, "stage.answers=24", "trainer.batch_size=16"],
+        [*WRITES, "trainer.batch_size=12"],
+    ],
+    "whoever_writes_has_the_whole_model": [
+        [*WRITES, *STAGES],
+        [*WRITES, "parallel=deepspeed_zero1", "launch=local"],
+    ],
+    "a_target_has_a_penalty_to_steer": [[*WRITES, "stage=ppo", "stage.kl_target=0.1", "stage.objective.kl_coef=0"]],
     "rows_of_one_length_where_they_are_asked_for": [
         ["data/pack=grouped", MIXTURE],
         ["data/pack=grouped", *STAGES],
@@ -30,6 +47,7 @@ FIRES = {
         ["stage=rejection", "init=.", "data=chat", "data.source.files=[a.jsonl]"],
     ],
     "answers_fit_behind_prompts": [
+        [*WRITES, "stage.max_tokens=900"],
         ["stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage.max_tokens=600"],
         ["stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage.max_tokens=1100"],
     ],
@@ -53,6 +71,7 @@ FIRES = {
     "preflight_has_two_to_compare": [
         ["trainer.preflight=true"],
         ["trainer.preflight=true", "parallel=deepspeed_zero1", "launch=local"],
+        [*WRITES, "trainer.preflight=true", "parallel=ddp", "launch=local"],
     ],
     "keys_of_an_axis_need_the_axis": [
         ["parallel=ddp", "parallel.zero=optimizer", "launch=local"],

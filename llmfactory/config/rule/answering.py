@@ -9,7 +9,7 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.data.form.spec import Prompts
 from llmfactory.data.spec import DocumentsSpec
-from llmfactory.stage.spec import Rejection
+from llmfactory.stage.spec import Rejection, RlSpec
 
 PROMPTS = "data=prompts data.source.files=[my.jsonl]"
 
@@ -25,7 +25,7 @@ def prompts_are_answered(job: Job) -> Iterator[Problem]:
 
 def answers_fit_behind_prompts(job: Job) -> Iterator[Problem]:
     """Else prompts would be cut off on the left, where they are long, without a word."""
-    if not isinstance(job.stage, Rejection) or job.model.graph == "encoder_decoder":
+    if not isinstance(job.stage, (Rejection, RlSpec)) or job.model.graph == "encoder_decoder":
         return
     form = job.data.form if isinstance(job.data, DocumentsSpec) else None
     if not isinstance(form, Prompts):

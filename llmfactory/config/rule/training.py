@@ -14,7 +14,7 @@ from llmfactory.data.spec import Labelled
 from llmfactory.objective.spec import BlankInfilling, Causal, Prefix
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Auto, Mesh
-from llmfactory.stage.spec import Evaluate, TrainingSpec
+from llmfactory.stage.spec import Evaluate, RlSpec, TrainingSpec
 
 
 def decay_reaches_the_end(job: Job) -> Iterator[Problem]:
@@ -111,6 +111,8 @@ def preflight_has_two_to_compare(job: Job) -> Iterator[Problem]:
         reason = "it compares a layout with a single process, and this is one"
     elif isinstance(job.parallel, Auto):
         return  # the layout is found when the job starts
+    elif isinstance(job.stage, RlSpec):
+        reason = "it compares steps on rows of data, and here the model writes them itself"
     elif not isinstance(job.parallel, Mesh):
         reason = f"it compares steps in float64, which {stem(type(job.parallel))} does not make"
     else:
