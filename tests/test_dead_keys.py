@@ -255,7 +255,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "optim/sgd.clip_norm": ([*LLAMA, "optim=sgd"], "optim.clip_norm=0.01"),
     **{
         f"optim/{name}.{field}": ([*LLAMA, f"optim={name}", *extra], override)
-        for name, extra in (("adam", ["optim.weight_decay=0.1"]), ("lion", []), ("lamb", []), ("adafactor", []))
+        for name, extra in (("adam", ["optim.weight_decay=0.1"]), ("lion", []), ("lamb", []), ("muon", []), ("adafactor", []))
         for field, override in (
             ("lr", "optim.lr=0.02"),
             ("schedule", "optim/schedule=constant"),
@@ -265,7 +265,17 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         )
         if (name, field) not in {("lion", "clip_norm"), ("adafactor", "clip_norm"), ("adafactor", "betas")}
     },
-    **{f"optim/{name}.eps": ([*LLAMA, f"optim={name}"], "optim.eps=0.01") for name in ("adam", "lamb", "adafactor")},
+    **{f"optim/{name}.eps": ([*LLAMA, f"optim={name}"], "optim.eps=0.01") for name in ("adam", "lamb", "muon", "adafactor")},
+    **{
+        f"optim/muon.{field}": ([*LLAMA, "optim=muon"], f"optim.{field}={value}")
+        for field, value in (
+            ("momentum", 0.5),
+            ("nesterov", "false"),
+            ("iterations", 2),
+            ("scale", "spectral"),
+            ("rest_factor", 0.5),
+        )
+    },
     **{
         f"optim/adafactor.{field}": ([*LLAMA, "optim=adafactor"], f"optim.{field}={value}")
         for field, value in (("momentum", 0.5), ("update_clip", 0.1), ("scale_by_weights", "false"), ("least_scale", 0.9))
@@ -906,7 +916,9 @@ def numbers_of_training(job: Job) -> list[Any]:
     model = job.model.build()
     initialize(model, job.seed)
     decays = {name: declared.decay for name, declared in declarations(model).items()}
-    optimizer = job.optim.build(parameter_groups(model.named_parameters(), decays, job.optim.weight_decay))
+    matrices = [name for name, p in model.named_parameters() if p.dim() >= 2] if job.optim.matrices_apart else []
+    named = model.named_parameters()
+    optimizer = job.optim.build(parameter_groups(named, decays, job.optim.weight_decay, matrices=matrices))
     schedule = job.optim.schedule.build(job.trainer.max_steps)
     objective, length = job.stage.objective.build(), 12  # type: ignore[attr-defined]
     torch.manual_seed(0)

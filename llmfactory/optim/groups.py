@@ -5,7 +5,7 @@ Decay pulls matrices towards zero; norm gains and biases are left alone, as the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,24 +15,30 @@ from torch.optim import Optimizer
 FACTOR = "lr_factor"
 """Key of a group: the multiple of the run's learning rate at which it learns."""
 
+MATRIX = "matrix"
+"""Key of a group: whether it is one of those apart, of matrices from features to features."""
+
 
 def groups(
     parameters: Iterable[tuple[str, nn.Parameter]],
     decays: Mapping[str, bool],
     weight_decay: float,
     factors: Mapping[str, float] = MappingProxyType({}),
+    matrices: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """A group for each learning rate, decayed and not (an empty one is left out), of the named parameters that require gradients.
 
     `decays` says for each name whether decay applies; a name without an entry is a `KeyError`, never a guess. `factors`: multiples
-    of the learning rate, of names that do not learn at 1.
+    of the learning rate, of names that do not learn at 1. `matrices`: names of those that stand in groups of their own.
     """
-    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            found.setdefault((factors.get(name, 1.0), decays[name]), []).append(parameter)
-    order = sorted(found, key=lambda key: (key[0] != 1.0, key[0], not key[1]))
-    return [{"params": found[key], "weight_decay": weight_decay if key[1] else 0.0, FACTOR: key[0]} for key in order]
+            found.setdefault((factors.get(name, 1.0), decays[name], name in matrices), []).append(parameter)
+    order = sorted(found, key=lambda key: (key[0] != 1.0, key[0], not key[1], not key[2]))
+    return [
+        {"params": found[key], "weight_decay": weight_decay if key[1] else 0.0, FACTOR: key[0], MATRIX: key[2]} for key in order
+    ]
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

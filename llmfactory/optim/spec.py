@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 class OptimSpec(Spec):
     """Base of the optimizers."""
 
+    matrices_apart: ClassVar[bool] = False
+    """It treats matrices from features to features in a way of their own: they stand in groups apart."""
     lr: float
     """Peak learning rate; the schedule multiplies it."""
     schedule: ScheduleSpec
@@ -132,6 +135,42 @@ class Adafactor(OptimSpec):
         from llmfactory.optim.adafactor import Adafactor as AdafactorOptimizer
 
         return AdafactorOptimizer(groups, self)
+
+
+class Scale(Enum):
+    """How long the update of a matrix [n, m] is, whose singular values are about one."""
+
+    spectral = "sqrt(max(1, n / m)): the same change of features for any shape (Jordan et al. 2024)"
+    like_adamw = "0.2 sqrt(max(n, m)): as long as AdamW's, whose rate and decay then fit (Liu et al. 2025, equation 4)"
+
+
+@dataclass(kw_only=True, slots=True)
+class Muon(MomentsSpec):
+    """Momentum whose matrices are made orthogonal by Newton-Schulz iterations (Jordan et al. 2024); tables of tokens and vectors learn
+    by AdamW."""
+
+    matrices_apart: ClassVar[bool] = True
+    momentum: float = 0.95
+    """Share of the running mean of gradients that is kept, for matrices."""
+    nesterov: bool = True
+    """Look ahead along the momentum."""
+    iterations: int = 5
+    """Newton-Schulz iterations."""
+    scale: Scale = Scale.like_adamw
+    """Length of the updates of matrices."""
+    rest_factor: float = 1.0
+    """The learning rate of everything else, as a multiple of the matrices'."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from MomentsSpec.problems(self)
+        yield from between(self, 0.0, 0.999, "momentum")
+        yield from at_least(self, 1, "iterations")
+        yield from above(self, 0.0, "rest_factor", repair=1.0)
+
+    def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
+        from llmfactory.optim.muon import Muon as MuonOptimizer
+
+        return MuonOptimizer(groups, self)
 
 
 @dataclass(kw_only=True, slots=True)

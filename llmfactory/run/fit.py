@@ -137,7 +137,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         display.note(f"trainer.max_steps={spec.max_steps} is reached already: nothing to train")
 
     assert isinstance(job.stage, TrainingSpec)
-    objective = job.stage.objective.build()
+    objective = job.stage.trained(job)
     supply = open_supply(job, objective, data, world, progress, resume, last_step)
     stands_on = None if resume is None else state.get(BASE)
     base = None if resume is None or stands_on is None else find_base(resume, stands_on, job.init)
@@ -229,7 +229,7 @@ def build_stage(
     """The stage, its model on the meta device: whoever has laid it out fills it (`TrainingStage.fill`) with its first weights,
     those of `init` or random ones. Not `fresh`: a checkpoint will; `base`: where what it does not hold comes from."""
     assert isinstance(job.stage, TrainingSpec)
-    objective = job.stage.objective.build()
+    objective = job.stage.trained(job)
     with torch.device("meta"):
         model = job.model.build()
         job.peft.apply(model)
@@ -267,6 +267,7 @@ def build_stage(
         resting=[name for name, one in declared.items() if one.layout is not Layout.vocab],
         resting_steps=job.stage.embeddings_only_steps if isinstance(job.stage, Pretrain) else 0,
         lr_factors=job.peft.lr_factors(model),
+        matrices=[name for name, p in model.named_parameters() if p.dim() >= 2 and declared[name].layout is not Layout.vocab],
     )
 
 

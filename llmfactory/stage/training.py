@@ -90,7 +90,8 @@ class TrainingStage(pl.LightningModule):
     `decays` says for each parameter name of the model whether weight decay applies. `isolated`: rows hold several documents
     or padding, which attention must keep apart. `first_weights` fills the parameters of the model that it is given, once it is
     laid out over the processes of a world. Parameters named in `resting` do not learn in the first `resting_steps` steps.
-    `lr_factors`: multiples of the learning rate, of parameters that do not learn at 1.
+    `lr_factors`: multiples of the learning rate, of parameters that do not learn at 1. `matrices`: names of those from features to
+    features, which some optimizers treat in a way of their own.
     """
 
     def __init__(
@@ -106,12 +107,14 @@ class TrainingStage(pl.LightningModule):
         resting: Collection[str] = (),
         resting_steps: int = 0,
         lr_factors: Mapping[str, float] = MappingProxyType({}),
+        matrices: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.root = Root(model, objective, isolated)
         self.first_weights = first_weights
         self.resting, self.resting_steps = frozenset(resting), resting_steps
         self.objective, self.optim, self.decays, self.lr_factors = objective, optim, dict(decays), dict(lr_factors)
+        self.matrices = frozenset(matrices) if optim.matrices_apart else frozenset()
         self.schedule = optim.schedule.build(max_steps)
         self.clip_norm = optim.clip_norm
         self.watched, self.surveys = objective.watched, objective.surveys
@@ -141,7 +144,8 @@ class TrainingStage(pl.LightningModule):
         return {**denominators, **self.model.term_tokens(batch), "tokens": tokens}
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optim.build(groups(self.model.named_parameters(), self.decays, self.optim.weight_decay, self.lr_factors))
+        decay, factors = self.optim.weight_decay, self.lr_factors
+        return self.optim.build(groups(self.model.named_parameters(), self.decays, decay, factors, self.matrices))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)

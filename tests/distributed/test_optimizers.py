@@ -11,7 +11,7 @@ from toy_job import Memory, Notes, prepared, toy_job
 
 from llmfactory.config.spec import Job
 from llmfactory.optim.schedule.spec import Constant
-from llmfactory.optim.spec import Adafactor, Adam, Lamb, Lion, OptimSpec, Sgd
+from llmfactory.optim.spec import Adafactor, Adam, Lamb, Lion, Muon, OptimSpec, Sgd
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.spec import Fp64
 from llmfactory.run.fit import fit
@@ -21,6 +21,7 @@ OPTIMIZERS: dict[str, OptimSpec] = {
     "lamb": Lamb(lr=1e-2, schedule=Constant(), weight_decay=0.1, clip_norm=0.05),
     "adam": Adam(lr=1e-3, schedule=Constant(), weight_decay=0.1, clip_norm=0.05),
     "lion": Lion(lr=1e-3, schedule=Constant(), clip_norm=0.05),
+    "muon": Muon(lr=1e-3, schedule=Constant(), clip_norm=0.05),
     "sgd": Sgd(lr=0.1, schedule=Constant(), clip_norm=0.05),
 }
 LAYOUTS = {"zero3": Mesh(dp_shard=2), "tensor": Mesh(tp=2)}

@@ -1,0 +1,103 @@
+"""Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks").
+
+    M = b M + (1 - b) G,   U = orthogonal((1 - b) G + b M),   w = w - lr s U - lr decay w
+
+The orthogonal factor of U S V' is U V'. Five iterations X = a X + (b A + c A^2) X, A = X X', with a polynomial that is steep at zero
+take all singular values to somewhere between 0.7 and 1.2, which serves as well (section "Design").
+
+An iteration mixes all entries of a matrix, so the processes that hold its pieces put it together first, and each keeps its piece of
+what comes out. A stack of matrices [..., n, m] is iterated matrix by matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from llmfactory.optim.groups import MATRIX
+from llmfactory.optim.spec import Muon as MuonSpec
+from llmfactory.optim.spec import Scale
+from llmfactory.parallel.weights import box, cut, local
+
+COEFFICIENTS = 3.4445, -4.7750, 2.0315
+"""a, b and c."""
+SMALLEST = 1e-7
+"""Least norm that is divided by."""
+
+
+class Muon(Optimizer):
+    def __init__(self, groups: Iterable[dict[str, Any]], spec: MuonSpec) -> None:
+        super().__init__(groups, {"lr": spec.lr, "weight_decay": spec.weight_decay})
+        self.spec = spec
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update of all weights that have a gradient."""
+        if closure is not None:
+            raise TypeError("the gradients are there before the step: no closure")
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if group[MATRIX]:
+                for weight in weights:
+                    self._orthogonal_step(weight, group["lr"], group["weight_decay"])
+            elif weights:
+                self._adamw_step(weights, self.spec.rest_factor * group["lr"], group["weight_decay"])
+
+    def _orthogonal_step(self, weight: Tensor, lr: float, decay: float) -> None:
+        state, gradient = self.state[weight], weight.grad
+        assert gradient is not None
+        if not state:
+            state["mean"] = torch.zeros_like(weight)
+        mean = state["mean"].lerp_(gradient, 1 - self.spec.momentum)
+        update = gradient.lerp(mean, self.spec.momentum) if self.spec.nesterov else mean
+        whole = update.full_tensor() if isinstance(update, DTensor) else update
+        found = cut(orthogonal(whole, self.spec.iterations), box(weight))
+        local(weight).mul_(1 - lr * decay).add_(found.to(weight.dtype), alpha=-lr * scale_of(weight, self.spec.scale))
+
+    def _adamw_step(self, weights: list[Tensor], lr: float, decay: float) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                step = torch.zeros((), device=local(weight).device)
+                self.state[weight].update(step=step, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
+        states = [self.state[weight] for weight in weights]
+        adamw(
+            weights,
+            [weight.grad for weight in weights if weight.grad is not None],
+            [state["mean"] for state in states],
+            [state["square"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=self.spec.betas[0],
+            beta2=self.spec.betas[1],
+            lr=lr,
+            weight_decay=decay,
+            eps=self.spec.eps,
+            maximize=False,
+        )
+
+
+def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
+    """[..., n, m] -> the same with singular values near one, in float32 at least."""
+    a, b, c = COEFFICIENTS
+    x = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(SMALLEST)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if tall else x
+
+
+def scale_of(weight: Tensor, scale: Scale) -> float:
+    """Length of an update, by the shape of the whole matrix."""
+    n, m = weight.shape[-2:]
+    return float(max(1.0, n / m) ** 0.5) if scale is Scale.spectral else float(0.2 * max(n, m) ** 0.5)
