@@ -9,7 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from llmfactory.config.rule.answering import answers_fit_behind_prompts, prompts_are_answered
+from llmfactory.config.rule.answering import (
+    answers_fit_behind_prompts,
+    functions_come_from_plugins,
+    prompts_are_answered,
+)
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
 from llmfactory.config.rule.context import (
     context_parallel_cuts_attention,
@@ -123,6 +127,7 @@ def check(job: Job) -> list[Problem]:
 
 RULES: tuple[Rule, ...] = (
     prompts_are_answered,
+    functions_come_from_plugins,
     answers_fit_behind_prompts,
     a_stage_learns_what_it_is_for,
     rewards_are_of_answers_or_of_steps,

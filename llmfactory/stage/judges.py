@@ -68,14 +68,14 @@ def content_of(checkpoint: Path) -> str:
         content[BASE] = state[BASE]
     told = [
         content,
-        repr(_model_spec(checkpoint)),
+        repr(model_spec(checkpoint)),
         row_length(checkpoint),
         repr(saved_spec(checkpoint, ObjectiveSpec, *TRAINED_ON)),
     ]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _model_spec(checkpoint: Path) -> ModelSpec:
+def model_spec(checkpoint: Path) -> ModelSpec:
     spec = open_published(checkpoint).spec if is_published(checkpoint) else saved_spec(checkpoint, ModelSpec, "model")
     if spec is None:
         raise UserError(f"{checkpoint} does not say what model it is of: it has no config.yaml. Name a run of this project")
@@ -86,12 +86,12 @@ def row_length(checkpoint: Path) -> int:
     """Of the rows that the model was trained on, or, where nothing says so, the most that it was made for. Counts of n-grams look
     back a few tokens only, however long the rows were that they were made from."""
     data = None if is_published(checkpoint) else saved_spec(checkpoint, DataSpec, "data")
-    spec = _model_spec(checkpoint)
+    spec = model_spec(checkpoint)
     return spec.max_positions if data is None or spec.graph == "counts" else min(spec.max_positions, data.seq_len)
 
 
-def _opened(checkpoint: Path, objective: Objective | None = None) -> Skeleton:
-    model = _model_spec(checkpoint).build()
+def opened(checkpoint: Path, objective: Objective | None = None) -> Skeleton:
+    model = model_spec(checkpoint).build()
     part = trained_part(checkpoint)
     if part is not None and not part.peft.merges:
         part.peft.apply(model)
@@ -114,14 +114,14 @@ class Likelihood:
     """A language model."""
 
     def __init__(self, checkpoint: Path) -> None:
-        spec = _model_spec(checkpoint)
+        spec = model_spec(checkpoint)
         objective = objective_of(checkpoint, spec).build().plain()
         if not objective.likelihood:
             name = type(objective).__name__.removesuffix("Objective").lower()
             raise UserError(
                 f"{checkpoint} was trained on {name}, which gives texts no likelihood: name a model that goes on with a text"
             )
-        self.objective, self.model = objective, _opened(checkpoint, objective)
+        self.objective, self.model = objective, opened(checkpoint, objective)
         self.tokenizer, self.row_length = load_tokenizer(checkpoint, spec.vocab_size), row_length(checkpoint)
 
     @torch.no_grad()
@@ -173,8 +173,8 @@ class Classes:
             raise UserError(f"{checkpoint} is no classifier: train one with stage=finetune data=examples data/task=classify")
         if task.pair is not None:
             raise UserError(f"{checkpoint} classifies pairs of texts (data.task.pair={task.pair}), documents are single ones")
-        spec = _model_spec(checkpoint)
-        self.labels, self.model = labels, _opened(checkpoint)
+        spec = model_spec(checkpoint)
+        self.labels, self.model = labels, opened(checkpoint)
         self.tokenizer, self.row_length = load_tokenizer(checkpoint, spec.vocab_size), row_length(checkpoint)
 
     @torch.no_grad()
@@ -196,14 +196,14 @@ class Classes:
         return tokens
 
 
-def batches(rows: Sequence[T], sizes: Sequence[int], widest: int) -> Iterator[tuple[int, list[T]]]:
+def batches(rows: Sequence[T], sizes: Sequence[int], widest: int, at_once: int = AT_ONCE) -> Iterator[tuple[int, list[T]]]:
     """(width, rows that are padded to it): a power of two, so that few shapes come up; in an order that follows from the sizes."""
     by_width: dict[int, list[T]] = {}
     for row, size in zip(rows, sizes, strict=True):
         width = min(widest, max(NARROWEST, 1 << (size - 1).bit_length()))
         by_width.setdefault(width, []).append(row)
     for width, some in sorted(by_width.items()):
-        count = max(1, AT_ONCE // width)
+        count = max(1, at_once // width)
         yield from ((width, some[start : start + count]) for start in range(0, len(some), count))
 
 

@@ -77,7 +77,7 @@ class Writer:
             text = streams[row].text if self.stops else self.tokenizer.decode(tokens)
             if row % samples == 0:
                 written.append([])
-            written[-1].append(Answer(prompt.tokens, texts[row // samples], tokens, text, ended, prompt.record))
+            written[-1].append(Answer(prompt.tokens, texts[row // samples], tokens, text, ended, prompt.record, prompt.messages))
         return written
 
     def _read(self, tokens: list[int]) -> list[int]:

@@ -46,6 +46,12 @@ FIRES = {
         ["stage=rejection", "init=."],
         ["stage=rejection", "init=.", "data=chat", "data.source.files=[a.jsonl]"],
     ],
+    "functions_come_from_plugins": [
+        [
+            *("stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage/grader=[function]"),
+            "stage.graders.function.call=json:loads",
+        ],
+    ],
     "answers_fit_behind_prompts": [
         [*WRITES, "stage.max_tokens=900"],
         ["stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage.max_tokens=600"],

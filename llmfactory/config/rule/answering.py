@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llmfactory.config.register import PACKAGE, packages
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import stem
+from llmfactory.core.spec import stem, walk
 from llmfactory.data.form.spec import Prompts
 from llmfactory.data.spec import DocumentsSpec
 from llmfactory.stage.spec import Rejection, RlSpec
@@ -42,3 +43,13 @@ def answers_fit_behind_prompts(job: Job) -> Iterator[Problem]:
         yield Problem("data.form.max_tokens", prompt, reason, f"data.form.max_tokens={left}")
     else:
         yield Problem("stage.max_tokens", job.stage.max_tokens, reason, f"stage.max_tokens={max(1, room - prompt)}")
+
+
+def functions_come_from_plugins(job: Job) -> Iterator[Problem]:
+    """What a config can call is what the user has named as code of theirs."""
+    for path, spec in walk(job.stage, "stage"):
+        if isinstance(spec, Function):
+            package = spec.call.partition(":")[0].partition(".")[0]
+            if package == PACKAGE or package not in packages(plugins=job.plugins):
+                named = ",".join([*job.plugins, package])
+                yield Problem(f"{path}.call", spec.call, f"{package} is no plugin of this job", f"plugins=[{named}]")

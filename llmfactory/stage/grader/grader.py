@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,6 +39,8 @@ class Answer:
     """The model ended the answer itself; false: it was cut off at the most tokens allowed."""
     record: dict[str, Any]
     """What is known of the prompt: `answer`, `tests`, ..."""
+    messages: Sequence[dict[str, Any]] = ()
+    """The conversation that was to be answered; empty: `text_prompt` is the question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,9 @@ Grade = float | NoGrade | None
 class Grader(ABC):
     at_once: ClassVar[int | None] = 1
     """Answers that `grade` is given at once; None: all that there are. An error costs all of them their grade."""
+
+    keeps_time: ClassVar[bool] = False
+    """It keeps the time limit itself, so that one slow answer costs no other its grade."""
 
     @abstractmethod
     def grade(self, answers: Sequence[Answer]) -> Sequence[Grade]:
@@ -146,7 +152,7 @@ def graded(grader: Grader, answers: Sequence[Answer], seconds: float) -> list[fl
 
 def _guarded(grader: Grader, answers: Sequence[Answer], seconds: float) -> list[float | NoGrade]:
     try:
-        with time_limit(seconds * len(answers)):
+        with nullcontext() if grader.keeps_time else time_limit(seconds * len(answers)):
             found = list(grader.grade(answers))
     except OutOfTime:
         return [NoGrade(f"took longer than {seconds:g} s an answer")] * len(answers)
