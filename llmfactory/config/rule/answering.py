@@ -10,6 +10,7 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem, walk
 from llmfactory.data.form.spec import Prompts
 from llmfactory.data.spec import DocumentsSpec
+from llmfactory.stage.grader.spec import Function
 from llmfactory.stage.spec import Rejection, RlSpec
 
 PROMPTS = "data=prompts data.source.files=[my.jsonl]"
