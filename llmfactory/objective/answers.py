@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.context import Pieces
-from llmfactory.objective.objective import Objective, Outputs
+from llmfactory.objective.objective import Objective, Outputs, Terms
 from llmfactory.objective.preference_spec import Reference
 from llmfactory.peft.active import without_adapters
 
@@ -125,6 +125,25 @@ class AnswersObjective(Objective):
             return outputs.reference_BK
         return batch["reference_logps"] if self.reference is Reference.precomputed else None
 
+    def asked(self, batch: Batch) -> list[tuple[Batch, int]]:
+        """Rows of which a reference is asked in turn, and how many answers they have: all columns of `reference_logps`."""
+        return [(batch, self.answers(batch))]
+
     def answers(self, batch: Batch) -> int:
         """Answers of a row at most, K."""
         return 2
+
+
+class Asked(Objective):
+    """Log-probabilities of the answers of each row, [B, K], instead of a sum: to be written down, not minimized."""
+
+    terms = ("answers",)
+
+    def __init__(self, answers: int) -> None:
+        self.answers = answers
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
+        return {"answers": (log_probs(outputs, batch, self.answers) * share(outputs), self.denominators(batch)["answers"])}
+
+    def denominators(self, batch: Batch) -> dict[str, Tensor]:
+        return {"answers": torch.ones((), device=batch["labels"].device)}

@@ -49,6 +49,9 @@ class KtoObjective(AnswersObjective):
     def answers(self, batch: Batch) -> int:
         return 1
 
+    def asked(self, batch: Batch) -> list[tuple[Batch, int]]:
+        return [(batch, 1), (self.surveyed(batch), 1)]
+
     def surveyed(self, batch: Batch) -> Batch:
         """The mismatched answers as rows of their own."""
         found = {name.removeprefix(OTHER): field for name, field in batch.items() if name.startswith(OTHER)}

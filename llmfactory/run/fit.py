@@ -28,6 +28,7 @@ from llmfactory.checkpoint import io
 from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.sharding import Layout
+from llmfactory.data.form.referenced import ReferencedRows
 from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
@@ -41,6 +42,7 @@ from llmfactory.peft.spec import AdapterSpec
 from llmfactory.precision.loss_scale import SMALLEST
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.allocator import keep_freed_memory
+from llmfactory.run.asking import Asking
 from llmfactory.run.determinism import settings
 from llmfactory.run.display import Display
 from llmfactory.run.environment import changed_bits, environment
@@ -50,7 +52,7 @@ from llmfactory.run.plain_file import write_yaml
 from llmfactory.run.progress import Progress
 from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
-from llmfactory.run.supply import Supply, open_supply
+from llmfactory.run.supply import RowSupply, Supply, open_supply
 from llmfactory.run.watching import Watching
 from llmfactory.stage.base import BASE, base_of, find_base
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
@@ -170,6 +172,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         keep=supply.keep,
     )
     callbacks = [
+        *asking(job, data, supply, strategy, display, folder, resume),
         Watching(progress, strategy, formats, tracker, display, spec.log_every, supply.drawn),
         Evaluating(progress, supply.measure, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
         Stopping(progress, strategy, spec.patience),
@@ -196,6 +199,15 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         drawn=supply.drawn(progress.step),
         supply=supply,
     )
+
+
+def asking(
+    job: Job, data: Data, supply: Supply, strategy: MeshStrategy, display: Display, folder: Path, resume: Path | None
+) -> list[pl.Callback]:
+    """Who asks a reference before training, where its answers are not known yet."""
+    parts = {"train": supply.rows, "held_out": supply.held_out} if isinstance(supply, RowSupply) else {}
+    rows = {part: some for part, some in parts.items() if isinstance(some, ReferencedRows)}
+    return [Asking(job, data, rows, strategy, display, folder, resume is not None)] if rows else []
 
 
 def scratch_of(job: Job, folder: Path) -> Path:

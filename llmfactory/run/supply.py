@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfactory.config.spec import Job
+from llmfactory.data.form.referenced import ReferencedRows
 from llmfactory.data.loader import StepLoader, held_out_by_source
+from llmfactory.objective.answers import AnswersObjective
 from llmfactory.objective.objective import Objective
+from llmfactory.objective.preference_spec import Reference
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.precision.plugin import MeshPrecision
@@ -22,6 +25,7 @@ from llmfactory.stage.training import TrainingStage
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
+    from llmfactory.data.pack.rows import Rows
 
 SHOWN = 64
 """Samples of a step that a message names."""
@@ -61,9 +65,14 @@ class Supply(ABC):
 class RowSupply(Supply):
     """Rows of data."""
 
+    rows: Rows
+    held_out: Rows
+
     def __init__(self, job: Job, objective: Objective, data: Data, world: World, start_step: int) -> None:
         self.job, self.world = job, world
         self.rows, self.held_out = (task_rows(job, objective, data, part) for part in ("train", "held_out"))
+        if isinstance(objective, AnswersObjective) and objective.reference is Reference.precomputed:
+            self.rows, self.held_out = ReferencedRows(self.rows), ReferencedRows(self.held_out)
         self.isolated = self.rows.isolated
         self.loader = self.steps = StepLoader(
             self.rows,

@@ -34,6 +34,7 @@ from llmfactory.run.folder import read_result, write_result
 from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.peak import matmul_peak
 from llmfactory.run.preflight import preflight
+from llmfactory.run.supply import RowSupply
 from llmfactory.stage.evaluate import compressor_figures, held_out_figures, text_bytes
 from llmfactory.stage.initial import checkpoint_of
 from llmfactory.stage.rows import Data, read_data, task_rows
@@ -197,7 +198,8 @@ def _held_out(
     """
     trained, at_once = fitted.trained, job.trainer.micro_batch_size or EVALUATION_ROWS
     if not isinstance(trained, LaidOut):
-        return held_out_figures(job, trained, objective, data, precision, world, at_once)
+        known = fitted.supply.held_out if isinstance(fitted.supply, RowSupply) else None
+        return held_out_figures(job, trained, objective, data, precision, world, at_once, known)
     measured = trained.measure()
     if measured is None:
         return {}

@@ -144,12 +144,13 @@ def held_out_figures(
     precision: MeshPrecision,
     world: World,
     batch_size: int,
+    rows: Rows | None = None,
 ) -> dict[str, Any]:
     """Of all that is held out, the figures of labelled examples' task among them; nothing is held out: none.
 
-    `batch_size`: rows of a process that go through the model at once.
+    `batch_size`: rows of a process that go through the model at once. `rows`: where they have been made already.
     """
-    rows = task_rows(job, objective, data, "held_out")
+    rows = task_rows(job, objective, data, "held_out") if rows is None else rows
     if not len(rows):
         return {}
     measured = measure(model, objective, rows, precision, world, batch_size * world.size)

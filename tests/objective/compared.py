@@ -51,7 +51,7 @@ class Case:
         return slice(start, start + prompt + sizes[number] - 1)
 
     def _answer(self, row: int, number: int) -> Tensor:
-        prompt, sizes = self.sizes[row]
+        prompt, _ = self.sizes[row]
         here = self._place(row, number)
         logp = self.outputs.head(self.outputs.hidden[row, here]).log_softmax(-1)
         labels = self.batch["labels"][row, here]

@@ -71,7 +71,7 @@ def test_it_depends_on_the_data_alone() -> None:
     for number in range(4):
         alone = rows.draw(np.array([number]), np.array([77 * number]))
         assert texts(alone) == [texts(whole)[number]]
-    assert sorted(learned for _, learned in texts(whole)) == sorted(answer + [END] for _, answer in RECORDS)
+    assert sorted(learned for _, learned in texts(whole)) == sorted([*answer, END] for _, answer in RECORDS)
     assert all(one != other for one, other in zip(texts(whole), texts(whole, ""), strict=True))
 
 
