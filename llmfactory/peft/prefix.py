@@ -32,7 +32,7 @@ from llmfactory.model.tower import Tower
 from llmfactory.peft.ahead import Ahead, AheadMask, Pair
 from llmfactory.peft.part import ADAPTERS, Adapter, attach
 from llmfactory.peft.prompt import arguments
-from llmfactory.peft.prompt_spec import InLayers
+from llmfactory.peft.prompt_spec import InLayersSpec
 from llmfactory.peft.virtual import later
 
 SHAPES = tuple[tuple[int, int], tuple[int, int]]
@@ -108,7 +108,7 @@ class MadePrefix(LayerPrefix):
 # ---- putting them in
 
 
-def adapt(spec: InLayers, model: Skeleton, name: str, hidden: int | None) -> None:
+def adapt(spec: InLayersSpec, model: Skeleton, name: str, hidden: int | None) -> None:
     first = not any(isinstance(module, LayerPrefix) for module in model.modules())
     for tower in _towers(model, spec.encoder):
         parts = [*_attentions(tower), *(_crosses(tower) if spec.cross else [])]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True, slots=True)
-class Preceding(AdapterSpec):
+class PrecedingSpec(AdapterSpec):
     """Base of the methods that put something before each text. None of them is a change of weights, so none can be merged."""
 
     merges: ClassVar[bool] = False
@@ -39,7 +39,7 @@ class PromptStart(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class Prompt(Preceding):
+class Prompt(PrecedingSpec):
     """Prompt tuning (Lester et al. 2021): trained vectors of virtual tokens before each text."""
 
     start: PromptStart = PromptStart.random
@@ -48,7 +48,7 @@ class Prompt(Preceding):
     """With start=text: the text."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from Preceding.problems(self)
+        yield from PrecedingSpec.problems(self)
         if self.start is PromptStart.text and not self.text:
             yield Problem("text", self.text, "start=text needs a text", "start=vocabulary")
         elif self.start is not PromptStart.text and self.text is not None:
@@ -73,7 +73,7 @@ class PromptEncoder(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class PTuning(Preceding):
+class PTuning(PrecedingSpec):
     """P-tuning (Liu et al. 2021): virtual tokens before each text, whose vectors a small network makes."""
 
     encoder: PromptEncoder = PromptEncoder.mlp
@@ -86,7 +86,7 @@ class PTuning(Preceding):
     """With encoder=lstm: share of numbers left out between its layers, in training only."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from Preceding.problems(self)
+        yield from PrecedingSpec.problems(self)
         yield from at_least(self, 1, "hidden", "layers")
         yield from between(self, 0.0, 0.99, "dropout")
         if self.encoder is PromptEncoder.mlp and self.layers != 2:
@@ -102,7 +102,7 @@ class PTuning(Preceding):
 
 
 @dataclass(kw_only=True, slots=True)
-class InLayers(Preceding):
+class InLayersSpec(PrecedingSpec):
     """Base of the methods that train keys and values."""
 
     in_layers: ClassVar[bool] = True
@@ -113,14 +113,14 @@ class InLayers(Preceding):
 
 
 @dataclass(kw_only=True, slots=True)
-class Prefix(InLayers):
+class Prefix(InLayersSpec):
     """Prefix tuning (Li and Liang 2021): trained keys and values before those of each text, in every layer."""
 
     hidden: int | None = 512
     """Width of the hidden layer of the network that makes keys and values of fewer numbers; None: they are trained themselves."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from InLayers.problems(self)
+        yield from InLayersSpec.problems(self)
         yield from at_least(self, 1, "hidden")
 
     def adapt(self, model: Skeleton, name: str = DEFAULT) -> None:
@@ -130,7 +130,7 @@ class Prefix(InLayers):
 
 
 @dataclass(kw_only=True, slots=True)
-class PTuningV2(InLayers):
+class PTuningV2(InLayersSpec):
     """P-tuning v2 (Liu et al. 2022), deep prompts: trained keys and values in every layer, without a network that makes them."""
 
     def adapt(self, model: Skeleton, name: str = DEFAULT) -> None:
