@@ -38,6 +38,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         row(f"weight of {name}", f"weights/{name}", ".4f", f"{result[f'baseline/{name}']:.4f} before")
     if result.get("padding") is not None:
         rows.append(("padding", f"{result['padding']:.2%}", f"{result['cut_documents']:.2%} of documents are cut"))
+    row("learned tokens", "learned_share", ".1%", "of all: what answers consist of")
     row("tokens/s", "tokens_per_second", ",.0f")
     if result.get("mfu") is not None:
         rows.append(

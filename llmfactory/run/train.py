@@ -15,12 +15,9 @@ from llmfactory.checkpoint.io import latest
 from llmfactory.config.spec import Job, Resume
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
-from llmfactory.data.corruption.vocabulary import Vocabulary
 from llmfactory.data.examples import Examples
 from llmfactory.data.pack.rows import Rows, shares
 from llmfactory.data.prepared import Prepared
-from llmfactory.inference.generate import generate
-from llmfactory.inference.sampler import Sampling
 from llmfactory.model.count import train_flops_per_token
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.objective.objective import Objective
@@ -34,6 +31,7 @@ from llmfactory.run.folder import read_result, write_result
 from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.peak import matmul_peak
 from llmfactory.run.preflight import preflight
+from llmfactory.run.sample import sample
 from llmfactory.run.supply import RowSupply
 from llmfactory.stage.evaluate import compressor_figures, held_out_figures, text_bytes
 from llmfactory.stage.initial import checkpoint_of
@@ -42,12 +40,6 @@ from llmfactory.stage.score import score
 from llmfactory.stage.spec import RlSpec, TrainingSpec
 from llmfactory.tracking.none import NoTracker
 
-SAMPLE = Sampling(temperature=0.5, top_k=50)
-"""How the sample is drawn: cooler than stage=generate does by default, because a short look should show what was learned."""
-SAMPLE_TOKENS = 200
-"""Longest sample."""
-PROMPT_WORDS = 8
-"""Words of a held-out document that the sample begins with."""
 LOOK = 64
 """Rows that shares are told from."""
 EVALUATION_ROWS = 16
@@ -154,7 +146,10 @@ def figures_of(
     rows = task_rows(job, objective, data, "train")
     if isinstance(data, Prepared):
         found |= fitted.drawn | shares(rows)
-    if isinstance(data, Prepared) and objective.likelihood and found.get("held_out_loss") is not None and world.rank == 0:
+    if isinstance(data, Prepared) and data.records:
+        found["learned_share"] = learned_share(rows)
+    measured = found.get("held_out_loss") is not None
+    if isinstance(data, Prepared) and not data.records and objective.likelihood and measured and world.rank == 0:
         found |= compressor_figures(data)
     # Counting and looking vectors up make no matrix products; the two sides of an encoder-decoder see different numbers of
     # tokens a second.
@@ -173,6 +168,8 @@ def figures_of(
             note(f"no sample: {reason}; stage=generate init={fitted.checkpoint} makes one elsewhere")
         if model is not None and world.rank == 0:
             found["sample"] = sample(job, model, data, precision)
+            if found["sample"] is None:
+                note("no sample: every question takes more than half of the model's positions")
     return found
 
 
@@ -214,41 +211,13 @@ def _held_out(
     return figures
 
 
+def learned_share(rows: Rows) -> float:
+    """Of all tokens, those that are learned: what the assistant writes."""
+    parts = list(rows.sources.values()) or [rows]
+    return sum(part.targets for part in parts) / max(1, sum(part.file.inputs for part in parts))
+
+
 def labelled_share(rows: Rows) -> float:
     """Of the tokens of some rows, those with a label."""
     batch = rows.read(np.arange(min(len(rows), LOOK)))
     return float((batch["labels"] != IGNORE).sum() / (batch["segments"] > 0).sum())
-
-
-def sample(job: Job, model: Skeleton, data: Prepared, precision: MeshPrecision) -> dict[str, str]:
-    """A continuation of the stage's prompt, or of the first words of a held-out document."""
-    assert isinstance(job.stage, TrainingSpec)
-    tokenizer, room = data.tokenizer, job.model.max_positions
-    text = first_words(data) if job.stage.sample_prompt is None else job.stage.sample_prompt
-    prompt = [tokenizer.end_id, *tokenizer.encode(text)][: max(1, room // 2)]  # leave half of the row to the sample
-    objective = job.stage.trained(job)
-    asked, end_id = objective.prompt(prompt, Vocabulary(job.model.vocab_size, tokenizer))
-    with precision.forward_context():
-        tokens = generate(
-            model,
-            [asked],
-            max_tokens=min(SAMPLE_TOKENS, room + 1 - len(asked)),
-            sampling=SAMPLE,
-            end_id=end_id,
-            reading=objective.reading,
-            vocab_size=tokenizer.vocab_size,
-            seed=job.seed,
-            on_token=lambda _, token: token in tokenizer.usage.stop_ids,
-        )[0]
-    written = [token for token in tokens if token not in tokenizer.usage.stop_ids]  # an answer's end, if it came
-    return {"prompt": tokenizer.decode(prompt), "text": tokenizer.decode(written)}
-
-
-def first_words(data: Prepared) -> str:
-    """Of the held-out document in the middle, white space kept; nothing if there is none."""
-    count = data.counts["held_out"]["documents"]
-    if not count:
-        return ""
-    text = data.held_out_text(count // 2)
-    words = text.split(None, PROMPT_WORDS)
-    return text[: len(text) - len(words[PROMPT_WORDS])].rstrip() if len(words) > PROMPT_WORDS else text

@@ -34,7 +34,8 @@ class TrainingSpec(StageSpec):
 
     objective: ObjectiveSpec
     sample_prompt: str | None = None
-    """Start of the sample at the end; None: the first words of a held-out document."""
+    """Start of the sample at the end, of conversations a question; None: the first words of a held-out document, the first question
+    of a held-out conversation."""
 
     def trained(self, job: Job) -> Objective:
         """The objective as this stage trains it in a job."""

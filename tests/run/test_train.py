@@ -12,7 +12,8 @@ from llmfactory.model.initialize import initialize
 from llmfactory.model.position.spec import Learned
 from llmfactory.parallel.mesh import World
 from llmfactory.run.fit import Fitted
-from llmfactory.run.train import figures_of, first_words, sample
+from llmfactory.run.sample import first_words, sample
+from llmfactory.run.train import figures_of
 
 
 def parts(tmp_path, **changes):

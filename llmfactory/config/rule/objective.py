@@ -17,13 +17,14 @@ from llmfactory.objective.spec import (
     BlankInfilling,
     Causal,
     ObjectiveSpec,
+    PreferenceSpec,
     ReplacedToken,
     RewardSpec,
     Seq2seq,
     answers_of,
     natural,
 )
-from llmfactory.stage.spec import Reward, Sft, TrainingSpec
+from llmfactory.stage.spec import Preference, Reward, Sft, TrainingSpec
 
 
 def objective_fits_the_model(job: Job) -> Iterator[Problem]:
@@ -41,7 +42,9 @@ def objective_fits_the_model(job: Job) -> Iterator[Problem]:
         return
     fitting = natural(graph, says)
     task = next((cls for cls in LABELLED if graph in cls.graphs and cls.answers == says), None)
-    if fitting is not None:
+    if isinstance(job.stage, Sft) and graph == "encoder_decoder":
+        repair = "stage/objective=seq2seq data=examples data/task=rewrite data.files=[my.jsonl]"
+    elif fitting is not None:
         repair = f"stage/objective={stem(fitting)}"
     elif task is not None:
         repair = f"stage/objective={stem(task)} {examples_of(says)}"
@@ -121,6 +124,12 @@ def a_stage_learns_what_it_is_for(job: Job) -> Iterator[Problem]:
         yield Problem(
             "stage", stem(type(job.stage)), f"the objective {name} trains a reward model", f"stage=reward stage/objective={name}"
         )
+    elif isinstance(job.stage, Preference) and not isinstance(objective, PreferenceSpec):
+        reason = "stage=preference learns which answers are preferred, as dpo, kto, orpo and others do"
+        yield Problem("stage.objective", name, reason, "stage=sft stage/objective=causal")
+    elif isinstance(objective, PreferenceSpec) and not isinstance(job.stage, Preference):
+        reason = f"the objective {name} compares with a reference, or says that there is none, which stage=preference knows of"
+        yield Problem("stage", stem(type(job.stage)), reason, f"stage=preference stage/objective={name}")
 
 
 def rewards_are_of_answers_or_of_steps(job: Job) -> Iterator[Problem]:
