@@ -14,6 +14,9 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from llmfactory.checkpoint.names.adapter import open_adapter
+from llmfactory.checkpoint.names.adapter_methods import spec_of
+from llmfactory.checkpoint.names.folder import ADAPTER, is_adapter
 from llmfactory.checkpoint.names.published import is_published, open_published
 from llmfactory.checkpoint.names.sentence import MODULES, sentence_head
 from llmfactory.config.fields import field_types
@@ -80,10 +83,13 @@ def _start_published(tree: Tree, init: str, path: Path, chosen: Iterable[str]) -
     chosen, embeds = set(chosen), tree.root.values["stage"].cls is Embed
     try:
         published = open_published(path)
+        method = spec_of(open_adapter(path)) if is_adapter(path) else None
         head = sentence_head(path) if embeds and not {"model", "model.head"} & chosen else None
     except UserError as error:
         tree.problems.append(Problem("init", init, str(error).rstrip("."), _without(tree)))
         return {}
+    if method is not None and not method.merges:
+        _put(tree, PEFT, method, f"init ({path / ADAPTER})", chosen)
     if not _put(tree, "model", published.spec, f"init ({published.origin})", chosen):
         return {}
     if head is not None:

@@ -19,9 +19,13 @@ import torch
 from torch import Tensor
 
 from llmfactory.checkpoint import io
+from llmfactory.checkpoint.adapter import tensors_in
+from llmfactory.checkpoint.names.adapter import WEIGHTS, AdapterFolder, open_adapter
+from llmfactory.checkpoint.names.adapter_methods import spec_of
+from llmfactory.checkpoint.names.folder import ADAPTER, is_adapter
 from llmfactory.checkpoint.names.published import is_published, open_published
 from llmfactory.checkpoint.published import tensors_of
-from llmfactory.checkpoint.tensors import PREFIX
+from llmfactory.checkpoint.tensors import PREFIX, describe
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.core.spec import stem
@@ -49,9 +53,13 @@ def base_of(init: str | None, checkpoint: Path | None, seed: int) -> Record:
 
 def contents(checkpoint: Path) -> str:
     """A fingerprint of all weights that a checkpoint or a published model stands for."""
-    if is_published(checkpoint):
+    if is_adapter(checkpoint):
+        told: Any = [_looked_at(checkpoint / name) for name in (ADAPTER, WEIGHTS)] + [
+            contents(open_adapter(checkpoint).base.path)
+        ]
+    elif is_published(checkpoint):
         paths = sorted({stored.path for stored in open_published(checkpoint).tensors.values()})
-        told: Any = [_looked_at(path) for path in paths]
+        told = [_looked_at(path) for path in paths]
     else:
         state = io.read_state(checkpoint)
         files = {name: entry for name, entry in state["files"].items() if name.endswith(".safetensors")}
@@ -108,6 +116,14 @@ class Trained:
         assert found is not None
         return found
 
+    def stands_on(self) -> Path | None:
+        """The checkpoint of the rest; None: random weights."""
+        return find_base(self.checkpoint, self.base)
+
+    def own(self) -> Iterator[tuple[str, Tensor]]:
+        """Our names and tensors of what it holds."""
+        return io.whole_tensors(self.checkpoint)
+
     def donor(self) -> Skeleton:
         """The run's model with its adapters, without memory."""
         with torch.device("meta"):
@@ -116,8 +132,29 @@ class Trained:
         return model
 
 
+@dataclass(frozen=True, slots=True)
+class Brought(Trained):
+    """A folder of the library `peft`."""
+
+    folder: AdapterFolder
+
+    @property
+    def model(self) -> ModelSpec:
+        return self.folder.base.spec
+
+    def stands_on(self) -> Path | None:
+        return self.folder.base.path
+
+    def own(self) -> Iterator[tuple[str, Tensor]]:
+        return tensors_in(self.folder)
+
+
 def trained_part(checkpoint: Path) -> Trained | None:
     """What a checkpoint holds, if it is not the whole model."""
+    if is_adapter(checkpoint):
+        folder = open_adapter(checkpoint)
+        base = {"init": str(folder.base.path)}
+        return Brought(checkpoint, spec_of(folder), base, describe(dict(tensors_in(folder))), folder)
     if is_published(checkpoint):
         return None
     state = io.read_state(checkpoint)
@@ -133,17 +170,14 @@ def trained_part(checkpoint: Path) -> Trained | None:
 def tensors_behind(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     """Our names and whole tensors of the model that a checkpoint stands for, one after the other: of a run that trained a part,
     those of its base with what it trained put in, and then, if the method's work cannot be put into weights, its adapters'."""
-    if is_published(checkpoint):
-        yield from tensors_of(open_published(checkpoint))
-        return
     part = trained_part(checkpoint)
     if part is None:
-        yield from io.whole_tensors(checkpoint)
+        yield from tensors_of(open_published(checkpoint)) if is_published(checkpoint) else io.whole_tensors(checkpoint)
         return
-    own = dict(io.whole_tensors(checkpoint))
+    own = dict(part.own())
     donor = part.donor()
     changes = Changes(donor, own if part.peft.merges else {})
-    base = find_base(checkpoint, part.base)
+    base = part.stands_on()
     for name, tensor in tensors_behind(base) if base is not None else _drawn(part.model, part.base["seed"]):
         yield name, own.pop(name) if name in own else changes.made(name, tensor)
     yield from ((name, tensor) for name, tensor in own.items() if not (part.peft.merges and name in donor.added))

@@ -21,7 +21,8 @@ from llmfactory.data.tokenizer.bytes import ByteTokenizer, as_pairs
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.parallel.mesh import device_type, open_world
 from llmfactory.stage.base import tensors_behind, trained_part
-from llmfactory.stage.format.spec import Gguf
+from llmfactory.stage.format.peft import Written, write_adapter
+from llmfactory.stage.format.spec import Gguf, Peft
 from llmfactory.stage.format.writer import Exported
 from llmfactory.stage.initial import checkpoint_of, load_tokenizer
 from llmfactory.stage.job import StageJob
@@ -45,6 +46,8 @@ class ExportJob(StageJob):
 
     def run(self, job: Job, folder: Path | None) -> dict[str, Any]:
         checkpoint, path = checkpoint_of(job, "exporting"), Path(self.spec.path).expanduser()
+        if isinstance(self.spec.format, Peft):
+            return self.adapters(job, checkpoint, path, self.spec.format)
         with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             exported = self.exported(job, checkpoint)
             world.once(lambda: self.write(exported, path))
@@ -52,9 +55,21 @@ class ExportJob(StageJob):
         print(f"{path}: {result['family']}, {sum(tensor.numel() for tensor in exported.tensors.values()):,} numbers")
         return result
 
+    def adapters(self, job: Job, checkpoint: Path, path: Path, spec: Peft) -> dict[str, Any]:
+        written: list[Written] = []
+
+        def write() -> None:
+            insist_on_room(path)
+            written.append(write_adapter(checkpoint, path, spec.base))
+
+        with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
+            world.once(write)
+            found = world.gather(written)[0][0]
+        print(f"{path}: {found.kind} beside {found.base}, {found.numbers:,} numbers")
+        return {"checkpoint": str(checkpoint), "exported": str(path), "peft_type": found.kind, "base": str(found.base)}
+
     def write(self, exported: Exported, path: Path) -> None:
-        if path.exists():
-            raise UserError(f"{path} is there already: remove it, or give another stage.path")
+        insist_on_room(path)
         self.spec.format.build().write(exported, path)
 
     def exported(self, job: Job, checkpoint: Path) -> Exported:
@@ -65,8 +80,9 @@ class ExportJob(StageJob):
         target, tensors = self.target(job, checkpoint), tensors_of(job, checkpoint)
         if not is_published(checkpoint):
             return Exported(job.model, target, tensors, tokenizer)
-        files = {name: checkpoint / name for name in COPIED if (checkpoint / name).is_file()}
-        config = open_published(checkpoint).config
+        published = open_published(checkpoint)
+        files = {name: published.path / name for name in COPIED if (published.path / name).is_file()}
+        config = published.config
         return Exported(job.model, target, tensors, tokenizer, files, {key: config[key] for key in IDS if key in config})
 
     def target(self, job: Job, checkpoint: Path) -> Target:
@@ -80,13 +96,18 @@ class ExportJob(StageJob):
         return target_for(job.model, self.spec.family, is_gguf)
 
 
+def insist_on_room(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} is there already: remove it, or give another stage.path")
+
+
 def tensors_of(job: Job, checkpoint: Path) -> dict[str, Tensor]:
     """Under our names, each in the format in which it is stored (quantized ones as float32)."""
-    if is_published(checkpoint):
+    part = trained_part(checkpoint)
+    if part is None and is_published(checkpoint):
         published = open_published(checkpoint)
         check_shapes(published)
         return stored_tensors(published, job.model)
-    part = trained_part(checkpoint)
     if part is not None:
         if not part.peft.merges:
             method = stem(type(part.peft))

@@ -142,7 +142,7 @@ def tokenizer_of(checkpoint: Path) -> TokenizerSpec:
     if checkpoint.suffix == GGUF:
         return GgufFile(file=str(checkpoint))
     if is_published(checkpoint):
-        return HfFile(file=str(checkpoint))
+        return HfFile(file=str(open_published(checkpoint).path))
     kept = load(checkpoint / FOLDER)
     return Bytes() if isinstance(kept, ByteTokenizer) else HfFile(file=str(checkpoint / FOLDER))
 

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.files import fingerprint
+from llmfactory.checkpoint.names.folder import is_adapter
 from llmfactory.checkpoint.names.published import is_published, open_published
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
@@ -59,7 +60,9 @@ def content_of(checkpoint: Path) -> str:
     """Hash of the weights, the tokenizer, and what says how they are used."""
     if is_published(checkpoint):
         files = [checkpoint] if checkpoint.is_file() else sorted(p for p in checkpoint.iterdir() if p.suffix in READ)
-        about = {path.name: fingerprint(path) for path in files}
+        about: dict[str, Any] = {path.name: fingerprint(path) for path in files}
+        if is_adapter(checkpoint):
+            about[BASE] = content_of(open_published(checkpoint).path)
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
     state = io.read_state(checkpoint)
     listed = state["files"]

@@ -14,8 +14,15 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.safetensors_file import Stored, read_table
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
+"""Of a folder of the library `peft`, which holds adapters for a model that lies elsewhere."""
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path is a folder of the library `peft`."""
+    return path.is_dir() and (path / ADAPTER).is_file() and not (path / CONFIG).is_file()
 
 
 def refuse_pickle(path: Path) -> None:

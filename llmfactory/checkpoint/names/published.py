@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from llmfactory.checkpoint.names.families import family_of
 from llmfactory.checkpoint.names.family import Config, Family
-from llmfactory.checkpoint.names.folder import CONFIG, read_config, read_tables, refuse_pickle
+from llmfactory.checkpoint.names.folder import CONFIG, is_adapter, read_config, read_tables, refuse_pickle
 from llmfactory.checkpoint.names.gguf import ARCHITECTURE, FREQUENCIES, Names, config_of
 from llmfactory.checkpoint.names.translate import check_names
 from llmfactory.core.errors import ConfigError, UserError
@@ -73,12 +73,17 @@ class Published:
 
 
 def is_published(path: Path) -> bool:
-    """Whether a path is for this module: a file, or a folder that is no run of ours."""
-    return path.is_file() or (path.is_dir() and not (path / RUN).is_file() and (path / CONFIG).is_file())
+    """Whether a path is for this module: a file, or a folder that is no run of ours. Of adapters of the library `peft` it is too,
+    and then tells of the model that they stand beside; whoever wants weights asks `stage/base.py`."""
+    return path.is_file() or (path.is_dir() and not (path / RUN).is_file() and (path / CONFIG).is_file()) or is_adapter(path)
 
 
 def open_published(path: Path) -> Published:
     """Raises UserError: an unknown family, a key without counterpart, a damaged file, tensors that are not the family's."""
+    if is_adapter(path):
+        from llmfactory.checkpoint.names.adapter import open_adapter
+
+        return open_adapter(path).base
     refuse_pickle(path)
     if path.is_dir():
         return _made(path, read_config(path), read_tables(path), None)

@@ -69,3 +69,14 @@ class Gguf(FormatSpec):
         from llmfactory.stage.format.gguf import GgufWriter
 
         return GgufWriter(self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Peft(FormatSpec):
+    """A folder of the library `peft`: what a run trained beside its base, for `PeftModel.from_pretrained`."""
+
+    base: str | None = None
+    """Folder of the base in the Hugging Face format, which the adapter will name; None: the one that the run was begun with."""
+
+    def build(self) -> Writer:
+        raise TypeError("adapters are written by stage/format/peft.py, without the model that they stand beside")
