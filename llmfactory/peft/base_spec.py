@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -32,9 +33,9 @@ class PeftSpec(Spec):
         """
         raise TypeError(f"{type(self).__name__} is a base: pick an option of peft")
 
-    def begin(self, model: Skeleton, world: World) -> None:
+    def begin(self, model: Skeleton, world: World, encode: Callable[[str], list[int]] | None = None) -> None:
         """Give what was added the first values that depend on the model's own weights, which it has by now, as they lie over
-        `world`. Called by every process."""
+        `world`. Called by every process. `encode`: tokens of a text; None: there is no tokenizer."""
         return
 
     def lr_factors(self, model: Skeleton) -> dict[str, float]:
@@ -59,7 +60,7 @@ class AdapterSpec(PeftSpec):
         """Add adapters to the model, which is frozen by now, or thaw what is to be trained (`requires_grad_`)."""
         raise TypeError(f"{type(self).__name__} is a base: pick an option of peft")
 
-    def begin(self, model: Skeleton, world: World) -> None:
+    def begin(self, model: Skeleton, world: World, encode: Callable[[str], list[int]] | None = None) -> None:
         from llmfactory.peft.beginning import begin
 
         begin(model, world)

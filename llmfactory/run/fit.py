@@ -54,7 +54,7 @@ from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
 from llmfactory.run.supply import RowSupply, Supply, open_supply
 from llmfactory.run.watching import Watching
-from llmfactory.stage.base import BASE, base_of, find_base
+from llmfactory.stage.base import BASE, base_of, find_base, trained_part
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
 from llmfactory.stage.rows import Data
 from llmfactory.stage.spec import Pretrain, TrainingSpec
@@ -143,7 +143,8 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
     supply = open_supply(job, objective, data, world, progress, resume, last_step)
     stands_on = None if resume is None else state.get(BASE)
     base = None if resume is None or stands_on is None else find_base(resume, stands_on, job.init)
-    stage = build_stage(job, supply.isolated, fresh=resume is None, note=display.note, base=base)
+    encode = data.tokenizer.encode
+    stage = build_stage(job, supply.isolated, fresh=resume is None, note=display.note, base=base, encode=encode)
     if stands_on is None and stage.model.borrowed:
         starting = None if job.init is None else checkpoint_of(job, "starting")
         stands_on = world.broadcast(base_of(job.init, starting, job.seed) if world.rank == 0 else None)
@@ -237,9 +238,11 @@ def build_stage(
     fresh: bool = True,
     note: Callable[[str], None] = lambda text: None,
     base: Path | None = None,
+    encode: Callable[[str], list[int]] | None = None,
 ) -> TrainingStage:
     """The stage, its model on the meta device: whoever has laid it out fills it (`TrainingStage.fill`) with its first weights,
-    those of `init` or random ones. Not `fresh`: a checkpoint will; `base`: where what it does not hold comes from."""
+    those of `init` or random ones. Not `fresh`: a checkpoint will; `base`: where what it does not hold comes from. `encode`: tokens
+    of a text, for methods that begin with one."""
     assert isinstance(job.stage, TrainingSpec)
     objective = job.stage.trained(job)
     with torch.device("meta"):
@@ -259,13 +262,17 @@ def build_stage(
         if isinstance(job.peft, AdapterSpec) and job.peft.train is None:
             thaw(model, [HEAD.rstrip(".")])
 
+    part = None if checkpoint is None else trained_part(checkpoint)
+    goes_on = part is not None and not part.peft.merges  # then the checkpoint's adapters are the model's
+
     def first_weights(model: Skeleton, world: World) -> None:
         if begins and (checkpoint is None or new_head or model.added):
             initialize(model, job.seed, put, declared)
         if checkpoint is not None:
             fill(model, checkpoint, HEAD if new_head else None, world)
+        if begins and not goes_on:
+            job.peft.begin(model, world, encode)
         if begins:
-            job.peft.begin(model, world)
             objective.begin(model)
 
     return TrainingStage(
