@@ -51,6 +51,8 @@ class Composed:
     """As given."""
     origins: dict[str, str]
     """Where each value came from, by dotted key; of a part's type, by its key with a dot behind."""
+    config_dirs: tuple[Path, ...] = ()
+    """Folders of options beside the package's own."""
 
 
 def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), config_name: str = "config") -> Composed:
@@ -119,7 +121,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
     if problems:
         raise ConfigError(problems)
     kept = {key: option for key, option in pieces.choices.items() if option is not None}
-    return Composed(job, to_plain(job), {**kept, **called}, list(overrides), origins)
+    return Composed(job, to_plain(job), {**kept, **called}, list(overrides), origins, tuple(config_dirs))
 
 
 def search_path(config_dirs: Sequence[Path] = (), overrides: Sequence[str] = ()) -> ConfigSearchPathImpl:

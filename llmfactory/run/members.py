@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 
 from llmfactory.config.compose import Composed, compose_job
 from llmfactory.core.errors import ConfigError, Problem
+from llmfactory.stage.spec import Line
 
 Member = list[str]
 """Overrides of one member."""
@@ -72,6 +73,10 @@ def compose_all(members: Sequence[Member], config_dirs: Sequence[Path]) -> list[
     for number, member in enumerate(members):
         try:
             composed.append(compose_job(member, config_dirs))
+            if isinstance(composed[-1].job.stage, Line):
+                from llmfactory.run.line_plan import plan  # loads torch
+
+                plan(composed[-1])
         except ConfigError as error:
             found.add(number, error)
     found.raise_if_any()

@@ -34,7 +34,7 @@ from llmfactory.run.worker import work
 from llmfactory.stage.choice import resolved
 from llmfactory.stage.generate import printable
 from llmfactory.stage.plan import DRAWING, draw_layout
-from llmfactory.stage.spec import Plan, TrainingSpec
+from llmfactory.stage.spec import Line, Plan, TrainingSpec
 
 FINISHED = ("finished", "early")
 """Values of `status` after which there is nothing to go on with, unless a later end is asked for."""
@@ -48,6 +48,10 @@ def start(composed: Composed) -> dict[str, Any]:
     Stages that keep something always have a run folder (`StageSpec.keeps`), and what is started from a saved config. Other jobs
     have one if they are given a name; else they only print.
     """
+    if isinstance(composed.job.stage, Line):
+        from llmfactory.run.line import run_line
+
+        return run_line(composed)
     job, remarks = resolved(composed.job)
     config = copy.deepcopy(composed.plain)
     if job is not composed.job:  # parallel=auto: what is recorded and started is the layout that was found

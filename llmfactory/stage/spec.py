@@ -17,6 +17,8 @@ from llmfactory.stage.rejection_spec import Rejection as Rejection
 from llmfactory.stage.rl_spec import Grpo as Grpo
 from llmfactory.stage.rl_spec import Ppo as Ppo
 from llmfactory.stage.rl_spec import RlSpec as RlSpec
+from llmfactory.stage.line_spec import Examine as Examine
+from llmfactory.stage.line_spec import Line as Line
 from llmfactory.stage.tuning_spec import Preference as Preference
 from llmfactory.stage.tuning_spec import Reward as Reward
 from llmfactory.stage.tuning_spec import Sft as Sft

@@ -18,11 +18,11 @@ from llmfactory.data.tokenizer.spec import Split
 from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.spec import answers_of
 from llmfactory.stage.format.spec import Gguf
-from llmfactory.stage.spec import Embed, Evaluate, Export, Extend, Generate, Rejection
+from llmfactory.stage.spec import Embed, Evaluate, Examine, Export, Extend, Generate, Rejection
 
 
 def trained_model_is_given(job: Job) -> Iterator[Problem]:
-    if not isinstance(job.stage, (Generate, Evaluate, Export, Embed, Extend, Rejection)) or job.init is not None:
+    if not isinstance(job.stage, (Generate, Evaluate, Examine, Export, Embed, Extend, Rejection)) or job.init is not None:
         return
     runs = sorted(Path(job.output_dir).glob("*/checkpoints"), key=lambda folder: -folder.stat().st_mtime)
     if runs:
@@ -100,7 +100,7 @@ def gguf_knows_how_text_is_cut(job: Job) -> Iterator[Problem]:
 def held_out_documents_are_the_run_s(job: Job) -> Iterator[Problem]:
     """Another share of the same documents would hold out some that the model was trained on."""
     run = None if job.init is None else run_of(job.init)
-    if run is None or not isinstance(job.stage, Evaluate):
+    if run is None or not isinstance(job.stage, (Evaluate, Examine)):
         return
     try:
         saved = saved_config(run)["data"]
