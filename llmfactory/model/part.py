@@ -16,6 +16,8 @@ class Part(nn.Module):
     how GPT-2 and GPT-3 were trained again by others (Megatron-LM, nanoGPT: two or more dimensions decay).
     """
 
+    reads: tuple[str, ...] = ()
+    """Linear maps within it whose matrices it works with by itself, instead of calling them."""
     adds_up: bool = False
     """What the parts within it return is only weighed and added up in what it returns: partial results over a tensor-parallel
     group may be summed there, once."""

@@ -12,17 +12,18 @@ Shapes: N visits, E experts, n processes of the group, e experts of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Layout
 from llmfactory.model.ffn.experts import Experts, Visit
+from llmfactory.model.part import Part
 from llmfactory.parallel.collectives import Group, exchange_rows
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.tensor import keep_piece, same
@@ -44,11 +45,11 @@ def deal_experts(model: nn.Module, world: World) -> None:
     else:
         return
     for name, experts in experts_of(model):
-        for attribute, declared in experts.declare().items():
-            assert declared.layout is Layout.expert
-            assert declared.hidden is not None
-            cuts = [Shard(declared.hidden)] if mesh.ndim == 1 else [Shard(0), Shard(declared.hidden)]
-            _cut(experts, f"{name}.{attribute}", attribute, mesh, cuts)
+        for path, part in list(experts.named_modules()):  # and what stands beside their stacks
+            for attribute, declared in part.declare().items() if isinstance(part, Part) else ():
+                assert declared.layout is Layout.expert
+                hidden = Replicate() if declared.hidden is None else Shard(declared.hidden)
+                _cut(part, f"{name}.{path}.{attribute}", attribute, mesh, [hidden] if mesh.ndim == 1 else [Shard(0), hidden])
         if "ep" in world.groups:
             experts.dispatch = dispatch_over(world.groups["ep"])
 
@@ -87,13 +88,13 @@ def dispatch_over(group: Group) -> Callable[[Tensor, Tensor, Visit], Tensor]:
     return dispatch
 
 
-def _cut(experts: Experts, name: str, attribute: str, mesh: DeviceMesh, cuts: list[Shard]) -> None:
-    whole = experts._parameters[attribute]
+def _cut(part: Part, name: str, attribute: str, mesh: DeviceMesh, cuts: Sequence[Placement]) -> None:
+    whole = part._parameters[attribute]
     assert whole is not None
     if isinstance(whole, DTensor):  # a part that stands at two places
         return
     for axis, cut in enumerate(cuts):
-        if whole.shape[cut.dim] % mesh.size(axis):
+        if isinstance(cut, Shard) and whole.shape[cut.dim] % mesh.size(axis):
             what = "experts" if cut.dim == 0 else "hidden units"
             raise UserError(f"{name} has {whole.shape[cut.dim]} {what}, which {mesh.size(axis)} processes cannot share evenly")
-    keep_piece(experts, attribute, mesh, cuts, same)
+    keep_piece(part, attribute, mesh, cuts, same)

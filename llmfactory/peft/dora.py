@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Constant, Parameter, Uniform
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.peft.lora import LowRankAdapter, linear_targets
 from llmfactory.peft.lora_spec import Dora
 from llmfactory.peft.part import Adapted, First, attach
+from llmfactory.peft.targets import targets
 
 
 class DoraAdapter(LowRankAdapter):
@@ -70,5 +72,10 @@ class DoraAdapter(LowRankAdapter):
 
 def adapt(spec: Dora, model: Skeleton, name: str) -> None:
     """Put an adapter beside each target."""
+    for path, module in targets(model, spec.targets).items():
+        if not isinstance(module, nn.Linear):
+            raise UserError(
+                f"{path} is a stack of experts' matrices, beside which peft=dora puts nothing: name others in peft.targets"
+            )
     for linear, declared in linear_targets(spec, model):
         attach(linear, DoraAdapter(spec, name, linear, declared))

@@ -16,7 +16,7 @@ from llmfactory.model.packed import packed
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.peft.lora_spec import Ia3
 from llmfactory.peft.part import Adapted, LinearAdapter, attach
-from llmfactory.peft.targets import linear_maps, matches, targets
+from llmfactory.peft.targets import insist_called, linear_maps, matches, targets
 
 OUTPUTS, INPUTS = ("k", "v", "kv"), ("down",)
 """Names of linear maps whose outputs and inputs are scaled, where nothing else is said."""
@@ -63,7 +63,9 @@ def adapt(spec: Ia3, model: Skeleton, name: str) -> None:
     """Put factors beside each target."""
     declared = {**declarations(model), **{name: part.declared for name, part in packed(model).items()}}
     for inputs, patterns, usual in ((False, spec.outputs, OUTPUTS), (True, spec.inputs, INPUTS)):
-        for path, linear in targets(model, _known(model, usual) if patterns is None else patterns).items():
+        chosen = targets(model, _known(model, usual) if patterns is None else patterns)
+        insist_called(model, chosen, "nothing can be scaled")
+        for path, linear in chosen.items():
             if isinstance(linear, Experts):
                 what = "inputs" if inputs else "outputs"
                 raise UserError(

@@ -19,13 +19,14 @@ from torch import Generator, Tensor, nn
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Constant, Layout, Normal, Parameter, Uniform
 from llmfactory.core.sharding import Start as Filled
+from llmfactory.kernel.grouped_linear import grouped_linear
 from llmfactory.model.declarations import declarations
 from llmfactory.model.ffn.experts import Experts
 from llmfactory.model.packed import packed
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.peft.lora_spec import Lora, LowRank, Start
-from llmfactory.peft.part import Adapted, First, LinearAdapter, adapters, attach
-from llmfactory.peft.targets import targets
+from llmfactory.peft.part import Adapted, ExpertsAdapter, First, LinearAdapter, StackAdapter, adapters, attach
+from llmfactory.peft.targets import insist_called, targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +110,64 @@ def _filled(spec: Lora, linear: nn.Linear) -> Filled:
     return Uniform(1 / math.sqrt(linear.in_features))
 
 
+class StackLora(StackAdapter):
+    """s B A beside each matrix of a stack [E, O, I], with A `a` [E, R, I] and B `b` [E, O, R]."""
+
+    def __init__(self, spec: Lora, name: str, stack: Tensor, declared: Parameter) -> None:
+        super().__init__(name)
+        if spec.start not in (Start.default, Start.gaussian):
+            raise UserError(
+                f"beside experts' matrices A starts as default or gaussian, not {spec.start.name}: use peft.start=default"
+            )
+        n_experts, outputs, inputs = stack.shape
+        self.scale, self.dropout, self.declared = spec.scale, spec.dropout, declared
+        self.start: Filled = Normal(1 / spec.rank) if spec.start is Start.gaussian else Uniform(inputs**-0.5)
+        self.a = nn.Parameter(torch.empty(n_experts, spec.rank, inputs))
+        self.b = nn.Parameter(torch.empty(n_experts, outputs, spec.rank))
+
+    def declare(self) -> dict[str, Parameter]:
+        inputs, outputs = self.declared.hidden == 2, self.declared.hidden == 1
+        return {
+            "a": Parameter(self.start, Layout.expert, hidden=2 if inputs else None),
+            "b": Parameter(Constant(0.0), Layout.expert, hidden=1 if outputs else None),
+        }
+
+    def visit(self, x_ND: Tensor, ends_E: Tensor, y_NO: Tensor) -> Tensor:
+        if self.training and self.dropout:
+            x_ND = F.dropout(x_ND, self.dropout)
+        return torch.add(y_NO, grouped_linear(grouped_linear(x_ND, self.a, ends_E), self.b, ends_E), alpha=self.scale)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight + self.scale * (self.b @ self.a).to(weight.dtype)
+
+    def restored(self, weight: Tensor) -> Tensor:
+        return weight - self.scale * (self.b @ self.a).to(weight.dtype)
+
+
 def adapt(spec: Lora, model: Skeleton, name: str) -> None:
     """Put an adapter beside each target."""
+    chosen = targets(model, spec.targets)
     for linear, declared in linear_targets(spec, model):
         attach(linear, LoraAdapter(spec, name, linear, declared))
+    for experts in dict.fromkeys(module for module in chosen.values() if isinstance(module, Experts)):
+        holder = ExpertsAdapter(name)
+        for stack, declared in experts.declare().items():
+            if any(path.rpartition(".")[2] == stack and module is experts for path, module in chosen.items()):
+                holder.add_module(stack, StackLora(spec, name, experts.get_parameter(stack), declared))
+        attach(experts, holder)
 
 
 def linear_targets(spec: LowRank, model: Skeleton) -> Iterator[tuple[nn.Linear, Parameter]]:
     """The linear maps that a method is to change, each with the declaration of its matrix."""
     declared = {**declarations(model), **{name: part.declared for name, part in packed(model).items()}}
-    for path, module in targets(model, spec.targets).items():
-        if isinstance(module, Experts):
-            raise UserError(f"{path} is a stack of experts' matrices, beside which this method puts nothing")
-        assert isinstance(module, nn.Linear)
-        yield module, declared[f"{path}.weight"]
+    chosen = targets(model, spec.targets)
+    if spec.dropout:
+        insist_called(model, chosen, "nothing can be dropped (peft.dropout=0)")
+    for path, module in chosen.items():
+        if isinstance(module, nn.Linear):
+            yield module, declared[f"{path}.weight"]
 
 
 def names_of_b(model: nn.Module) -> list[str]:
     """Names of all B."""
-    return [f"{path}.b" for path, adapter in adapters(model) if isinstance(adapter, LowRankAdapter)]
+    return [f"{path}.b" for path, adapter in adapters(model) if isinstance(adapter, (LowRankAdapter, StackLora))]

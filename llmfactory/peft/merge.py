@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmfactory.model.packed import packed
-from llmfactory.peft.part import ADAPTERS, BIAS, LinearAdapter, changing
+from llmfactory.peft.part import ADAPTERS, BIAS, MatrixAdapter, changing
 
 
 @torch.no_grad()
@@ -44,11 +44,11 @@ def is_bias(name: str) -> bool:
     return name.endswith(f".{BIAS}")
 
 
-def _changed(adapter: LinearAdapter, name: str, weight: Tensor) -> Tensor:
+def _changed(adapter: MatrixAdapter, name: str, weight: Tensor) -> Tensor:
     return adapter.offset(weight) if is_bias(name) else adapter.matrix(weight)
 
 
-def _each(changed: Mapping[str, list[LinearAdapter]]) -> list[LinearAdapter]:
+def _each(changed: Mapping[str, list[MatrixAdapter]]) -> list[MatrixAdapter]:
     return list(dict.fromkeys(adapter for held in changed.values() for adapter in held))
 
 

@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from llmfactory.core.sharding import Parameter
 from llmfactory.kernel.linear import Product
+from llmfactory.model.ffn.experts import Experts
 from llmfactory.model.part import Part
 from llmfactory.peft.base_spec import DEFAULT
 
@@ -45,18 +47,13 @@ class First(NamedTuple):
     """What the base's matrix becomes; None: it stays."""
 
 
-class LinearAdapter(Adapter):
-    """Changes the product of a linear map [O, I]."""
+class MatrixAdapter(Adapter):
+    """Changes what is multiplied with a matrix [O, I], or with each of a stack of them."""
 
     merged: bool = False
-    """It stands in the map's matrix (`peft/merge.py`), and must not be active."""
+    """It stands in the matrix (`peft/merge.py`), and must not be active."""
     note: Tensor | None = None
     """What `noted` said when it was put there."""
-
-    @abstractmethod
-    def product(self, x: Tensor, linear: Adapted, base: Callable[[Tensor], Tensor]) -> Tensor:
-        """[..., I] -> [..., O], without the bias. `base`: the product without this adapter. Where the map's inputs are cut over a
-        tensor-parallel group, `x` is a piece and what comes out is a partial result, to be summed over that group."""
 
     @abstractmethod
     def matrix(self, weight: Tensor) -> Tensor:
@@ -86,6 +83,15 @@ class LinearAdapter(Adapter):
     def needs_base(self) -> bool:
         """Whether `first` says anything."""
         return False
+
+
+class LinearAdapter(MatrixAdapter):
+    """Changes the product of a linear map."""
+
+    @abstractmethod
+    def product(self, x: Tensor, linear: Adapted, base: Callable[[Tensor], Tensor]) -> Tensor:
+        """[..., I] -> [..., O], without the bias. `base`: the product without this adapter. Where the map's inputs are cut over a
+        tensor-parallel group, `x` is a piece and what comes out is a partial result, to be summed over that group."""
 
 
 class Adapted(Product):
@@ -121,8 +127,46 @@ class Adapted(Product):
         return [one for one in self.adapters.values() if isinstance(one, LinearAdapter) and one.active]
 
 
+class StackAdapter(MatrixAdapter):
+    """Changes the products of a stack of experts' matrices."""
+
+    @abstractmethod
+    def visit(self, x_ND: Tensor, ends_E: Tensor, y_NO: Tensor) -> Tensor:
+        """What visits sorted by expert are given, of what they are given without this adapter."""
+
+
+class ExpertsAdapter(Adapter):
+    """Holds an adapter for each stack that is changed, under the stack's name."""
+
+    def declare(self) -> dict[str, Parameter]:
+        return {}
+
+
+class AdaptedExperts(Experts):
+    """Experts with adapters beside their stacks."""
+
+    adapters: nn.ModuleDict
+
+    def product(self, name: str, x_ND: Tensor, ends_E: Tensor) -> Tensor:
+        y_NO = super().product(name, x_ND, ends_E)
+        for adapter in self.stacks().get(name, ()):
+            if adapter.active:
+                y_NO = adapter.visit(x_ND, ends_E, y_NO)
+        return y_NO
+
+    def stacks(self) -> dict[str, list[StackAdapter]]:
+        """By the name of a stack, its adapters."""
+        found: dict[str, list[StackAdapter]] = {}
+        for holder in self.adapters.values():
+            for name, adapter in holder.named_children():
+                if isinstance(adapter, StackAdapter):
+                    found.setdefault(name, []).append(adapter)
+        return found
+
+
 def attach(module: nn.Module, adapter: Adapter) -> None:
-    """Put an adapter beside a module, under its own name. Who runs it is the caller's business (a hook), but for linear maps."""
+    """Put an adapter beside a module, under its own name. Who runs it is the caller's business (a hook), but for linear maps and
+    experts."""
     held = module._modules.get(ADAPTERS)
     if held is None:
         held = nn.ModuleDict()
@@ -134,20 +178,25 @@ def attach(module: nn.Module, adapter: Adapter) -> None:
     if isinstance(module, nn.Linear) and not isinstance(module, Adapted):
         kind = type(module)
         module.__class__ = Adapted if kind is nn.Linear else type(kind.__name__, (Adapted, kind), {})
+    if isinstance(module, Experts) and not isinstance(module, AdaptedExperts):
+        module.__class__ = AdaptedExperts
 
 
 BIAS = "bias"
 
 
-def changing(model: nn.Module, active: bool = True) -> dict[str, list[LinearAdapter]]:
-    """By the name of a matrix or of a bias, the adapters that change it, in order; `active`: of these only."""
-    found: dict[str, list[LinearAdapter]] = {}
+def changing(model: nn.Module, active: bool = True) -> dict[str, list[MatrixAdapter]]:
+    """By the name of a matrix, of a stack of them or of a bias, the adapters that change it, in order; `active`: of these only."""
+    found: dict[str, list[MatrixAdapter]] = {}
     for path, module in model.named_modules():
         if isinstance(module, Adapted):
             held = [one for one in module.adapters.values() if isinstance(one, LinearAdapter)]
             found[f"{path}.weight"] = [one for one in held if one.active or not active]
             if module.bias is not None:
                 found[f"{path}.{BIAS}"] = found[f"{path}.weight"]
+        elif isinstance(module, AdaptedExperts):
+            for name, stacks in module.stacks().items():
+                found[f"{path}.{name}"] = [one for one in stacks if one.active or not active]
     return found
 
 

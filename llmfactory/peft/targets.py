@@ -15,6 +15,7 @@ from torch import nn
 from llmfactory.core.errors import UserError
 from llmfactory.model.ffn.experts import Experts
 from llmfactory.model.ffn.moe import MixtureOfExperts
+from llmfactory.model.part import Part
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.peft.part import ADAPTERS
 
@@ -70,6 +71,14 @@ def targets(model: Skeleton, patterns: Sequence[str] | None) -> dict[str, nn.Mod
             _insist(bool(meant), pattern, there)
             chosen |= meant
     return {name: module for name, module in there.items() if name in chosen}
+
+
+def insist_called(model: nn.Module, chosen: Iterable[str], what: str) -> None:
+    """Refuse maps whose matrix alone is used, where a method needs their inputs or outputs."""
+    read = {f"{path}.{name}" for path, part in model.named_modules() if isinstance(part, Part) for name in part.reads}
+    for name in chosen:
+        if name in read:
+            raise UserError(f"of {name} the model uses the matrix alone, beside which {what}: name other linear maps in peft")
 
 
 def _insist(found: bool, pattern: str, there: Iterable[str]) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from torch import nn
 from toy_job import SENTENCE, write_text
 
 from llmfactory.config import rules
@@ -22,7 +21,8 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.launch.spec import Local
 from llmfactory.parallel.spec import Mesh
-from llmfactory.peft.spec import PeftSpec
+from llmfactory.peft.lora_spec import Start
+from llmfactory.peft.spec import Freeze, Lora
 from llmfactory.precision.spec import Bf16Mixed
 
 
@@ -224,22 +224,10 @@ def depth_of(layout: str) -> int:
     return int(layout.split()[1]) if layout.startswith(WHOLE) else max(2, LAYOUTS[layout].stages)
 
 
-@dataclass(kw_only=True, slots=True)
-class Frozen(PeftSpec):
-    """A stand-in for `peft=lora` until that is there: most weights are frozen, few are trained, in every layer.
-
-    It freezes by name; adapters beside the matrices, which LoRA has, it has not. What layouts have to do with frozen weights is the
-    same: they have no gradient, no place in the optimizer, and often stand in one FSDP unit with trained ones.
-    """
-
-    trained: tuple[str, ...] = ("attention.q", "attention.v", "cross.v", "mixer")
-    """Parts of names; of a model that has none of them, the head is trained."""
-
-    def apply(self, model: nn.Module) -> None:
-        names = [name for name, _ in model.named_parameters()]
-        parts = self.trained if any(part in name for name in names for part in self.trained) else ("head.",)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(any(part in name for part in parts))
+LORA = Lora(rank=3, alpha=6.0, start=Start.gaussian, b_lr_ratio=2.0, train=["re:.*(norm|head).*"])
+"""Beside every linear map; norms and heads are trained whole."""
+HEAD_ONLY = Freeze(train=["head"])
+"""Of a model without linear maps."""
 
 
 BATCH = 7
@@ -272,7 +260,7 @@ def make(case: Case, folder: Path, precision: str = "fp64") -> Job:
     if case.variant == "bf16_mixed":
         job = dataclasses.replace(job, precision=Bf16Mixed())
     if case.variant == "lora":
-        job = dataclasses.replace(job, peft=Frozen())
+        job = dataclasses.replace(job, peft=LORA if WORKLOADS[case.workload].depth else HEAD_ONLY)
     if case.layout.startswith(WHOLE):
         return job
     layout = LAYOUTS[case.layout]

@@ -22,6 +22,7 @@ from toy_job import Memory, Notes
 from llmfactory.config.spec import Job
 from llmfactory.core.batch import IGNORE
 from llmfactory.run import fit as fitting
+from llmfactory.run import supply
 from llmfactory.run.saving import Saving
 from llmfactory.stage.rows import read_data
 
@@ -188,7 +189,7 @@ class _Pictures:
 
 @contextmanager
 def _with_pictures(job: Job) -> Iterator[None]:
-    plain = fitting.task_rows
+    plain = supply.task_rows
     weights = job.precision.build("cpu").weights
 
     class Rows(_Pictures):
@@ -197,8 +198,8 @@ def _with_pictures(job: Job) -> Iterator[None]:
             batch["images"] = batch["images"].to(weights)
             return batch
 
-    fitting.task_rows = lambda job, *rest: Rows(plain(job, *rest), job.model.image_token)  # type: ignore[assignment]
+    supply.task_rows = lambda job, *rest: Rows(plain(job, *rest), job.model.image_token)  # type: ignore[assignment]
     try:
         yield
     finally:
-        fitting.task_rows = plain
+        supply.task_rows = plain

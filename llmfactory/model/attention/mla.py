@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Parameter
 from llmfactory.kernel.attention import attend
+from llmfactory.kernel.linear import matrix_of
 from llmfactory.model.attention.gqa import split_heads
 from llmfactory.model.attention.spec import Mla
 from llmfactory.model.frame import Site
@@ -85,7 +86,7 @@ class LatentAttention(Part):
 
     def _absorbed(self, q_BHTN: Tensor, q_BHTR: Tensor, c_B1SC: Tensor, k_B1SR: Tensor, context: Context) -> Tensor:
         """Queries are brought to the width of c, and results from there to that of values."""
-        both_HEC = self.kv.weight.view(-1, self.plain + self.v_width, self.rank)
+        both_HEC = matrix_of(self.kv).view(-1, self.plain + self.v_width, self.rank)
         to_keys_HNC, to_values_HVC = torch.split(both_HEC, [self.plain, self.v_width], 1)
         q_BHTD = torch.cat((q_BHTN @ to_keys_HNC, q_BHTR), -1)
         y_BHTC = self._attend(q_BHTD, torch.cat((c_B1SC, k_B1SR), -1), c_B1SC, context)

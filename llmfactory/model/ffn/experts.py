@@ -59,9 +59,13 @@ class Experts(Part):
 
     def visit(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
         """Visits to the experts that are here, those of the first one first; `ends_E`: the visit after each one's last."""
-        hidden_NH = grouped_linear(x_ND, self.up, ends_E)
+        hidden_NH = self.product("up", x_ND, ends_E)
         if self.gate is None:
             hidden_NH = self.activation(hidden_NH)
         else:
-            hidden_NH = self.activation(grouped_linear(x_ND, self.gate, ends_E)) * hidden_NH
-        return grouped_linear(hidden_NH, self.down, ends_E)  # type: ignore[no-any-return]
+            hidden_NH = self.activation(self.product("gate", x_ND, ends_E)) * hidden_NH
+        return self.product("down", hidden_NH, ends_E)
+
+    def product(self, name: str, x_ND: Tensor, ends_E: Tensor) -> Tensor:
+        """Visits times the matrices of a stack."""
+        return grouped_linear(x_ND, getattr(self, name), ends_E)  # type: ignore[no-any-return]

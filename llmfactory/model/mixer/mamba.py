@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Constant, Layout, Parameter, Uniform
+from llmfactory.kernel.linear import matrix_of
 from llmfactory.kernel.selective_scan import selective_scan
 from llmfactory.model.frame import Site
 from llmfactory.model.mixer.documents import Documents, Line, documents
@@ -90,6 +91,8 @@ class DocumentConvolution(Part):
 class SelectiveStateSpace(Part):
     """[B, T, dim] -> [B, T, dim]."""
 
+    reads = ("step",)
+
     def __init__(self, spec: Mamba, site: Site) -> None:
         super().__init__()
         frame, dim = site.frame, site.frame.dim
@@ -135,7 +138,7 @@ class SelectiveStateSpace(Part):
         rank_BTR, b_BTN, c_BTN = self.select(u_BTD).split([self.rank, self.n_state, self.n_state], -1)
         wide = torch.promote_types(u_BTD.dtype, torch.float32)
         with torch.autocast(u_BTD.device.type, enabled=False):
-            u_BTD, weight, bias = u_BTD.to(wide), self.step.weight.to(wide), self.step.bias.to(wide)
+            u_BTD, weight, bias = u_BTD.to(wide), matrix_of(self.step).to(wide), self.step.bias.to(wide)
             delta_BTD = F.softplus(F.linear(rank_BTR.to(wide), weight, bias)) * found.real_BT[..., None]
             y_BTD, h_BDN = selective_scan(
                 u_BTD, delta_BTD, -self.log_rate.to(wide).exp(), b_BTN.to(wide), c_BTN.to(wide), ~found.starts_BT, h_BDN

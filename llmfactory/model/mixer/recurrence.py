@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Parameter
+from llmfactory.kernel.linear import matrix_of
 from llmfactory.model.frame import Site
 from llmfactory.model.mixer.documents import Documents, documents
 from llmfactory.model.part import Part, declare_linear
@@ -63,6 +64,7 @@ def runs(found: Documents) -> Runs:
 class Recurrence(Part):
     """[B, T, H] -> [B, T, H]; padding gives zeros."""
 
+    reads = ("x", "h")
     n_states: int = 1
     """Tensors [B, H] that a state is made of; the first is the output."""
 
@@ -82,7 +84,7 @@ class Recurrence(Part):
 
     def weights(self) -> list[Tensor]:
         """As the kernels want them: with two biases or none."""
-        matrices = [self.x.weight, self.h.weight]
+        matrices = [matrix_of(self.x), matrix_of(self.h)]
         biases: list[Tensor] = [linear.bias for linear in (self.x, self.h) if linear.bias is not None]
         if len(biases) == 1:
             biases.append(torch.zeros_like(biases[0]))
