@@ -70,6 +70,14 @@ from llmfactory.config.rule.packing import (
     rows_of_one_length_where_they_are_asked_for,
     weights_are_drawn_by,
 )
+from llmfactory.config.rule.peft import (
+    deepspeed_trains_whole_models,
+    dora_sees_whole_rows,
+    grids_cut_plain_matrices,
+    the_first_phase_trains_tables,
+    what_is_counted_has_no_adapters,
+    what_merges_is_for_training,
+)
 from llmfactory.config.rule.pipeline import (
     a_pipeline_deals_out_one_model,
     every_stage_has_a_layer,
@@ -126,6 +134,12 @@ def check(job: Job) -> list[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
+    what_merges_is_for_training,
+    grids_cut_plain_matrices,
+    dora_sees_whole_rows,
+    deepspeed_trains_whole_models,
+    what_is_counted_has_no_adapters,
+    the_first_phase_trains_tables,
     prompts_are_answered,
     functions_come_from_plugins,
     answers_fit_behind_prompts,
