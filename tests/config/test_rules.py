@@ -21,6 +21,12 @@ MIXTURE = "data/source=[pydocs,pycode]"
 PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=256"]
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 FIRES = {
+    "what_merges_is_for_training": [["stage=evaluate", "init=.", "peft=lora"], ["stage=generate", "init=.", "peft=bitfit"]],
+    "grids_cut_plain_matrices": [["parallel=tp_summa", "launch=local", "launch.processes=4", "model=llama_tiny", "peft=lora"]],
+    "dora_sees_whole_rows": [["peft=dora", *TWO]],
+    "deepspeed_trains_whole_models": [["peft=lora", "parallel=deepspeed_zero2", "launch=local"]],
+    "what_is_counted_has_no_adapters": [["peft=lora", "model=kneser_ney"]],
+    "the_first_phase_trains_tables": [["peft=lora", "stage.embeddings_only_steps=3"]],
     "rewards_come_from_graders": [["stage=ppo", *PROMPTS], ["stage=grpo", *PROMPTS]],
     "written_answers_teach_policies": [
         [*WRITES, "stage/objective=actor_critic"],
