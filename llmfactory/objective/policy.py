@@ -1,6 +1,6 @@
 """Policies that learn from graded answers of their own (Shao et al. 2024, equation 3; Yu et al. 2025, equation 8):
 
-    loss = sum_t w_t [clipped policy loss_t + kl_coef k3(p || reference)_t - entropy_coef H_t] / n
+    loss = sum_t w_t [clipped policy loss_t + kl_coef k3(p || reference)_t] / n  -  entropy_coef mean_t H_t
 
 over the tokens t of answers. Weights and n are functions of the batch alone (`Aggregation`), so that a step is the same however its
 answers are cut up into micro-batches.
@@ -82,7 +82,7 @@ class PolicyObjective(Objective):
             sums["penalty"] = spec.kl_coef * (weights @ gap)
             sums["kl"] = gap.detach().sum()
         if "bonus" in self.terms:
-            sums["bonus"] = -spec.entropy_coef * (weights @ entropy)
+            sums["bonus"] = -spec.entropy_coef * entropy.sum()
         counts = self.denominators(batch)
         return {name: (total, counts[name]) for name, total in sums.items()}
 
@@ -90,4 +90,5 @@ class PolicyObjective(Objective):
         kept = batch["labels"] != IGNORE
         tokens = kept.sum()
         shares = tokens if self.by_token else kept.any(1).sum()
-        return dict.fromkeys(self.terms, shares) | dict.fromkeys(self.watched, tokens)
+        counts = dict.fromkeys(self.terms, shares) | dict.fromkeys(self.watched, tokens)
+        return counts | {"bonus": tokens} if "bonus" in self.terms else counts
