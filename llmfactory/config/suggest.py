@@ -106,7 +106,7 @@ def _foreign(
     if meaning not in keys:  # a key of an option that is not chosen
         place, _, leaf = meaning.rpartition(".")
         branch = tree.find(place)
-        choice = _choice_having(leaf, place, branch.cls, folders) if isinstance(branch, Branch) else None
+        choice = _choice_having(leaf, place, branch.cls, folders, item.path) if isinstance(branch, Branch) else None
         if choice is None:
             return None
         return Problem(
@@ -139,11 +139,13 @@ def _of_another_option(item: Unknown, folders: Sequence[Path], where: str) -> Pr
     return Problem(item.path, item.value, reason, f"{choice} {override(item.path, item.value)}")
 
 
-def _choice_having(field: str, place: str, cls: type[Spec], folders: Sequence[Path]) -> str | None:
-    """The override that chooses an option with such a field instead of one of class `cls`; None: no option has it."""
+def _choice_having(field: str, place: str, cls: type[Spec], folders: Sequence[Path], said: str = "") -> str | None:
+    """The override that chooses an option with such a field instead of one of class `cls`; None: no option has it. Where several
+    have it, the one whose name stands in what was `said`."""
     group = group_of(cls)
     listed = options(group, folders)
-    choice = next((name for name, other in classes(group).items() if field in field_types(other) and name in listed), None)
+    having = [name for name, other in classes(group).items() if field in field_types(other) and name in listed]
+    choice = min(having, key=lambda name: name not in said, default=None)
     return None if choice is None else f"{override_key(group, place)}={choice}"
 
 

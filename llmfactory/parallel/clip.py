@@ -102,4 +102,5 @@ def clip_factor(norm: Tensor, max_norm: float | None) -> Tensor:
 @torch.no_grad()
 def scale_(gradients: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply all gradients by a scalar, in place."""
-    torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
+    if gradients:
+        torch._foreach_mul_([local(gradient) for gradient in gradients], factor)

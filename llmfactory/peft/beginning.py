@@ -13,15 +13,14 @@ from llmfactory.peft.part import Adapted
 
 def begin(model: Skeleton, world: World) -> None:
     """Let each adapter of a linear map that asks for it see the whole matrix, one after the other, however it lies over `world`."""
-    asking = {name: module for name, module in model.named_modules() if isinstance(module, Adapted) and needs_base(module)}
-    pieces = {f"{name}.weight": module._parameters["weight"] for name, module in asking.items()}
+    asking = {f"{name}.weight": one for name, one in model.named_modules() if isinstance(one, Adapted) and needs_base(one)}
+    weights = {name: module._parameters["weight"] for name, module in asking.items()}
+    there = {name: weight for name, weight in weights.items() if weight is not None}  # not those of other stages of a pipeline
 
     def start(name: str, whole: Tensor) -> None:
-        module = asking.get(name.rpartition(".")[0])
-        if module is not None:
-            see(module, whole)
+        if name in there:
+            see(asking[name], whole)
 
-    there = {name: piece for name, piece in pieces.items() if piece is not None}
     assemble(there, world, start)
 
 

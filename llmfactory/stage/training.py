@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,6 +27,7 @@ from llmfactory.parallel.mesh import World
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
+    from llmfactory.stage.anchor.anchor import Anchor
 
 Sums = dict[str, Tensor]
 """Terms of a loss by name, before they are divided."""
@@ -91,7 +93,7 @@ class TrainingStage(pl.LightningModule):
     or padding, which attention must keep apart. `first_weights` fills the parameters of the model that it is given, once it is
     laid out over the processes of a world. Parameters named in `resting` do not learn in the first `resting_steps` steps.
     `lr_factors`: multiples of the learning rate, of parameters that do not learn at 1. `matrices`: names of those from features to
-    features, which some optimizers treat in a way of their own.
+    features, which some optimizers treat in a way of their own. `anchor` holds weights near those that they began with.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class TrainingStage(pl.LightningModule):
         resting_steps: int = 0,
         lr_factors: Mapping[str, float] = MappingProxyType({}),
         matrices: Collection[str] = (),
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
+        self.anchor = anchor
         self.root = Root(model, objective, isolated)
         self.first_weights = first_weights
         self.resting, self.resting_steps = frozenset(resting), resting_steps
@@ -134,6 +138,15 @@ class TrainingStage(pl.LightningModule):
                 if name in self.resting:
                     parameter.grad = None
 
+    def pull(self, scale: Tensor | None) -> None:
+        """Add to the step's gradients those of penalties on the weights themselves; `scale`: the loss was multiplied by it."""
+        if self.anchor is not None:
+            self.anchor.pull(self.model, scale)
+
+    def penalties(self, world: World) -> dict[str, float]:
+        """What these penalties are now, beside the loss; called by every process."""
+        return {} if self.anchor is None else {"anchor_penalty": self.anchor.penalty(self.model, world)}
+
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         return self.optim.lr * self.schedule(step)
@@ -145,7 +158,10 @@ class TrainingStage(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         decay, factors = self.optim.weight_decay, self.lr_factors
-        return self.optim.build(groups(self.model.named_parameters(), self.decays, decay, factors, self.matrices))
+        found = groups(self.model.named_parameters(), self.decays, decay, factors, self.matrices)
+        if not found:  # a stage of a pipeline, all of which is frozen
+            found = [{"params": [nn.Parameter(torch.zeros((), device=self.device))]}]
+        return self.optim.build(found)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)

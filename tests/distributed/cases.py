@@ -224,7 +224,7 @@ def depth_of(layout: str) -> int:
     return int(layout.split()[1]) if layout.startswith(WHOLE) else max(2, LAYOUTS[layout].stages)
 
 
-LORA = Lora(rank=3, alpha=6.0, start=Start.gaussian, b_lr_ratio=2.0, train=["re:.*(norm|head).*"])
+LORA = Lora(rank=3, alpha=24.0, start=Start.gaussian, b_lr_ratio=2.0, train=["re:.*(norm|head).*"])
 """Beside every linear map; norms and heads are trained whole."""
 HEAD_ONLY = Freeze(train=["head"])
 """Of a model without linear maps."""

@@ -1,0 +1,51 @@
+"""Methods that train a part of a model, under layouts that cut what they add in different ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pool
+import proof
+import pytest
+import torch
+from cases import Case, make
+from proof import EXACT, check_reference, insist, train_job
+
+from llmfactory.config import rules
+from llmfactory.peft.lora_spec import Start
+from llmfactory.peft.spec import AdapterSpec, Bitfit, Dora, Freeze, Ia3, Lora
+
+pytestmark = pytest.mark.dist
+
+METHODS: dict[str, tuple[str, str, AdapterSpec]] = {
+    "lora beside experts": ("ep_tp", "mixture, causal", Lora(rank=2, alpha=20.0, start=Start.gaussian)),
+    "pissa": ("tp_sp x zero3", "llama, causal", Lora(rank=2, start=Start.pissa)),
+    "dora": ("pp x zero1", "gpt2, prefix", Dora(rank=2, alpha=8.0)),
+    "ia3": ("tp_sp x zero3", "gpt2, prefix", Ia3(outputs=["k", "v", "o"], inputs=["down", "q"])),
+    "bitfit": ("pp x tp", "gpt2, prefix", Bitfit()),
+    "freeze": ("pp x zero1", "gpt2, prefix", Freeze(last_layers=1)),
+}
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[pool.Crew]:
+    found = pool.Crew(4)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layout_makes_the_same_steps(method: str, tmp_path: Path, crew: pool.Crew) -> None:
+    layout, workload, spec = METHODS[method]
+    case = Case(layout, workload, "packed", "plain")
+    job = dataclasses.replace(make(case, tmp_path), peft=spec)
+    assert not rules.check(job)
+    alone = dataclasses.replace(make(case.reference, tmp_path), peft=spec)
+    numbers = train_job(alone, tmp_path / "alone")
+    check_reference(numbers, case)
+    known = tmp_path / "known.pt"
+    torch.save(dataclasses.asdict(numbers), known)
+    for found in crew.run(proof.prove, case, tmp_path, "fp64", job, known, timeout=120):
+        insist(found, EXACT)
