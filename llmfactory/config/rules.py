@@ -55,6 +55,7 @@ from llmfactory.config.rule.layout import (
     pipelines_gather_once_a_step,
     world_is_the_product_of_degrees,
 )
+from llmfactory.config.rule.merging import merging_takes_one_process
 from llmfactory.config.rule.model import cross_attention_stands_at_cross, ids_fit_the_model, rows_fit_the_model
 from llmfactory.config.rule.objective import (
     a_stage_learns_what_it_is_for,
@@ -140,6 +141,7 @@ RULES: tuple[Rule, ...] = (
     deepspeed_trains_whole_models,
     what_is_counted_has_no_adapters,
     the_first_phase_trains_tables,
+    merging_takes_one_process,
     prompts_are_answered,
     functions_come_from_plugins,
     answers_fit_behind_prompts,

@@ -134,7 +134,9 @@ def load_model(
 
 def load_tokenizer(checkpoint: Path, vocab_size: int) -> Tokenizer:
     """That of a checkpoint, whose ids must all be below the model's `vocab_size`."""
-    return tokenizer_of(checkpoint).build(vocab_size).make(())
+    made = tokenizer_of(checkpoint).build(vocab_size).make(())
+    # Bytes have no file to be read again; what the checkpoint knows beside them is how it is used: its chat template, its ends.
+    return load(checkpoint / FOLDER) if isinstance(made, ByteTokenizer) else made
 
 
 def tokenizer_of(checkpoint: Path) -> TokenizerSpec:

@@ -13,6 +13,7 @@ from llmfactory.core.spec import above, at_least, between
 from llmfactory.stage.base_spec import StageSpec as StageSpec
 from llmfactory.stage.base_spec import TrainingSpec as TrainingSpec
 from llmfactory.stage.format.spec import FormatSpec
+from llmfactory.stage.merge_spec import Merge as Merge
 from llmfactory.stage.rejection_spec import Rejection as Rejection
 from llmfactory.stage.rl_spec import Grpo as Grpo
 from llmfactory.stage.rl_spec import Ppo as Ppo

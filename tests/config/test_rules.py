@@ -48,6 +48,7 @@ FIRES = {
         ["data/pack=grouped", "parallel=cp_ring", "launch=local"],
         ["data/pack=grouped", "model=bert_tiny", "stage/objective=masked"],
     ],
+    "merging_takes_one_process": [["stage=merge", "init=.", "stage.models={other: x}", "parallel=ddp", "launch=local"]],
     "prompts_are_answered": [
         ["stage=rejection", "init=."],
         ["stage=rejection", "init=.", "data=chat", "data.source.files=[a.jsonl]"],

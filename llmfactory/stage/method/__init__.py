@@ -1,0 +1,1 @@
+"""How models are merged, an option of stage/method each; spec.py is the catalogue page."""
