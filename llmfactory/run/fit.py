@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -57,7 +57,7 @@ from llmfactory.run.watching import Watching
 from llmfactory.stage.base import BASE, base_of, find_base, trained_part
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
 from llmfactory.stage.rows import Data
-from llmfactory.stage.spec import Pretrain, TrainingSpec
+from llmfactory.stage.spec import Ppo, Pretrain, TrainingSpec
 from llmfactory.stage.training import TrainingStage
 from llmfactory.tracking.tracker import Tracker
 
@@ -274,6 +274,10 @@ def build_stage(
             job.peft.begin(model, world, encode)
         if begins:
             objective.begin(model)
+        if fresh and isinstance(job.stage, Ppo) and job.stage.critic is not None:
+            fill(cast(Skeleton, model.critic), io.find(Path(job.stage.critic).expanduser()), None, world)
+        if anchor is not None:
+            anchor.hold(model, held)
 
     return TrainingStage(
         model,
