@@ -25,6 +25,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     row("bits per byte", "bits_per_byte", ".3f", f"beside {marks}" if marks else "")
     for key, (what, form, remark) in TASKS.items():
         row(what, key, form, remark)
+    rows += answered(result)
     if result.get("records_read") is not None:
         share = result["documents"] / max(1, result["records_read"])
         rows.append(("documents", f"{result['documents']:,}", f"{share:.1%} of {result['records_read']:,} records"))
@@ -58,6 +59,21 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         training = f"training took {duration(result['train_seconds'])}" if result.get("train_seconds") is not None else ""
         rows.append(("time", duration(result["seconds"]), training))
     return rows
+
+
+def answered(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of stage=rejection: what the answers to prompts got, and how many are kept."""
+    if result.get("best_of") is None:
+        return []
+    short = ", ".join(f"{result[key]:,} {key}" for key in ("unfinished", "empty") if result[key])
+    rows = [("answers", f"{result['answers']:,}", f"to {result['prompts']:,} prompts{f', {short}' if short else ''}")]
+    rows.append(("mean reward", f"{result['mean_reward']:.4f}", f"best of {max(map(int, result['best_of']))}: {result['best_reward']:.4f}"))
+    for name, right in result["pass_at"].items():
+        shown = ", ".join(f"{share:.1%} in one of {k}" for k, share in list(right.items())[1:])
+        rows.append((f"right by {name}", f"{next(iter(right.values())):.2%}", shown))
+    rows += [(f"no grade by {reason.partition(': ')[0]}", f"{count:,}", reason.partition(": ")[2]) for reason, count in result["failures"].items()]
+    pairs = f"{result['kept_pairs']:,} pairs in {result['files']['pairs']}" if "kept_pairs" in result else ""
+    return [*rows, ("kept", f"{result['kept']:,}", f"in {result['files']['best']}"), *([("pairs", pairs.split(" ")[0], pairs.partition("pairs ")[2])] if pairs else [])]
 
 
 TASKS = {
