@@ -510,6 +510,28 @@ EFFECTS: dict[str, str] = {
     "stage/objective/replaced_token.generator_scale": (
         "objective/test_replaced_token.py::test_the_generator_is_smaller_and_shares_the_vectors"
     ),
+    **{
+        f"stage/objective/{name}.{field}": "objective/test_pairs.py::test_the_loss_is_the_papers"
+        for name, fields in {
+            "dpo": ("beta", "label_smoothing", "robust"),
+            "ipo": ("beta", "average"),
+            "slic": ("beta", "margin", "nll"),
+            "cpo": ("beta", "nll", "label_smoothing"),
+            "simpo": ("beta", "gamma"),
+            "orpo": ("beta",),
+        }.items()
+        for field in fields
+    },
+    "stage/objective/simpo.label_smoothing": "objective/test_pairs.py::test_a_measure_smooths_no_labels",
+    **{
+        f"stage/objective/rrhf.{field}": "objective/test_rrhf.py::test_the_loss_is_the_papers"
+        for field in ("weight", "length_power")
+    },
+    **{
+        f"stage/objective/kto.{field}": "objective/test_kto.py::test_the_loss_is_the_papers"
+        for field in ("beta", "wanted", "unwanted")
+    },
+    "stage/preference.reference": "stage/test_preference.py::test_references_agree",
     **dict.fromkeys(
         ("stage/objective/bradley_terry.margin_scale", "stage/objective/bradley_terry.center"),
         "objective/test_bradley_terry.py::test_the_loss_is_the_papers",

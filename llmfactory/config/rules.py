@@ -86,6 +86,10 @@ from llmfactory.config.rule.pipeline import (
     split_backwards_keep_what_they_need,
     virtual_stages_are_asked_for,
 )
+from llmfactory.config.rule.preference import (
+    a_reference_is_what_the_objective_compares_with,
+    a_reference_lies_as_the_model_does,
+)
 from llmfactory.config.rule.records import (
     conversations_are_continued,
     instructions_have_answers,
@@ -150,6 +154,8 @@ RULES: tuple[Rule, ...] = (
     conversations_are_continued,
     instructions_have_answers,
     records_are_of_the_kind_that_is_learned,
+    a_reference_is_what_the_objective_compares_with,
+    a_reference_lies_as_the_model_does,
     records_stand_in_rows_of_their_own,
     records_fit_into_rows,
     rows_are_cut_into_equal_blocks,

@@ -26,12 +26,14 @@ from llmfactory.objective.base_spec import ObjectiveSpec as ObjectiveSpec
 from llmfactory.objective.policy_spec import ActorCritic as ActorCritic
 from llmfactory.objective.policy_spec import Policy as Policy
 from llmfactory.objective.policy_spec import PolicySpec as PolicySpec
+from llmfactory.objective.preference_spec import Compares as Compares
 from llmfactory.objective.preference_spec import Cpo as Cpo
 from llmfactory.objective.preference_spec import Dpo as Dpo
 from llmfactory.objective.preference_spec import Ipo as Ipo
 from llmfactory.objective.preference_spec import Kto as Kto
 from llmfactory.objective.preference_spec import Orpo as Orpo
 from llmfactory.objective.preference_spec import PreferenceSpec as PreferenceSpec
+from llmfactory.objective.preference_spec import Reference as Reference
 from llmfactory.objective.preference_spec import Rrhf as Rrhf
 from llmfactory.objective.preference_spec import Simpo as Simpo
 from llmfactory.objective.preference_spec import Slic as Slic

@@ -27,7 +27,8 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.spec import DeepSpeed, Offload
-from llmfactory.parallel.strategy import Formats, MeshStrategy
+from llmfactory.parallel.strategy import MeshStrategy
+from llmfactory.parallel.trainable import Formats
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

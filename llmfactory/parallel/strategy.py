@@ -20,17 +20,16 @@ do nothing (the stage's `optimizer_zero_grad`) and so must the third.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llmfactory.core.batch import SURVEY, rows, split
+from llmfactory.core.batch import SURVEY, split
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
@@ -45,59 +44,15 @@ from llmfactory.parallel.shard import next_micro_batch, shard, units
 from llmfactory.parallel.spec import Mesh, Offload, TensorForm
 from llmfactory.parallel.stages import Stages
 from llmfactory.parallel.summa import cut_on_grid, own_rows_of
+from llmfactory.parallel.survey import surveyed
 from llmfactory.parallel.tensor import cut_rows, cut_tensors, towers
+from llmfactory.parallel.trainable import Formats, Trainable
 from llmfactory.parallel.weights import allocate
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from llmfactory.core.batch import Batch
-
-
-class Trainable(Protocol):
-    """What the strategy asks of a stage."""
-
-    root: Any
-    """The training module: its forward takes a micro-batch and returns the loss's sums by name. Layouts set its `multiple` and
-    `cut` (`stage/training.py`)."""
-    model: nn.Module
-    """What it trains, a part of `root`."""
-    clip_norm: float | None
-    """Largest global gradient norm."""
-    watched: Collection[str]
-    """Names of sums that are no terms of the loss: they are only reported."""
-    surveys: bool
-    """The loss depends on sums over the whole step, which `root(batch, survey=True)` gives of a micro-batch, on one process."""
-
-    def fill(self, world: World) -> None:
-        """Give the parameters of `root`, which have been laid out over `world`, their first values."""
-        ...
-
-    def rest(self, step: int) -> None:
-        """Drop the gradients of parameters that do not learn in a step, counted from 0."""
-        ...
-
-    def count(self, batch: Batch) -> dict[str, float]:
-        """Denominators of the loss's terms by name, and `tokens`, the number of tokens, of a batch on the CPU."""
-        ...
-
-
-class Scale(Protocol):
-    """What the strategy asks of a loss scale."""
-
-    value: Tensor
-
-    def update(self, overflow: Tensor) -> None: ...
-
-
-class Formats(Protocol):
-    """What the strategy asks of the precision plugin."""
-
-    loss_scale: Scale | None
-
-    def convert_module(self, module: nn.Module) -> nn.Module: ...
-    def forward_context(self) -> AbstractContextManager[Any]: ...
-    def scaled(self, loss: Tensor) -> Tensor: ...
 
 
 class MeshStrategy(ParallelStrategy):
@@ -221,11 +176,12 @@ class MeshStrategy(ParallelStrategy):
         """Forward and backward of all micro-batches; returns this process's part of the loss, detached."""
         root = self.stage.root
         torch.manual_seed(name_seed(self.seed, f"step {self._step} rank {self._draws}"))
-        pieces = self.surveyed(list(self._pieces(batch)))
+        pieces = list(self._pieces(batch))
+        pieces = surveyed(pieces, self.survey, self.world) if self.stage.surveys else pieces
         self._sums = {}
         if self.pipeline is not None:
-            own, shares = [self._own_rows(piece) for piece, _ in pieces], [share for _, share in pieces]
-            return self.pipeline.step(own, lambda number, sums: self._loss(sums, shares[number]))
+            rows, shares = [self._own_rows(piece) for piece, _ in pieces], [share for _, share in pieces]
+            return self.pipeline.step(rows, lambda number, sums: self._loss(sums, shares[number]))
         total: Tensor | None = None
         for number, (piece, share) in enumerate(pieces, start=1):
             next_micro_batch(root, number == len(pieces), self.layout.zero)
@@ -236,18 +192,10 @@ class MeshStrategy(ParallelStrategy):
         assert total is not None
         return total
 
-    @torch.no_grad()
-    def surveyed(self, pieces: list[tuple[Batch, float]]) -> list[tuple[Batch, float]]:
-        """Micro-batches, each with how much of it counts here, and with what the objective must know of all of them together, on all
-        processes. Called by every process, with as many."""
-        if not self.stage.surveys:
-            return pieces
-        found: list[Tensor] = []
-        for piece, share in pieces:
-            with self.formats.forward_context():
-                found.append(share * self.stage.root(self._own_rows(piece), survey=True)[SURVEY].double())
-        total_1N = self.world.sum_tensor(torch.stack(found).sum(0))[None]
-        return [({**piece, SURVEY: total_1N.expand(rows(piece), -1)}, share) for piece, share in pieces]
+    def survey(self, batch: Batch) -> Tensor:
+        """Of a micro-batch, this process's part of the sums that the objective must know of all of them before it can say a loss."""
+        with self.formats.forward_context():
+            return cast(Tensor, self.stage.root(self._own_rows(batch), survey=True)[SURVEY])
 
     def _loss(self, sums: Mapping[str, Tensor], share: float) -> Tensor:
         """Of the step's loss, what these sums of its terms are, of which a share counts here."""
@@ -316,6 +264,7 @@ class MeshStrategy(ParallelStrategy):
             keep_on_disk(optimizer, self.scratch)
             self._on_disk = True
         scale = self.formats.loss_scale
+        self.stage.pull(None if scale is None else scale.value)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         raw_norm = global_norm(gradients) if self.pipeline is None else self.pipeline.norm()
         self.norm = raw_norm if scale is None else raw_norm / scale.value
@@ -340,6 +289,7 @@ class MeshStrategy(ParallelStrategy):
                 if factor != 1.0:
                     scale_(gradients, factor)
                 optimizer.step()
+        self.stage.stepped(self._step, ~(broken | overflow))
         if scale is not None:
             scale.update(overflow)
         optimizer.zero_grad()

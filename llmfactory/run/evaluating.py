@@ -10,6 +10,7 @@ import torch
 
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.strategy import MeshStrategy
+from llmfactory.parallel.survey import surveyed
 from llmfactory.run.display import Display
 from llmfactory.run.progress import Progress
 from llmfactory.stage.evaluate import Measure
@@ -37,7 +38,8 @@ def _measured(stage: TrainingStage, batches: Iterable[Batch], strategy: MeshStra
     sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in counts}
     stage.root.eval()
     if stage.surveys:  # it must have seen all of them before it can say anything
-        batches = [batch for batch, _ in strategy.surveyed([(_on(batch, world), strategy.share) for batch in batches])]
+        shares = [(_on(batch, world), strategy.share) for batch in batches]
+        batches = [batch for batch, _ in surveyed(shares, strategy.survey, world)]
     for batch in batches:
         for name, count in stage.count(batch).items():
             if name in counts and world.counts:

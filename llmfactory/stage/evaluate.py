@@ -8,18 +8,18 @@ with compressors: bits = sum nll / (ln 2 * bytes).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from llmfactory.checkpoint.names.published import is_published, open_published
 from llmfactory.config.register import class_of
 from llmfactory.config.spec import Job
 from llmfactory.core.batch import SURVEY
-from llmfactory.core.batch import rows as row_count
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import stem
 from llmfactory.data.examples import Examples
@@ -35,6 +35,7 @@ from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.objective import Objective
 from llmfactory.objective.spec import ObjectiveSpec, answers_of, natural
 from llmfactory.parallel.mesh import World, device_type, open_world
+from llmfactory.parallel.survey import surveyed
 from llmfactory.stage.initial import checkpoint_of, load_model, saved_spec
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.rows import Data, read_data, task_rows
@@ -111,7 +112,7 @@ def measure(
     for source, batches in held_out_by_source(rows, batch_size=batch_size, rank=world.rank, world=world.size).items():
         names = (*plain.terms, *plain.watched)
         if plain.surveys:  # it must have seen all of them before it can say anything
-            batches = _surveyed(root, list(batches), precision, world)
+            batches = _surveyed(root, batches, precision, world)
         sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         for batch in batches:
             for name, count in plain.denominators(batch).items():
@@ -128,12 +129,16 @@ def measure(
     return Measure.of(parts)
 
 
-def _surveyed(root: Root, batches: list[Batch], precision: MeshPrecision, world: World) -> Iterator[Batch]:
+def _surveyed(root: Root, batches: Iterable[Batch], precision: MeshPrecision, world: World) -> Iterator[Batch]:
     """The batches, each with the sums over all of them, on all processes."""
-    with precision.forward_context():
-        found = [root({name: values.to(world.device) for name, values in one.items()}, survey=True)[SURVEY] for one in batches]
-    total_1N = world.sum_tensor(torch.stack(found).double().sum(0))[None]
-    return ({**one, SURVEY: total_1N.expand(row_count(one), -1)} for one in batches)
+
+    def survey(batch: Batch) -> Tensor:
+        with precision.forward_context():
+            found: Tensor = root(batch, survey=True)[SURVEY]
+        return found
+
+    here = [({name: values.to(world.device) for name, values in batch.items()}, 1.0) for batch in batches]
+    return (batch for batch, _ in surveyed(here, survey, world))
 
 
 def held_out_figures(

@@ -23,6 +23,7 @@ from llmfactory.stage.line_spec import Line as Line
 from llmfactory.stage.tuning_spec import Preference as Preference
 from llmfactory.stage.tuning_spec import Reward as Reward
 from llmfactory.stage.tuning_spec import Sft as Sft
+from llmfactory.stage.tuning_spec import starts_at_its_base as starts_at_its_base
 
 if TYPE_CHECKING:
     from llmfactory.stage.job import StageJob

@@ -18,6 +18,7 @@ FOUR = ["launch=local", "launch.processes=4"]
 EXTENDED = ["data/tokenizer=extended", "data.tokenizer.new_tokens=9"]
 STAGES = ["parallel=pp_1f1b", "trainer.micro_batch_size=1", "launch=local"]
 MIXTURE = "data/source=[pydocs,pycode]"
+PREFERENCE = ["stage=preference", "data=preference", "data.source.files=[a.jsonl]"]
 PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=256"]
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 FIRES = {
@@ -229,6 +230,21 @@ FIRES = {
         ["stage=sft", "data=chat", "data.source.files=[a.jsonl]", "stage/objective=prefix", "model=llama_tiny"],
         ["stage=reward", "data=chat", "data.source.files=[a.jsonl]", "stage/objective=causal"],
         ["stage/objective=bradley_terry", "model/head=reward", "data=preference", "data.source.files=[a.jsonl]"],
+        ["stage=preference", "data=chat", "data.source.files=[a.jsonl]", "stage/objective=causal"],
+        ["stage/objective=dpo", "data=preference", "data.source.files=[a.jsonl]"],
+    ],
+    "a_reference_is_what_the_objective_compares_with": [
+        [*PREFERENCE, "stage/objective=orpo", "stage.reference=copy"],
+        [*PREFERENCE[:1], *PREFERENCE[2:], "data=kto", "stage/objective=kto", "stage.reference=none"],
+        [*PREFERENCE, "stage.reference=base"],
+        [*PREFERENCE, "stage.reference=base", "peft=lora", "peft.start=pissa"],
+        [*PREFERENCE, "stage.reference=copy", "peft=lora"],
+    ],
+    "a_reference_lies_as_the_model_does": [
+        [*PREFERENCE, "parallel=deepspeed_zero2", "launch=local"],
+        [*PREFERENCE, "stage.reference=copy", *STAGES],
+        [*PREFERENCE[:1], *PREFERENCE[2:], "data=kto", "stage/objective=kto", *STAGES],
+        [*PREFERENCE, "stage.reference=precomputed", "parallel=tp_summa", *FOUR],
     ],
     "rewards_are_of_answers_or_of_steps": [
         ["stage=reward", "model/head=value", "data=preference", "data.source.files=[a.jsonl]"],

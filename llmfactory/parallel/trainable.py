@@ -1,0 +1,64 @@
+"""What the strategy asks of those above it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from llmfactory.parallel.mesh import World
+
+if TYPE_CHECKING:
+    from llmfactory.core.batch import Batch
+
+
+class Trainable(Protocol):
+    """Of a stage."""
+
+    root: Any
+    """The training module: its forward takes a micro-batch and returns the loss's sums by name. Layouts set its `multiple` and
+    `cut` (`stage/training.py`)."""
+    model: nn.Module
+    """What it trains, a part of `root`."""
+    clip_norm: float | None
+    """Largest global gradient norm."""
+    watched: Collection[str]
+    """Names of sums that are no terms of the loss: they are only reported."""
+    surveys: bool
+    """The loss depends on sums over the whole step, which `root(batch, survey=True)` gives of a micro-batch."""
+
+    def fill(self, world: World) -> None:
+        """Give the parameters of `root`, which have been laid out over `world`, their first values."""
+        ...
+
+    def rest(self, step: int) -> None:
+        """Drop the gradients of parameters that do not learn in a step, counted from 0."""
+        ...
+
+    def stepped(self, step: int, taken: Tensor) -> None:
+        """Called after a step, counted from 0, while the gradients are still there; `taken`: it reached the weights."""
+        ...
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Denominators of the loss's terms by name, and `tokens`, the number of tokens, of a batch on the CPU."""
+        ...
+
+
+class Scale(Protocol):
+    """Of a loss scale."""
+
+    value: Tensor
+
+    def update(self, overflow: Tensor) -> None: ...
+
+
+class Formats(Protocol):
+    """Of the precision plugin."""
+
+    loss_scale: Scale | None
+
+    def convert_module(self, module: nn.Module) -> nn.Module: ...
+    def forward_context(self) -> AbstractContextManager[Any]: ...
+    def scaled(self, loss: Tensor) -> Tensor: ...
