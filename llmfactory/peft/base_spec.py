@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from llmfactory.core.spec import Spec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llmfactory.model.skeleton import Skeleton
     from llmfactory.parallel.mesh import World
 
@@ -36,6 +38,11 @@ class PeftSpec(Spec):
     def begin(self, model: Skeleton, world: World, encode: Callable[[str], list[int]] | None = None) -> None:
         """Give what was added the first values that depend on the model's own weights, which it has by now, as they lie over
         `world`. Called by every process. `encode`: tokens of a text; None: there is no tokenizer."""
+        return
+
+    def stepped(self, model: Skeleton, step: int, taken: Tensor) -> None:
+        """What is to be done after an optimizer step, counted from 0, while the gradients are still there; `taken` (a truth value on the
+        device): the step reached the weights. Called by every process."""
         return
 
     def lr_factors(self, model: Skeleton) -> dict[str, float]:

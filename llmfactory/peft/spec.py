@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llmfactory.peft.adalora_spec import Adalora as Adalora
 from llmfactory.peft.adapter_spec import Adapter as Adapter
 from llmfactory.peft.base_spec import DEFAULT
 from llmfactory.peft.base_spec import AdapterSpec as AdapterSpec

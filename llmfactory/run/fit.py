@@ -287,6 +287,7 @@ def build_stage(
         max_steps=job.trainer.max_steps,
         isolated=isolated,
         first_weights=first_weights,
+        after_step=job.peft.stepped,
         resting=[name for name, one in declared.items() if one.layout is not Layout.vocab],
         resting_steps=job.stage.embeddings_only_steps if isinstance(job.stage, Pretrain) else 0,
         lr_factors=job.peft.lr_factors(model),

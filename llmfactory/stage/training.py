@@ -106,6 +106,7 @@ class TrainingStage(pl.LightningModule):
         max_steps: int,
         isolated: bool,
         first_weights: Callable[[Skeleton, World], None] = lambda model, world: None,
+        after_step: Callable[[Skeleton, int, Tensor], None] = lambda model, step, taken: None,
         resting: Collection[str] = (),
         resting_steps: int = 0,
         lr_factors: Mapping[str, float] = MappingProxyType({}),
@@ -115,7 +116,7 @@ class TrainingStage(pl.LightningModule):
         super().__init__()
         self.anchor = anchor
         self.root = Root(model, objective, isolated)
-        self.first_weights = first_weights
+        self.first_weights, self.after_step = first_weights, after_step
         self.resting, self.resting_steps = frozenset(resting), resting_steps
         self.objective, self.optim, self.decays, self.lr_factors = objective, optim, dict(decays), dict(lr_factors)
         self.matrices = frozenset(matrices) if optim.matrices_apart else frozenset()
@@ -146,6 +147,10 @@ class TrainingStage(pl.LightningModule):
     def penalties(self, world: World) -> dict[str, float]:
         """What these penalties are now, beside the loss; called by every process."""
         return {} if self.anchor is None else {"anchor_penalty": self.anchor.penalty(self.model, world)}
+
+    def stepped(self, step: int, taken: Tensor) -> None:
+        """What the method of training has to do after a step, counted from 0; `taken`: it reached the weights."""
+        self.after_step(self.model, step, taken)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
