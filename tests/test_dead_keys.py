@@ -367,6 +367,26 @@ EFFECTS: dict[str, str] = {
     "job.stage": "run/test_start.py::test_evaluate_agrees_with_training_and_generate_leaves_nothing",
     "job.parallel": "distributed/test_same_step.py::test_data_parallel",
     "job.peft": "peft/test_none.py::test_training_asks_the_method_what_to_train",
+    **{
+        f"peft/{method}.{field}": f"peft/test_lora.py::{test}"
+        for method in ("lora", "dora")
+        for field, test in {
+            "rank": "test_it_is_the_sum_of_two_matrices",
+            "alpha": "test_alpha_and_rank_stabilized_scale_it",
+            "dropout": "test_dropout_in_training_only",
+            "targets": "test_targets_are_patterns",
+            "rank_stabilized": "test_alpha_and_rank_stabilized_scale_it",
+        }.items()
+    },
+    "peft/lora.start": "peft/test_lora.py::test_it_starts_at_the_base",
+    "peft/lora.b_lr_ratio": "peft/test_lora.py::test_b_may_learn_faster",
+    "peft/ia3.outputs": "peft/test_ia3.py::test_outputs_with_their_bias_and_inputs",
+    "peft/ia3.inputs": "peft/test_ia3.py::test_outputs_with_their_bias_and_inputs",
+    "peft/freeze.last_layers": "peft/test_freeze.py::test_the_last_layers",
+    **{
+        f"peft/{method}.train": "peft/test_freeze.py::test_parameters_beside_adapters"
+        for method in ("lora", "dora", "ia3", "bitfit", "freeze")
+    },
     "job.tracking": "run/test_start.py::test_tracking_none_leaves_no_metrics",
     "job.hardware": "parallel/plan/test_hardware.py::test_a_number_changes_the_plan",
     **{
