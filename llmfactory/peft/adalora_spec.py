@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import at_least, between
 from llmfactory.peft.base_spec import DEFAULT
-from llmfactory.peft.lora_spec import LowRank
+from llmfactory.peft.lora_spec import LowRankSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True, slots=True)
-class Adalora(LowRank):
+class Adalora(LowRankSpec):
     """Low-rank adaptation whose rank goes to the maps that need it (Zhang et al. 2023): the change is s P diag(e) Q, and triplets of
     little importance lose their e until `target_rank` of them are left for each map, on average."""
 
     target_rank: int = 8
     """Triplets that are left at the end, on average over the maps; `rank` is what each begins with."""
-    total_steps: int = 1000
+    total_steps: int = 500
     """Optimizer steps in which all is done; the run has at least as many."""
     first_steps: int = 0
     """Steps at the beginning in which all triplets stay."""
@@ -38,7 +38,7 @@ class Adalora(LowRank):
     """Weight of the term that keeps the columns of P and the rows of Q orthonormal."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from LowRank.problems(self)
+        yield from LowRankSpec.problems(self)
         yield from at_least(self, 1, "target_rank", "total_steps", "interval")
         yield from at_least(self, 0, "first_steps", "last_steps", "orthogonality")
         yield from between(self, 0.0, 0.999, "smoothing")

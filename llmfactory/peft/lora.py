@@ -24,7 +24,7 @@ from llmfactory.model.declarations import declarations
 from llmfactory.model.ffn.experts import Experts
 from llmfactory.model.packed import packed
 from llmfactory.model.skeleton import Skeleton
-from llmfactory.peft.lora_spec import Lora, LowRank, Start
+from llmfactory.peft.lora_spec import Lora, LowRankSpec, Start
 from llmfactory.peft.part import Adapted, ExpertsAdapter, First, LinearAdapter, StackAdapter, adapters, attach
 from llmfactory.peft.targets import insist_called, targets
 
@@ -46,7 +46,7 @@ class Orthonormal:
 class LowRankAdapter(LinearAdapter):
     """s B A beside a map, with A `a` [R, I] and B `b` [O, R]."""
 
-    def __init__(self, spec: LowRank, name: str, linear: nn.Linear, declared: Parameter, start: Filled) -> None:
+    def __init__(self, spec: LowRankSpec, name: str, linear: nn.Linear, declared: Parameter, start: Filled) -> None:
         super().__init__(name)
         self.scale, self.dropout, self.start, self.declared = spec.scale, spec.dropout, start, declared
         self.a = nn.Parameter(torch.empty(spec.rank, linear.in_features))
@@ -157,7 +157,7 @@ def adapt(spec: Lora, model: Skeleton, name: str) -> None:
         attach(experts, holder)
 
 
-def linear_targets(spec: LowRank, model: Skeleton) -> Iterator[tuple[nn.Linear, Parameter]]:
+def linear_targets(spec: LowRankSpec, model: Skeleton) -> Iterator[tuple[nn.Linear, Parameter]]:
     """The linear maps that a method is to change, each with the declaration of its matrix."""
     declared = {**declarations(model), **{name: part.declared for name, part in packed(model).items()}}
     chosen = targets(model, spec.targets)

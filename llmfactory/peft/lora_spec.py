@@ -25,7 +25,7 @@ class Start(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class LowRank(AdapterSpec):
+class LowRankSpec(AdapterSpec):
     """Base of the methods with two low-rank matrices: a change s B A of a matrix [O, I], B [O, rank], A [rank, I]."""
 
     rank: int = 16
@@ -52,7 +52,7 @@ class LowRank(AdapterSpec):
 
 
 @dataclass(kw_only=True, slots=True)
-class Lora(LowRank):
+class Lora(LowRankSpec):
     """Low-rank adaptation (Hu et al. 2022): y = W x + s B A x, W frozen."""
 
     start: Start = Start.default
@@ -61,7 +61,7 @@ class Lora(LowRank):
     """The learning rate of B, in multiples of the run's (Hayou et al. 2024, LoRA+: about 16 in their experiments)."""
 
     def problems(self) -> Iterator[Problem]:
-        yield from LowRank.problems(self)
+        yield from LowRankSpec.problems(self)
         yield from above(self, 0.0, "b_lr_ratio", repair=1.0)
 
     def adapt(self, model: Skeleton, name: str = DEFAULT) -> None:
@@ -76,7 +76,7 @@ class Lora(LowRank):
 
 
 @dataclass(kw_only=True, slots=True)
-class Dora(LowRank):
+class Dora(LowRankSpec):
     """Low-rank adaptation of directions, beside a trained magnitude m of each output (Liu et al. 2024, equation 5):
 
     W' = m (W + s B A) / ||W + s B A||, the norm of each row held fixed in the backward pass (section 4.3).

@@ -27,7 +27,7 @@ from llmfactory.checkpoint.names.adapter_method import (
     table,
 )
 from llmfactory.checkpoint.names.adapter_places import WEIGHT, Place
-from llmfactory.peft.lora_spec import LowRank
+from llmfactory.peft.lora_spec import LowRankSpec
 from llmfactory.peft.spec import AdapterSpec, Dora, Lora, Qlora
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class LoraMethod(Method):
         )
 
     def ours(self, incoming: Incoming, spec: AdapterSpec) -> Iterator[tuple[str, Tensor]]:
-        assert isinstance(spec, LowRank)
+        assert isinstance(spec, LowRankSpec)
         found: list[tuple[Place, Pair]] = []
         for (place, a), (_, b) in zip(incoming.by_place(A), incoming.by_place(B), strict=True):
             scale = scale_of(incoming.folder, place.module, a.shape[0])
@@ -72,7 +72,7 @@ class LoraMethod(Method):
 
     def theirs(self, outgoing: Outgoing) -> tuple[Config, dict[str, Tensor]]:
         spec = outgoing.peft
-        assert isinstance(spec, LowRank)
+        assert isinstance(spec, LowRankSpec)
         pairs, dora = pairs_of(outgoing), isinstance(spec, Dora)
         config, tensors = low_rank(outgoing, pairs, spec.scale, spec.rank_stabilized)
         if dora:
