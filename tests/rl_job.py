@@ -17,7 +17,7 @@ from llmfactory.run.fit import Fitted, fit
 from llmfactory.stage.initial import checkpoint_of
 from llmfactory.stage.rows import read_data
 
-MODEL = ["model=llama_tiny", "model.vocab_size=257", "model.dim=32", "model.n_layers=1", "model.max_positions=32"]
+MODEL = ["model=llama_tiny", "model.vocab_size=260", "model.dim=32", "model.n_layers=1", "model.max_positions=32"]
 MODEL += ["model/attention=gqa", "model.attention.n_heads=2", "model.ffn.hidden=64", "data/tokenizer=bytes"]
 SMALL = [
     "data.seq_len=16",
