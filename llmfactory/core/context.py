@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmfactory.core.branches import BranchMask as BranchMask
 from llmfactory.core.documents import Documents as Documents
 from llmfactory.core.mask import CausalMask as CausalMask
 from llmfactory.core.mask import CutMask as CutMask

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from llmfactory.core.context import CausalMask, Context, DocumentMask, Mask, PrefixMask
+from llmfactory.core.context import BranchMask, CausalMask, Context, DocumentMask, Mask, PrefixMask
 from llmfactory.model.head.part import Head
 from llmfactory.model.part import Part
 from llmfactory.model.spec import ModelSpec
@@ -66,6 +66,8 @@ class Skeleton(Part):
         mask: Mask
         if segments is None:
             mask = CausalMask(batch["tokens"].shape[1], batch["tokens"].device)
+        elif "branches" in batch:
+            mask = BranchMask(segments, batch["branches"], batch["positions"])
         elif "prefix" in batch:
             mask = PrefixMask(batch["prefix"], segments)
         else:

@@ -15,6 +15,7 @@ from llmfactory.core.special import Special
 from llmfactory.data.corruption.corruption import CorruptedRows
 from llmfactory.data.corruption.vocabulary import Vocabulary
 from llmfactory.data.examples import Examples, read_examples, saved_labels
+from llmfactory.data.form.shared_prompt import SharedPromptRows
 from llmfactory.data.form.spec import SidedSpec
 from llmfactory.data.mix.mixed_rows import MixedRows
 from llmfactory.data.prepare import prepare
@@ -24,6 +25,7 @@ from llmfactory.data.tokenizer.tokenizer import FOLDER
 from llmfactory.model.head.spec import Classifier, TokenClassifier
 from llmfactory.stage.initial import data_for
 from llmfactory.stage.models import TrainedModels
+from llmfactory.stage.tuning_spec import Preference
 
 if TYPE_CHECKING:
     from llmfactory.data.pack.rows import Rows
@@ -71,6 +73,8 @@ def task_rows(job: Job, objective: Objective, data: Data, part: str) -> Rows:
     if corruption is None:
         if isinstance(job.data.form, SidedSpec):
             insist_learned(objective, rows, part)
+        if isinstance(job.stage, Preference) and job.stage.shared_prompt:
+            rows = SharedPromptRows(rows)
         return objective.rows(rows)
     if rows.ragged:  # a rule says so of training; here, of a checkpoint that is measured
         reason = "the objective makes its task of rows of one length"

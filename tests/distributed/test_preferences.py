@@ -14,6 +14,7 @@ from llmfactory.config.spec import Job
 from llmfactory.objective.preference_spec import Dpo, Kto, Orpo, Reference, Rrhf
 from llmfactory.parallel.spec import ContextMethod, Mesh, Zero
 from llmfactory.peft.spec import Lora
+from llmfactory.stage.spec import Preference
 
 DPO, KTO = Dpo(beta=0.5), Kto(beta=0.5, unwanted=0.7)
 GIVEN = Reference.precomputed
@@ -23,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo, adapters": {"objective": DPO, "peft": Lora(rank=2)},
     "kto": {"objective": KTO},
     "kto, asked before": {"objective": KTO, "reference": GIVEN},
+    "dpo, shared prompts": {"objective": DPO, "stage": Preference(objective=DPO, reference=GIVEN, shared_prompt=True)},
     "orpo": {"objective": Orpo()},
     "rrhf": {"objective": Rrhf()},
 }
@@ -36,6 +38,9 @@ LAYOUTS: list[tuple[str, Mesh, int | None]] = [
     ("dpo", PIECES, 4),
     ("dpo, asked before", STAGES, 4),
     ("dpo, asked before", PIECES, None),
+    ("dpo, shared prompts", SHARDS, 3),
+    ("dpo, shared prompts", TENSORS, None),
+    ("dpo, shared prompts", STAGES, 4),
     ("dpo, adapters", SHARDS, 3),
     ("dpo, adapters", TENSORS, None),
     ("kto", COPIES, 2),

@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from llmfactory.config.rule.degrees import with_degrees
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import stem
+from llmfactory.core.spec import stem, walk
+from llmfactory.model.ffn.spec import MoeSpec
+from llmfactory.model.position.spec import Alibi, Learned, Rope, Sinusoidal, T5Bias
+from llmfactory.model.position.spec import None_ as NoPosition
+from llmfactory.model.spec import DecoderOnly
 from llmfactory.objective.spec import Compares, Kto, PreferenceSpec, Reference
 from llmfactory.parallel.spec import DeepSpeed, Mesh, TensorForm
 from llmfactory.peft.spec import None_
@@ -61,6 +65,28 @@ def a_reference_lies_as_the_model_does(job: Job) -> Iterator[Problem]:
     elif isinstance(layout, Mesh) and layout.tensor_form is TensorForm.summa and reference is Reference.precomputed:
         reason = "each row of the grid has its own rows of a batch, and the reference is asked for those of all"
         yield Problem("parallel.tensor_form", "summa", reason, "parallel.tensor_form=one_d")
+
+
+def shared_prompts_change_no_number(job: Job) -> Iterator[Problem]:
+    """Tokens of a branch must find what they would find in a document of their own: nothing but attention may look at others."""
+    found = _preference(job)
+    if found is None or not found[0].shared_prompt:
+        return
+    layout, reason = job.parallel, None
+    mixture = next((path for path, part in walk(job.model, "model") if isinstance(part, MoeSpec)), None)
+    position = job.model.position if isinstance(job.model, DecoderOnly) else None
+    if isinstance(found[1], Kto):
+        reason = "the objective kto looks at one answer to a prompt, which shares it with none"
+    elif position is None:
+        reason = f"a model of the kind {job.model.graph} reads one token after the other, so that a branch would follow the one before it"
+    elif not isinstance(position, (Rope, Learned, Alibi, Sinusoidal, T5Bias, NoPosition)):
+        reason = f"model/position={stem(type(position))} counts places in the row, in which branches stand one behind the other"
+    elif mixture is not None:
+        reason = f"the experts of {mixture} are balanced over the tokens of a row, and a shared prompt would count once"
+    elif isinstance(layout, Mesh) and layout.cp > 1:
+        reason = f"context parallelism (parallel.cp={layout.cp}) is not proven with branches"
+    if reason is not None:
+        yield Problem("stage.shared_prompt", True, reason, "stage.shared_prompt=false")
 
 
 def _preference(job: Job) -> tuple[Preference, PreferenceSpec] | None:
