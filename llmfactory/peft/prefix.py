@@ -230,11 +230,13 @@ def _on(part: nn.Module) -> list[LayerPrefix]:
 
 
 def _of_call(cross: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before the part: what stands ahead in this call."""
+    """Before the part: what stands ahead, in a call that brings the encoder's output."""
     _, context = arguments(*args, **kwargs)
     assert isinstance(cross, CrossAttention)
-    assert isinstance(context.state, Ahead) or not _on(cross)
-    cross.__dict__["ahead"] = context.state.pairs[cross.slot]() if isinstance(context.state, Ahead) and _on(cross) else None
+    cross.__dict__["ahead"] = None
+    if context.memory is not None and _on(cross):
+        assert isinstance(context.state, Ahead), "the whole model was called"
+        cross.__dict__["ahead"] = context.state.pairs[cross.slot]()
 
 
 def _before_memory(cross: nn.Module, which: int, linear: nn.Module, args: tuple[Any, ...], made_BMK: Tensor) -> Tensor | None:
