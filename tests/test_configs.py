@@ -51,6 +51,7 @@ TASKS = [
 ROWS = ["data.source.files=[a.jsonl]"]
 PAIRS = ["data=preference", *ROWS]
 MIXTURE = "data/source=[pydocs,pycode]"
+ANSWERED = ["data=prompts", *ROWS, "data.form.max_tokens=256", "stage/grader=[exact_match]"]
 NEEDS = {
     "data=mixture": [MIXTURE],
     "stage=reweight": [MIXTURE],
@@ -64,6 +65,17 @@ NEEDS = {
     **{f"data={name}": [*ROWS, "stage=prepare"] for name in ("preference", "kto", "ranking", "reward")},
     **{f"data={name}": ["stage=prepare"] for name in ("pydoc_pairs", "pydoc_choices")},
     "stage=sft": ["data=chat", *ROWS],
+    **{f"stage={name}": ANSWERED for name in ("grpo", "dr_grpo", "dapo", "rloo", "ppo")},
+    **{
+        f"stage/objective={name}": [f"stage={stage}", *ANSWERED]
+        for name, stage in {
+            "policy": "grpo",
+            "policy_constant": "dr_grpo",
+            "policy_token": "dapo",
+            "policy_sum": "rloo",
+            "actor_critic": "ppo",
+        }.items()
+    },
     "stage=reward": [*PAIRS, "model/head=reward"],
     "stage=preference": PAIRS,
     **{f"stage/objective={name}": ["stage=preference", *PAIRS] for name in ("dpo", "ipo", "slic", "cpo", "simpo", "orpo")},

@@ -332,6 +332,40 @@ WORDS = "objective/test_negative_sampling.py"
 
 EFFECTS: dict[str, str] = {
     **{
+        f"stage/{stage}.{name}": "run/test_answers.py::test_the_field_changes_the_run"
+        for stage, names in {
+            "grpo": ("answers", "baseline", "epochs", "group", "long_interval", "max_tokens", "skip_equal"),
+            "ppo": (
+                *("answers", "epochs", "gamma", "lam", "kl_target", "clip_reward", "whiten_rewards", "whiten_advantages"),
+                "max_tokens",
+            ),
+        }.items()
+        for name in names
+    },
+    **{
+        f"stage/{stage}.{name}": f"run/test_answers.py::{test}"
+        for stage in ("grpo", "ppo")
+        for name, test in {
+            "objective": "test_it_learns_to_sort",
+            "graders": "test_answers_without_a_grade_are_counted",
+            "max_kl": "test_an_exploding_divergence_ends_the_run",
+            "stop_kl": "test_an_iteration_ends_early_where_the_policy_has_moved_far",
+            "sample_prompt": "test_the_sample_is_an_answer_to_what_was_asked",
+        }.items()
+    },
+    "stage/grpo.unended": "run/test_answers.py::test_answers_that_did_not_end_can_be_left_out",
+    "stage/ppo.critic": "run/test_answers.py::test_a_critic_starts_from_the_policy_or_from_a_reward_model",
+    **{
+        f"stage/objective/{name}.{field}": "objective/test_policy.py::test_the_loss_is_the_papers"
+        for name in ("policy", "actor_critic")
+        for field in ("clip_low", "clip_high", "entropy_coef", "kl_coef", "temperature")
+    },
+    "stage/objective/policy.aggregation": "objective/test_policy.py::test_the_loss_is_the_papers",
+    **{
+        f"stage/objective/actor_critic.{name}": "objective/test_policy.py::test_the_critic_s_loss_stands_beside_the_policy_s"
+        for name in ("value_coef", "value_clip")
+    },
+    **{
         f"data/clean/{name}.sources": "data/test_segment.py::test_a_step_may_be_for_some_sources_only"
         for name, cls in classes("data/clean").items()
         if not cls.__name__.endswith("Spec")

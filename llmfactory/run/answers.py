@@ -88,9 +88,14 @@ class AnswerSupply(Supply):
             "ended_early": place.early,
             **{f"{name}_share": seconds / total for name, seconds in place.seconds.items()},
         }
-        if shown:
-            found |= {"sample": {"prompt": shown[0]["prompt"], "text": shown[0]["text"]}, "answers": shown}
-        return found
+        prompt = self.job.stage.sample_prompt if isinstance(self.job.stage, RlSpec) else None
+        if prompt is not None:
+            found["sample"] = {"prompt": prompt, "text": self.rounds.sample(prompt)}
+        elif shown:
+            found["sample"] = {"prompt": shown[0]["prompt"], "text": shown[0]["text"]}
+        if not self.job.trainer.sample:
+            found.pop("sample", None)
+        return found | {"answers": shown}
 
     def _forward_context(self) -> Any:
         return self.formats.forward_context()

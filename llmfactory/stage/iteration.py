@@ -20,6 +20,8 @@ from torch import Tensor
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
 from llmfactory.data.form.record_rows import PromptRows
+from llmfactory.data.form.spec import Prompts
+from llmfactory.data.form.template.prompt import chat_ids
 from llmfactory.data.loader import share
 from llmfactory.inference.sampler import Sampling
 from llmfactory.objective.advantage import (
@@ -141,6 +143,15 @@ class Rounds:
         asked = [Asked(-1 - place, one.tokens, one.messages, one.record) for place, one in zip(places, prompts, strict=True)]
         return self.write_and_judge(asked, 1)[0]
 
+    def sample(self, text: str) -> str:
+        """What the model says to a text, put to it as prompts are; on the processes that count rows, nothing on others."""
+        form = getattr(self.job.data, "form", None)
+        asks = isinstance(form, Prompts) and form.chat
+        messages = [{"role": "user", "content": text}]
+        tokens = chat_ids(self.tokenizer, messages) if asks else [*self.tokenizer.usage.begin_ids, *self.tokenizer.encode(text)]
+        one = self._written([Asked(-1, tokens[-self.rows.seq_len :], messages, {})], 1)[0] if self.world.counts else None
+        return "" if one is None else self.tokenizer.decode(one.tokens[:-1] if one.ended else one.tokens)
+
     # ---- answers and their rewards
 
     def ask(self, numbers: Sequence[int]) -> list[Asked]:
@@ -181,17 +192,7 @@ class Rounds:
         def part() -> tuple[list[Graded], dict[str, int], float]:
             low, high = share(0, len(asked), self.world.data_rank, self.world.data_size)
             mine = asked[low:high]
-            with self.forward_context():
-                written = write(
-                    self.model,
-                    mine,
-                    each,
-                    max_tokens=self.spec.max_tokens,
-                    sampling=Sampling(temperature=self.objective.temperature),
-                    vocab_size=self.tokenizer.vocab_size,
-                    stop_ids=self.tokenizer.usage.stop_ids,
-                    seed=self.job.seed,
-                )
+            written = self._written(mine, each)
             start = time.perf_counter()
             graded, failures = self._judged([one for one in mine for _ in range(each)], written)
             return graded, failures, time.perf_counter() - start
@@ -202,6 +203,19 @@ class Rounds:
             for reason, times in found.items():
                 failures[reason] = failures.get(reason, 0) + times
         return [one for graded, _, _ in parts for one in graded], failures, max(seconds for _, _, seconds in parts)
+
+    def _written(self, asked: Sequence[Asked], each: int) -> list[Written]:
+        with self.forward_context():
+            return write(
+                self.model,
+                asked,
+                each,
+                max_tokens=self.spec.max_tokens,
+                sampling=Sampling(temperature=self.objective.temperature),
+                vocab_size=self.tokenizer.vocab_size,
+                stop_ids=self.tokenizer.usage.stop_ids,
+                seed=self.job.seed,
+            )
 
     def _judged(self, asked: Sequence[Asked], written: Sequence[Written]) -> tuple[list[Graded], dict[str, int]]:
         answers = []

@@ -239,3 +239,40 @@ def test_a_critic_starts_from_the_policy_or_from_a_reward_model(start: Path, tmp
         assert len(names) > 5
         for name in names:
             assert torch.allclose(found[f"critic.{name}"], wanted[name], atol=1e-6), name
+
+
+# ---- every field does something
+
+CHANGES = {
+    "grpo": ["answers=32", "baseline=mean", "epochs=2", "group=4", "long_interval=3", "max_tokens=3", "skip_equal=true"],
+    "ppo": [
+        *("answers=32", "epochs=2", "gamma=0.8", "lam=0.5", "kl_target=0.001", "clip_reward=0.5", "whiten_rewards=true"),
+        *("whiten_advantages=false", "max_tokens=3", "objective.kl_coef=0.5", "objective.temperature=0.7"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def usual(start: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Weights after two iterations, by stage."""
+    folder = tmp_path_factory.mktemp("usual")
+    return {stage: weights(train(small(start, stage), folder / stage)[0]) for stage in CHANGES}
+
+
+def small(start: Path, stage: str, *overrides: str) -> Any:
+    return begun(start, stage, "trainer.batch_size=16", "stage.epochs=1", "trainer.max_steps=3", *overrides)
+
+
+@pytest.mark.parametrize(("stage", "change"), [(stage, change) for stage, some in CHANGES.items() for change in some])
+def test_the_field_changes_the_run(start: Path, usual: dict[str, Any], stage: str, change: str, tmp_path: Path) -> None:
+    changed = weights(train(small(start, stage, f"stage.{change}"), tmp_path)[0])
+    assert any(not torch.equal(weight, usual[stage][name]) for name, weight in changed.items())
+
+
+def test_the_sample_is_an_answer_to_what_was_asked(start: Path, tmp_path: Path) -> None:
+    fitted, _ = train(small(start, "grpo", "trainer.sample=true", "stage.sample_prompt='321='"), tmp_path)
+    fitted.supply.measure(None)  # type: ignore[union-attr]
+    found = fitted.supply.figures()  # type: ignore[union-attr]
+    assert found["sample"]["prompt"] == "321="
+    assert 0 < len(found["sample"]["text"]) <= 5
+    assert [set(one) for one in found["answers"]] == [{"prompt", "text", "reward"}] * 3
