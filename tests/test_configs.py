@@ -76,6 +76,9 @@ NEEDS = {
             "actor_critic": "ppo",
         }.items()
     },
+    "stage=fisher": ["init=."],
+    "stage/anchor=l2_sp": ["init=."],
+    "stage/anchor=ewc": ["init=.", "stage.anchor.file=fisher.safetensors"],
     "stage=reward": [*PAIRS, "model/head=reward"],
     "stage=preference": PAIRS,
     **{f"stage/objective={name}": ["stage=preference", *PAIRS] for name in ("dpo", "ipo", "slic", "cpo", "simpo", "orpo")},

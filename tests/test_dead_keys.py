@@ -375,6 +375,11 @@ EFFECTS: dict[str, str] = {
     ),
     "data.form": "data/form/test_chat.py::*",
     "data/source/pydoc_pairs.rejected": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint",
+    **{
+        f"data/source/pydoc_{kind}.items": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint"
+        for kind in ("qa", "pairs", "choices")
+    },
+    "data/source/pydocs.code": "data/source/test_pydocs.py::test_without_code_the_rest_is_the_same",
     "data/source/pydoc_choices.choices": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint",
     "optim/adafactor.clip_norm": "optim/test_adafactor.py::test_equals_the_paper",
     "optim/adafactor.decay_power": "optim/test_adafactor.py::test_equals_the_paper",
@@ -403,7 +408,7 @@ EFFECTS: dict[str, str] = {
     "job.peft": "peft/test_none.py::test_training_asks_the_method_what_to_train",
     **{
         f"peft/{method}.{field}": f"peft/test_lora.py::{test}"
-        for method in ("lora", "dora")
+        for method in ("lora", "dora", "qlora", "adalora")
         for field, test in {
             "rank": "test_it_is_the_sum_of_two_matrices",
             "alpha": "test_alpha_and_rank_stabilized_scale_it",
@@ -412,6 +417,15 @@ EFFECTS: dict[str, str] = {
             "rank_stabilized": "test_alpha_and_rank_stabilized_scale_it",
         }.items()
     },
+    "peft/qlora.base": "peft/test_qlora.py::test_the_blocks_maps_and_nothing_else",
+    **dict.fromkeys(
+        (f"peft/adalora.{name}" for name in ("target_rank", "total_steps", "first_steps", "last_steps", "interval", "smoothing")),
+        "peft/test_adalora.py::test_what_is_kept_is_what_peft_keeps",
+    ),
+    "peft/adalora.orthogonality": "peft/test_adalora.py::test_the_term_is_that_of_peft",
+    "stage/format/peft.base": "stage/format/test_peft.py::test_a_base_of_ours_is_written_first",
+    "peft/qlora.start": "peft/test_lora.py::test_it_starts_at_the_base",
+    "peft/qlora.b_lr_ratio": "peft/test_lora.py::test_b_may_learn_faster",
     "peft/lora.start": "peft/test_lora.py::test_it_starts_at_the_base",
     "peft/lora.b_lr_ratio": "peft/test_lora.py::test_b_may_learn_faster",
     "peft/ia3.outputs": "peft/test_ia3.py::test_outputs_with_their_bias_and_inputs",
@@ -419,7 +433,7 @@ EFFECTS: dict[str, str] = {
     "peft/freeze.last_layers": "peft/test_freeze.py::test_the_last_layers",
     **{
         f"peft/{method}.train": "peft/test_freeze.py::test_parameters_beside_adapters"
-        for method in ("lora", "dora", "ia3", "bitfit", "freeze")
+        for method in ("lora", "dora", "qlora", "adalora", "ia3", "bitfit", "freeze")
     },
     "job.tracking": "run/test_start.py::test_tracking_none_leaves_no_metrics",
     "job.hardware": "parallel/plan/test_hardware.py::test_a_number_changes_the_plan",
@@ -585,7 +599,21 @@ EFFECTS: dict[str, str] = {
         f"stage/objective/kto.{field}": "objective/test_kto.py::test_the_loss_is_the_papers"
         for field in ("beta", "wanted", "unwanted")
     },
+    "stage/preference.shared_prompt": "data/form/test_shared_prompt.py::test_rows_get_shorter",
     "stage/preference.reference": "stage/test_preference.py::test_references_agree",
+    **dict.fromkeys(
+        [f"stage/{name}.anchor" for name in ("pretrain", "sft", "reward", "preference", "grpo", "ppo")],
+        "stage/anchor/test_l2_sp.py::test_a_run_stays_nearer",
+    ),
+    "stage/anchor/l2_sp.strength": "stage/anchor/test_l2_sp.py::test_the_gradient_and_the_value_are_the_penalty_s",
+    "stage/anchor/ewc.strength": "stage/anchor/test_ewc.py::test_the_old_task_is_kept",
+    "stage/anchor/ewc.file": "stage/anchor/test_ewc.py::test_the_file_stands_with_the_run",
+    "stage/fisher.path": "stage/anchor/test_ewc.py::test_the_file_stands_with_the_run",
+    "stage/fisher.rows": "stage/anchor/test_ewc.py::test_fisher_is_the_mean_of_squares",
+    "stage/sft.objective": "stage/test_sft.py::*",
+    "stage/sft.sample_prompt": "run/test_sample.py::test_a_question_of_one_s_own",
+    "stage/reward.objective": "stage/test_reward.py::*",
+    "stage/reward.sample_prompt": "config/test_rules.py::test_it_fires_and_its_repair_works",
     **dict.fromkeys(
         ("stage/objective/bradley_terry.margin_scale", "stage/objective/bradley_terry.center"),
         "objective/test_bradley_terry.py::test_the_loss_is_the_papers",

@@ -14,6 +14,11 @@ from llmfactory.config.rule.answering import (
     functions_come_from_plugins,
     prompts_are_answered,
 )
+from llmfactory.config.rule.anchor import (
+    an_anchor_has_something_to_hold,
+    one_process_measures_what_matters,
+    what_matters_was_measured,
+)
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
 from llmfactory.config.rule.context import (
     context_parallel_cuts_attention,
@@ -139,6 +144,9 @@ def check(job: Job) -> list[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
+    an_anchor_has_something_to_hold,
+    what_matters_was_measured,
+    one_process_measures_what_matters,
     what_merges_is_for_training,
     grids_cut_plain_matrices,
     dora_sees_whole_rows,

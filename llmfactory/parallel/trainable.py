@@ -41,6 +41,10 @@ class Trainable(Protocol):
         """Called after a step, counted from 0, while the gradients are still there; `taken`: it reached the weights."""
         ...
 
+    def pull(self, scale: Tensor | None) -> None:
+        """Add the gradients of penalties on the weights themselves to a step's; `scale`: the loss was multiplied by it."""
+        ...
+
     def count(self, batch: Batch) -> dict[str, float]:
         """Denominators of the loss's terms by name, and `tokens`, the number of tokens, of a batch on the CPU."""
         ...

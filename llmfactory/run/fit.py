@@ -25,6 +25,7 @@ import lightning.pytorch as pl
 import torch
 
 from llmfactory.checkpoint import io
+from llmfactory.checkpoint.tensors import own_tensors
 from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.sharding import Layout
@@ -54,6 +55,7 @@ from llmfactory.run.saving import Saving
 from llmfactory.run.stopping import Stopping, signals, silence_lightning_signals
 from llmfactory.run.supply import RowSupply, Supply, open_supply
 from llmfactory.run.watching import Watching
+from llmfactory.stage.anchor.spec import None_ as NoAnchor
 from llmfactory.stage.base import BASE, base_of, find_base, trained_part
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
 from llmfactory.stage.rows import Data
@@ -252,7 +254,9 @@ def build_stage(
     declared = declarations(model)
     job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
     # What is borrowed is not in the checkpoint of a run that goes on, so that it starts as a fresh one does.
-    begins = fresh or bool(model.borrowed)
+    # Nor are the weights that an anchor holds on to.
+    anchored = not isinstance(job.stage.anchor, NoAnchor)
+    begins = fresh or bool(model.borrowed) or anchored
     checkpoint = base
     if checkpoint is None and begins and job.init is not None:
         checkpoint = checkpoint_of(job, "starting")
@@ -264,6 +268,10 @@ def build_stage(
 
     part = None if checkpoint is None else trained_part(checkpoint)
     goes_on = part is not None and not part.peft.merges  # then the checkpoint's adapters are the model's
+
+    init = None if job.init is None else Path(job.init).expanduser()
+    anchor = job.stage.anchor.build(init, checkpoint)
+    held = {name for name in own_tensors(model) if not (new_head and name.startswith(HEAD))}
 
     def first_weights(model: Skeleton, world: World) -> None:
         if begins and (checkpoint is None or new_head or model.added):
@@ -290,6 +298,7 @@ def build_stage(
         after_step=job.peft.stepped,
         resting=[name for name, one in declared.items() if one.layout is not Layout.vocab],
         resting_steps=job.stage.embeddings_only_steps if isinstance(job.stage, Pretrain) else 0,
+        anchor=anchor,
         lr_factors=job.peft.lr_factors(model),
         matrices=[name for name, p in model.named_parameters() if p.dim() >= 2 and declared[name].layout is not Layout.vocab],
     )

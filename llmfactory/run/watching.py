@@ -56,6 +56,7 @@ class Watching(pl.Callback):
             "grad_norm": self.strategy.norm.item(),
             "lr": stage.lr_at(progress.step - 1),
             **measures,
+            **stage.penalties(self.strategy.world),
         }
         if self.formats.loss_scale is not None:
             state = self.formats.loss_scale.state()

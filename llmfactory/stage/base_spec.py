@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.spec import Spec
 from llmfactory.objective.base_spec import ObjectiveSpec
+from llmfactory.stage.anchor.spec import AnchorSpec
+from llmfactory.stage.anchor.spec import None_ as NoAnchor
 
 if TYPE_CHECKING:
     from llmfactory.config.spec import Job
@@ -36,6 +38,9 @@ class TrainingSpec(StageSpec):
     sample_prompt: str | None = None
     """Start of the sample at the end, of conversations a question; None: the first words of a held-out document, the first question
     of a held-out conversation."""
+
+    anchor: AnchorSpec = field(default_factory=NoAnchor)
+    """What holds the weights near those of `init`."""
 
     def trained(self, job: Job) -> Objective:
         """The objective as this stage trains it in a job."""

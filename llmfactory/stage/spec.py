@@ -13,13 +13,14 @@ from llmfactory.core.spec import above, at_least, between
 from llmfactory.stage.base_spec import StageSpec as StageSpec
 from llmfactory.stage.base_spec import TrainingSpec as TrainingSpec
 from llmfactory.stage.format.spec import FormatSpec
+from llmfactory.stage.line_spec import Examine as Examine
+from llmfactory.stage.line_spec import Line as Line
 from llmfactory.stage.merge_spec import Merge as Merge
 from llmfactory.stage.rejection_spec import Rejection as Rejection
 from llmfactory.stage.rl_spec import Grpo as Grpo
 from llmfactory.stage.rl_spec import Ppo as Ppo
 from llmfactory.stage.rl_spec import RlSpec as RlSpec
-from llmfactory.stage.line_spec import Examine as Examine
-from llmfactory.stage.line_spec import Line as Line
+from llmfactory.stage.tuning_spec import Fisher as Fisher
 from llmfactory.stage.tuning_spec import Preference as Preference
 from llmfactory.stage.tuning_spec import Reward as Reward
 from llmfactory.stage.tuning_spec import Sft as Sft

@@ -22,9 +22,26 @@ PREFERENCE = ["stage=preference", "data=preference", "data.source.files=[a.jsonl
 PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=256"]
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 FIRES = {
+    "an_anchor_has_something_to_hold": [
+        ["stage/anchor=l2_sp"],
+        ["stage/anchor=l2_sp", "init=.", "peft=lora"],
+        ["stage/anchor=l2_sp", "init=.", "parallel=deepspeed_zero1", "launch=local"],
+    ],
+    "what_matters_was_measured": [["stage/anchor=ewc", "init=."]],
+    "one_process_measures_what_matters": [["stage=fisher", "init=.", "parallel=ddp", "launch=local"]],
     "what_merges_is_for_training": [["stage=evaluate", "init=.", "peft=lora"], ["stage=generate", "init=.", "peft=bitfit"]],
     "grids_cut_plain_matrices": [["parallel=tp_summa", "launch=local", "launch.processes=4", "model=llama_tiny", "peft=lora"]],
     "dora_sees_whole_rows": [["peft=dora", *TWO]],
+    "few_bits_are_not_cut": [["peft=qlora", *TWO]],
+    "adalora_compares_all_maps": [
+        ["peft=adalora", *TWO],
+        ["peft=adalora", *STAGES],
+        ["peft=adalora", "model=xlnet_base", "stage/objective=permutation"],
+    ],
+    "adalora_comes_to_its_end": [
+        ["peft=adalora", "trainer.max_steps=20"],
+        ["peft=adalora", "trainer.max_steps=20", "peft.first_steps=30"],
+    ],
     "deepspeed_trains_whole_models": [["peft=lora", "parallel=deepspeed_zero2", "launch=local"]],
     "what_is_counted_has_no_adapters": [["peft=lora", "model=kneser_ney"]],
     "the_first_phase_trains_tables": [["peft=lora", "stage.embeddings_only_steps=3"]],
@@ -246,6 +263,13 @@ FIRES = {
         [*PREFERENCE[:1], *PREFERENCE[2:], "data=kto", "stage/objective=kto", *STAGES],
         [*PREFERENCE, "stage.reference=precomputed", "parallel=tp_summa", *FOUR],
     ],
+    "shared_prompts_change_no_number": [
+        [*PREFERENCE[:1], *PREFERENCE[2:], "data=kto", "stage/objective=kto", "stage.shared_prompt=true"],
+        [*PREFERENCE, "stage.shared_prompt=true", "model=lstm_tiny"],
+        [*PREFERENCE, "stage.shared_prompt=true", "model/attention=relative", "model/position=relative"],
+        [*PREFERENCE, "stage.shared_prompt=true", "model/ffn=moe"],
+        [*PREFERENCE, "stage.shared_prompt=true", "parallel=cp_ring", "launch=local"],
+    ],
     "rewards_are_of_answers_or_of_steps": [
         ["stage=reward", "model/head=value", "data=preference", "data.source.files=[a.jsonl]"],
         ["stage=reward", "stage/objective=process", "model/head=reward", "data=reward", "data.source.files=[a.jsonl]"],
@@ -263,6 +287,7 @@ FIRES = {
     "sample_is_made": [
         ["stage.sample_prompt=x", "trainer.sample=false"],
         ["stage.sample_prompt=x", "model=bert_tiny", "stage/objective=masked"],
+        ["stage.sample_prompt=x", "stage=reward", "model/head=reward", "data=preference", "data.source.files=[a.jsonl]"],
     ],
     "objective_fits_the_model": [
         ["model=bert_base"],

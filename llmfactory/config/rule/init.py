@@ -18,11 +18,11 @@ from llmfactory.data.tokenizer.spec import Split
 from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.spec import answers_of
 from llmfactory.stage.format.spec import Gguf
-from llmfactory.stage.spec import Embed, Evaluate, Examine, Export, Extend, Generate, Merge, Rejection
+from llmfactory.stage.spec import Embed, Evaluate, Examine, Export, Extend, Fisher, Generate, Merge, Rejection
 
 
 def trained_model_is_given(job: Job) -> Iterator[Problem]:
-    if not isinstance(job.stage, (Generate, Evaluate, Examine, Export, Embed, Extend, Merge, Rejection)) or job.init is not None:
+    if not isinstance(job.stage, (Generate, Evaluate, Examine, Export, Embed, Extend, Fisher, Merge, Rejection)) or job.init is not None:
         return
     runs = sorted(Path(job.output_dir).glob("*/checkpoints"), key=lambda folder: -folder.stat().st_mtime)
     if runs:
