@@ -14,6 +14,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+ALONE = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+"""Environment of a sample."""
+
 
 def sample(command: Sequence[str], environment: Mapping[str, str]) -> float:
     """Run one measurement in a process of its own; the last word that it prints is the number."""
@@ -21,6 +24,16 @@ def sample(command: Sequence[str], environment: Mapping[str, str]) -> float:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return float(done.stdout.split()[-1])
+
+
+def sample_words(command: Sequence[str], count: int, environment: Mapping[str, str] | None = None) -> list[float]:
+    """The same of the last `count` words, under one thread."""
+    done = subprocess.run(
+        [sys.executable, *command], env={**os.environ, **ALONE, **(environment or {})}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return [float(word) for word in done.stdout.split()[-count:]]
 
 
 def interleave(
@@ -34,7 +47,7 @@ def interleave(
 
     A ratio above 1 means that the variant's number is smaller (faster) than the reference's.
     """
-    environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **(environment or {})}
+    environment = {**ALONE, **(environment or {})}
     numbers: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds):
         order = list(variants) if turn % 2 == 0 else list(reversed(variants))

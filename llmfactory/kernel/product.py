@@ -17,12 +17,22 @@ LARGE = 2**24
 def product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
     """[N, I], [O, I] -> [N, O], in full precision; without gradient. Transposed views are as good as contiguous ones."""
     if one_dnn_serves(x_NI, x_NI.numel() * weight_OI.shape[0]):
-        return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, None, "none", [], "")  # type: ignore[no-any-return]
+        return one_dnn_product(x_NI, weight_OI)
     return x_NI @ weight_OI.T
 
 
+def one_dnn_product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """`product` by oneDNN, which a compiler calls as it is."""
+    return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, None, "none", [], "")  # type: ignore[no-any-return]
+
+
 def one_dnn_serves(x: Tensor, size: int) -> bool:
-    """Whether oneDNN takes a product of so many multiply-adds. A compiler is better off with torch's own."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype is not torch.float32 or size < LARGE:
+    """Whether oneDNN takes a product of so many multiply-adds. A compiler is better off with torch's own, which it may fuse."""
+    return not torch.compiler.is_compiling() and one_dnn_is_faster(x, size)
+
+
+def one_dnn_is_faster(x: Tensor, size: int) -> bool:
+    """The same of a product that nothing is fused with."""
+    if x.device.type != "cpu" or x.dtype is not torch.float32 or size < LARGE:
         return False
     return torch.backends.mkldnn.is_available()  # type: ignore[no-any-return,no-untyped-call]

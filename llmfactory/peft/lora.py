@@ -20,6 +20,7 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Constant, Layout, Normal, Parameter, Uniform
 from llmfactory.core.sharding import Start as Filled
 from llmfactory.kernel.grouped_linear import grouped_linear
+from llmfactory.kernel.low_rank_linear import low_rank_linear
 from llmfactory.model.declarations import declarations
 from llmfactory.model.ffn.experts import Experts
 from llmfactory.model.packed import packed
@@ -76,9 +77,11 @@ class LoraAdapter(LowRankAdapter):
         self.takes_from_base = spec.start is Start.pissa
 
     def product(self, x: Tensor, linear: Adapted, base: Callable[[Tensor], Tensor]) -> Tensor:
-        y = base(x)
+        weight = None if self.training and self.dropout else linear.alone()
+        if weight is not None:
+            return low_rank_linear(x, weight, self.a, self.b, self.scale)
         z = F.linear(self.dropped(x), self.a)
-        return torch.add(y, F.linear(z, self.b), alpha=self.scale)
+        return torch.add(base(x), F.linear(z, self.b), alpha=self.scale)
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight + self.delta().to(weight.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llmfactory.core.sharding import Parameter
 from llmfactory.kernel.linear import Product
 from llmfactory.model.ffn.experts import Experts
+from llmfactory.model.packed import Packed
 from llmfactory.model.part import Part
 from llmfactory.peft.base_spec import DEFAULT
 
@@ -104,6 +105,12 @@ class Adapted(Product):
         for adapter in self.on():
             product = partial(adapter.product, linear=self, base=product)
         return product(x)
+
+    def alone(self) -> Tensor | None:
+        """The matrix [O, I], where it is frozen, in full precision, and one adapter alone changes its product; else None."""
+        if isinstance(self, Packed) or len(self.on()) > 1 or self.weight.requires_grad:
+            return None
+        return self.weight
 
     def base_matrix(self) -> Tensor:
         """What the map multiplies by without its adapters."""
