@@ -77,8 +77,11 @@ from llmfactory.config.rule.packing import (
     weights_are_drawn_by,
 )
 from llmfactory.config.rule.peft import (
+    adalora_comes_to_its_end,
+    adalora_compares_all_maps,
     deepspeed_trains_whole_models,
     dora_sees_whole_rows,
+    few_bits_are_not_cut,
     grids_cut_plain_matrices,
     the_first_phase_trains_tables,
     what_is_counted_has_no_adapters,
@@ -149,6 +152,9 @@ RULES: tuple[Rule, ...] = (
     one_process_measures_what_matters,
     what_merges_is_for_training,
     grids_cut_plain_matrices,
+    few_bits_are_not_cut,
+    adalora_compares_all_maps,
+    adalora_comes_to_its_end,
     dora_sees_whole_rows,
     deepspeed_trains_whole_models,
     what_is_counted_has_no_adapters,

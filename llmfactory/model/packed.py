@@ -42,5 +42,6 @@ class Packed(Part):
 
 
 def packed(model: nn.Module) -> dict[str, Packed]:
-    """By the name that its matrix has in a model as it was built, each part of this kind."""
-    return {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, Packed)}
+    """By the name that its matrix has in a model as it was built, each part of this kind whose layer this process has."""
+    found = ((path, module) for path, module in model.named_modules() if isinstance(module, Packed))
+    return {f"{path}.weight": part for path, part in found if next(part.parameters(recurse=False), None) is not None}

@@ -49,7 +49,8 @@ class QuantizedLinear(Product, Packed):
 
     @property
     def packed(self) -> tuple[Tensor, ...]:
-        return tuple(self.get_parameter(name) for name in NAMES[self.bits])
+        found = (self._parameters[name] for name in NAMES[self.bits])  # FSDP2 puts plain tensors of whole numbers in their place
+        return tuple(one for one in found if one is not None)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

@@ -105,7 +105,7 @@ def differences(ours: Numbers, theirs: Numbers) -> dict[str, float]:
         squares[0] += float((ours.weights[name] - weight).square().sum())
         squares[1] += float(weight.square().sum())
         # The floor is for biases of keys, which have no gradient but rounding: they stay at zero but for rounding.
-        apart = _number(float((ours.weights[name] - weight).norm() / (weight.norm() + 1e-3)))
+        apart = _number(float((ours.weights[name].double() - weight.double()).norm() / (weight.double().norm() + 1e-3)))
         if apart > found["weights"]:
             found["weights"], found["where"] = apart, name  # type: ignore[assignment]
     found["together"] = _number((squares[0] / squares[1]) ** 0.5)

@@ -15,7 +15,8 @@ from proof import EXACT, check_reference, insist, train_job
 
 from llmfactory.config import rules
 from llmfactory.peft.lora_spec import Start
-from llmfactory.peft.spec import AdapterSpec, Bitfit, Dora, Freeze, Ia3, Lora
+from llmfactory.peft.qlora_spec import Bits
+from llmfactory.peft.spec import Adalora, AdapterSpec, Bitfit, Dora, Freeze, Ia3, Lora, Qlora
 
 pytestmark = pytest.mark.dist
 
@@ -24,6 +25,9 @@ METHODS: dict[str, tuple[str, str, AdapterSpec]] = {
     "pissa": ("tp_sp x zero3", "llama, causal", Lora(rank=2, start=Start.pissa)),
     "dora": ("pp x zero1", "gpt2, prefix", Dora(rank=2, alpha=8.0)),
     "ia3": ("tp_sp x zero3", "gpt2, prefix", Ia3(outputs=["k", "v", "o"], inputs=["down", "q"])),
+    "qlora": ("pp x zero1", "gpt2, prefix", Qlora(rank=2, alpha=8.0)),
+    "int8": ("zero3", "llama, causal", Qlora(rank=2, base=Bits.int8)),
+    "adalora": ("cp x zero1", "llama, causal", Adalora(rank=3, target_rank=1, total_steps=3)),
     "bitfit": ("pp x tp", "gpt2, prefix", Bitfit()),
     "freeze": ("pp x zero1", "gpt2, prefix", Freeze(last_layers=1)),
 }

@@ -188,7 +188,7 @@ def test_budget() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"target_rank": 20}, "more than each map"), ({"first_steps": 900, "last_steps": 100}, "leave no step")],
+    [({"target_rank": 20}, "more than each map"), ({"first_steps": 400, "last_steps": 100}, "leave no step")],
 )
 def test_what_cannot_be(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -27,6 +27,7 @@ from llmfactory.checkpoint.names.adapter_method import (
     table,
 )
 from llmfactory.checkpoint.names.adapter_places import WEIGHT, Place
+from llmfactory.checkpoint.names.family import Inexpressible
 from llmfactory.peft.lora_spec import LowRankSpec
 from llmfactory.peft.spec import AdapterSpec, Dora, Lora, Qlora
 
@@ -99,8 +100,13 @@ def low_rank_adapters(outgoing: Outgoing) -> dict[str, LowRankAdapter]:
     from llmfactory.peft.lora import LowRankAdapter
     from llmfactory.peft.part import adapters
 
-    found = adapters(outgoing.model)
-    return {path.partition(".adapters.")[0]: one for path, one in found if isinstance(one, LowRankAdapter)}
+    found: dict[str, LowRankAdapter] = {}
+    for path, one in adapters(outgoing.model):
+        beside = path.partition(".adapters.")[0]
+        if not isinstance(one, LowRankAdapter):
+            raise Inexpressible(f"{beside} is a stack of experts' matrices, beside which peft puts nothing")
+        found[beside] = one
+    return found
 
 
 def magnitudes(outgoing: Outgoing, pairs: Mapping[str, Pair]) -> dict[str, Tensor]:

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     """A [R, I] and B [O, R]."""
 
 
-def joined(place: Place, ours: Mapping[str, Pair]) -> Pair | None:
-    """The change of their map; None: none of ours is changed. Maps with the same A keep it in common."""
+def joined(place: Place, ours: Mapping[str, Pair], together: bool = True) -> Pair | None:
+    """The change of their map; None: none of ours is changed. `together`: maps with the same A keep it in common."""
     import torch
 
     there = [path for path in place.ours if path in ours]
     if not there:
         return None
     first_a, first_b = ours[there[0]]
-    shared = all(torch.equal(ours[path][0], first_a) for path in there)
+    shared = together and all(torch.equal(ours[path][0], first_a) for path in there)
     ranks = {path: ours[path][0].shape[0] for path in there}
     a = first_a if shared else torch.cat([ours[path][0] for path in there])
     b = first_b.new_zeros(sum(place.sizes), a.shape[0])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from llmfactory.checkpoint.names.adapter import CONFIG, PREFIX, AdapterFolder
+from llmfactory.checkpoint.names.adapter_adalora import AdaloraMethod
 from llmfactory.checkpoint.names.adapter_ia3 import Ia3Method
 from llmfactory.checkpoint.names.adapter_lora import LoraMethod
 from llmfactory.checkpoint.names.adapter_method import Method
@@ -14,7 +15,7 @@ from llmfactory.checkpoint.names.family import Entry
 from llmfactory.core.errors import UserError
 from llmfactory.peft.spec import AdapterSpec, PeftSpec
 
-METHODS: tuple[Method, ...] = (LoraMethod(), Ia3Method(), *PROMPTS, PrefixMethod())
+METHODS: tuple[Method, ...] = (LoraMethod(), AdaloraMethod(), Ia3Method(), *PROMPTS, PrefixMethod())
 
 
 def method_of(folder: AdapterFolder) -> Method:

@@ -9,7 +9,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.parallel.spec import DeepSpeed, Mesh, TensorForm
-from llmfactory.peft.spec import AdapterSpec, Dora
+from llmfactory.peft.spec import Adalora, AdapterSpec, Dora, Qlora
 from llmfactory.stage.spec import Describe, Plan, Pretrain, TrainingSpec
 
 
@@ -33,6 +33,33 @@ def dora_sees_whole_rows(job: Job) -> Iterator[Problem]:
     if isinstance(job.peft, Dora) and degrees_of(job).get("tp", 1) > 1:
         reason = "it divides by the norm of each row of a matrix, of which a tensor-parallel process may hold a piece"
         yield Problem("peft", "dora", reason, "peft=lora")
+
+
+def few_bits_are_not_cut(job: Job) -> Iterator[Problem]:
+    if isinstance(job.peft, Qlora) and degrees_of(job).get("tp", 1) > 1:
+        reason = "its matrices are packed as wholes, blocks and groups of scales, of which a tensor-parallel process has no piece"
+        yield Problem("peft", "qlora", reason, "peft=lora")
+
+
+def adalora_compares_all_maps(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.peft, Adalora):
+        return
+    degrees = degrees_of(job)
+    cut = next((name for name in ("tp", "pp") if degrees.get(name, 1) > 1), None)
+    if cut is not None:
+        what = "pieces of maps" if cut == "tp" else "some layers"
+        reason = f"it compares the triplets of all maps, of which a process has {what} under {cut}={degrees[cut]}"
+        yield Problem("peft", "adalora", reason, "peft=lora")
+    elif job.model.graph == "two_stream":
+        yield Problem("peft", "adalora", "its term counts each token once, and this model reads some twice", "peft=lora")
+
+
+def adalora_comes_to_its_end(job: Job) -> Iterator[Problem]:
+    if isinstance(job.peft, Adalora) and isinstance(job.stage, TrainingSpec) and job.peft.total_steps > job.trainer.max_steps:
+        reason = f"the run ends after trainer.max_steps={job.trainer.max_steps}, before the budget is down to peft.target_rank"
+        short = job.trainer.max_steps > job.peft.first_steps + job.peft.last_steps
+        repair = f"peft.total_steps={job.trainer.max_steps}" if short else f"trainer.max_steps={job.peft.total_steps}"
+        yield Problem("peft.total_steps", job.peft.total_steps, reason, repair)
 
 
 def deepspeed_trains_whole_models(job: Job) -> Iterator[Problem]:
