@@ -77,7 +77,7 @@ def plan(line: Composed) -> list[list[Step]]:
     seeds: list[int | None] = [*spec.seeds] or [None]
     planned = [_of_seed(line, spec, seed, problems) for seed in seeds]
     if problems:
-        raise ConfigError(dict.fromkeys(problems))
+        raise ConfigError({str(problem): problem for problem in problems}.values())
     return planned
 
 

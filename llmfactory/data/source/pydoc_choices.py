@@ -11,12 +11,8 @@ from llmfactory.data.source.spec import PydocChoices
 
 class PydocMultipleChoice(ItemSource):
     def __init__(self, spec: PydocChoices) -> None:
-        ItemSource.__init__(self)
+        ItemSource.__init__(self, spec)
         self.choices = spec.choices
-
-    @property
-    def options(self) -> str:
-        return str(self.choices)
 
     def rows(self, item: Item, others: Sequence[Item]) -> list[dict[str, Any]]:
         wrong = list(dict.fromkeys(other.answer for other in some(item, others, len(others))))[: self.choices - 1]

@@ -24,6 +24,7 @@ from llmfactory.data.source.account import Account
 from llmfactory.data.source.document import Document, Source, Unit
 from llmfactory.data.source.pycode import group
 from llmfactory.data.source.pydocs import PythonDocs
+from llmfactory.data.source.spec import PydocItemsSpec
 
 VERSION = 1
 """Of how items and records are made; part of the fingerprint."""
@@ -73,16 +74,11 @@ class ItemSource(Source):
     can_cut = False
     max_overlap = 1.0  # what repeats is not evaluated, see above; and questions are alike
 
-    def __init__(self) -> None:
-        self.docs = PythonDocs()
-
-    @property
-    def options(self) -> str:
-        """What the rows depend on besides the library."""
-        return ""
+    def __init__(self, spec: PydocItemsSpec) -> None:
+        self.spec, self.docs = spec, PythonDocs()
 
     def fingerprint(self) -> str:
-        return f"{type(self).__name__} {VERSION} {self.options} {self.docs.fingerprint()}"
+        return f"{type(self).__name__} {VERSION} {self.spec} {self.docs.fingerprint()}"
 
     def units(self) -> list[Unit]:
         return [Unit(type(self).__name__, self.docs.library.size())]
@@ -95,10 +91,14 @@ class ItemSource(Source):
 
     def documents(self, unit: Unit, account: Account) -> Iterator[Document]:
         by_module: dict[str, list[Item]] = defaultdict(list)
-        for item in self._items(account):
+        found = self._items(account)
+        for item in found:
             by_module[item.module].append(item)
+        asked = {item.name for item in sorted(found, key=lambda item: number(item.name, 1 << 64))[: self.spec.items]}
         for module, items in by_module.items():
             for item in items:
+                if item.name not in asked:
+                    continue
                 account.good += 1
                 rows = self.rows(item, [other for other in items if other.answer != item.answer])
                 if not rows:

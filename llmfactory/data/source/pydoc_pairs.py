@@ -11,12 +11,8 @@ from llmfactory.data.source.spec import PydocPairs
 
 class PydocPreferences(ItemSource):
     def __init__(self, spec: PydocPairs) -> None:
-        ItemSource.__init__(self)
+        ItemSource.__init__(self, spec)
         self.rejected = spec.rejected
-
-    @property
-    def options(self) -> str:
-        return str(self.rejected)
 
     def rows(self, item: Item, others: Sequence[Item]) -> list[dict[str, Any]]:
         rejected = some(item, others, self.rejected)

@@ -25,14 +25,15 @@ class PythonDocs(Source):
     max_overlap = 0.0
     can_cut = False
 
-    def __init__(self) -> None:
-        self.library = StandardLibrary()
+    def __init__(self, code: bool = True) -> None:
+        """`code`: whether source files are documents, too."""
+        self.library, self.code = StandardLibrary(), code
 
     def fingerprint(self) -> str:
         total = hashlib.sha256(self.library.fingerprint().encode())
         for document in (*self._topics(), *self._builtins()):
             total.update(f"{document.name} {len(document.text)} {document.text}".encode())
-        return f"pydocs {total.hexdigest()}"
+        return f"pydocs {total.hexdigest()}{'' if self.code else ' without code'}"
 
     def units(self) -> list[Unit]:
         return [Unit("pydocs", self.library.size())]
@@ -51,7 +52,8 @@ class PythonDocs(Source):
                     yield Document(f"docs of {name}", text, group(module))
             except SyntaxError as error:
                 account.left_out("no page: source does not parse", f"{module}: {error.msg}, line {error.lineno}")
-            yield Document(f"source of {module}", source, group(module), evaluated=False)
+            if self.code:
+                yield Document(f"source of {module}", source, group(module), evaluated=False)
 
     def _topics(self) -> Iterator[Document]:
         try:

@@ -27,10 +27,13 @@ class SourceSpec(Spec):
 class Pydocs(SourceSpec):
     """Documentation, docstrings and source of the running Python's standard library. Held out: documentation only."""
 
+    code: bool = True
+    """Whether source files are among the training text; false: documentation alone, a quarter of the bytes."""
+
     def build(self) -> Source:
         from llmfactory.data.source.pydocs import PythonDocs
 
-        return PythonDocs()
+        return PythonDocs(self.code)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,24 +47,36 @@ class Pycode(SourceSpec):
 
 
 @dataclass(kw_only=True, slots=True)
-class PydocQa(SourceSpec):
+class PydocItemsSpec(SourceSpec):
+    """Base of the sources that ask about functions, methods and classes of the running Python's standard library."""
+
+    items: int | None = None
+    """Of them that are asked about, at most, as a hash of their names decides; None: all, some 6,500."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from at_least(self, 1, "items")
+
+
+@dataclass(kw_only=True, slots=True)
+class PydocQa(PydocItemsSpec):
     """Questions about functions, methods and classes of the running Python's standard library, answered by their docstrings.
     Held out: the modules that `pydocs` holds out."""
 
     def build(self) -> Source:
         from llmfactory.data.source.pydoc_qa import PydocQuestions
 
-        return PydocQuestions()
+        return PydocQuestions(self)
 
 
 @dataclass(kw_only=True, slots=True)
-class PydocPairs(SourceSpec):
+class PydocPairs(PydocItemsSpec):
     """The same questions, each with its docstring as the chosen answer and another of the same module as the rejected one."""
 
     rejected: int = 1
     """Pairs of a docstring at most, each with another rejected answer; one of them is evaluated where its module is held out."""
 
     def problems(self) -> Iterator[Problem]:
+        yield from PydocItemsSpec.problems(self)
         yield from at_least(self, 1, "rejected")
 
     def build(self) -> Source:
@@ -71,13 +86,14 @@ class PydocPairs(SourceSpec):
 
 
 @dataclass(kw_only=True, slots=True)
-class PydocChoices(SourceSpec):
+class PydocChoices(PydocItemsSpec):
     """The same questions as multiple choice: rankings of docstrings of the same module, the right one first."""
 
     choices: int = 4
     """Answers to choose from."""
 
     def problems(self) -> Iterator[Problem]:
+        yield from PydocItemsSpec.problems(self)
         yield from at_least(self, 2, "choices")
 
     def build(self) -> Source:

@@ -131,6 +131,13 @@ def test_options_change_the_rows_and_the_fingerprint(found: dict[str, tuple[Item
     fewer, more = PydocPairs(rejected=1).build(), PydocPairs(rejected=2).build()
     assert fewer.fingerprint() != more.fingerprint()
     assert PydocChoices(choices=3).build().fingerprint() != PydocChoices(choices=4).build().fingerprint()
+    assert PydocQa().build().fingerprint() != PydocQa(items=9).build().fingerprint()
+    few = PydocQa(items=9).build()
+    assert isinstance(few, ItemSource)
+    few._items = found["qa"][0]._items  # type: ignore[method-assign]
+    names = [document.name for document in read(few)]
+    assert len(names) == 9
+    assert set(names) < {document.name for document in found["qa"][1]}
     one, *others = (Item(f"m.f{number}()", "m", f"the answer {number}", True) for number in range(6))
     assert isinstance(fewer, ItemSource)
     assert isinstance(more, ItemSource)
@@ -139,7 +146,7 @@ def test_options_change_the_rows_and_the_fingerprint(found: dict[str, tuple[Item
     assert isinstance(three, ItemSource)
     assert [len(row["answers"]) for row in three.rows(one, others)] == [3]
     assert three.rows(one, others[:1]) == []
-    for wrong in (lambda: PydocPairs(rejected=0), lambda: PydocChoices(choices=1)):
+    for wrong in (lambda: PydocPairs(rejected=0), lambda: PydocChoices(choices=1), lambda: PydocQa(items=0)):
         with pytest.raises(ConfigError):
             wrong()
 

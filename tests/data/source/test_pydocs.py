@@ -46,6 +46,13 @@ def test_it_is_the_same_in_every_process(root: Path) -> None:
     assert len(found) == 1
 
 
+def test_without_code_the_rest_is_the_same() -> None:
+    whole, docs = read(PythonDocs()), read(PythonDocs(code=False))
+    assert docs == [d for d in whole if not d.name.startswith("source of")]
+    assert len(docs) < len(whole)
+    assert PythonDocs(code=False).fingerprint() != PythonDocs().fingerprint()
+
+
 def test_what_it_holds() -> None:
     documents = {d.name: d for d in read(PythonDocs())}
     assert {name.split()[0] for name in documents} == {"topic", "docs", "source"}
