@@ -94,6 +94,13 @@ from llmfactory.config.rule.pipeline import (
     split_backwards_keep_what_they_need,
     virtual_stages_are_asked_for,
 )
+from llmfactory.config.rule.preceding import (
+    methods_have_a_place_in_the_model,
+    there_is_an_encoder,
+    virtual_tokens_are_not_compiled,
+    what_precedes_leaves_room,
+    what_precedes_stands_on_every_process,
+)
 from llmfactory.config.rule.preference import (
     a_reference_is_what_the_objective_compares_with,
     a_reference_lies_as_the_model_does,
@@ -240,4 +247,9 @@ RULES: tuple[Rule, ...] = (
     steps_share_out_the_answers,
     whoever_writes_has_the_whole_model,
     a_target_has_a_penalty_to_steer,
+    what_precedes_leaves_room,
+    what_precedes_stands_on_every_process,
+    virtual_tokens_are_not_compiled,
+    methods_have_a_place_in_the_model,
+    there_is_an_encoder,
 )

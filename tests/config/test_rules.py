@@ -22,6 +22,25 @@ PREFERENCE = ["stage=preference", "data=preference", "data.source.files=[a.jsonl
 PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=256"]
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 FIRES = {
+    "what_precedes_leaves_room": [
+        ["peft=prompt", "model=gpt2_tiny", "data.seq_len=510", "model.max_positions=512"],
+        ["peft=prefix", "model=gpt2_tiny", "peft.tokens=600", "model.max_positions=512"],
+        ["peft=p_tuning", "model=bart_base", "stage/objective=denoising", "data.seq_len=1010"],
+    ],
+    "what_precedes_stands_on_every_process": [
+        ["peft=prompt", "parallel=cp_ring", "launch=local"],
+        ["peft=prefix", "parallel=cp_gather", "launch=local"],
+        ["peft=p_tuning_v2", *STAGES],
+        ["peft=p_tuning", "parallel=tp_sp", "launch=local"],
+    ],
+    "virtual_tokens_are_not_compiled": [["peft=prompt", "trainer.compile=true"]],
+    "methods_have_a_place_in_the_model": [
+        ["peft=prompt", "model=word2vec_tiny", "stage/objective=skip_gram"],
+        ["peft=adapter", "model=neural_ngram_tiny"],
+        ["peft=prefix", "model=lstm_tiny"],
+        ["peft=p_tuning_v2", "model/attention=relative", "model/position=relative"],
+    ],
+    "there_is_an_encoder": [["peft=prefix", "peft.encoder=true"], ["peft=p_tuning_v2", "peft.cross=true"]],
     "an_anchor_has_something_to_hold": [
         ["stage/anchor=l2_sp"],
         ["stage/anchor=l2_sp", "init=.", "peft=lora"],

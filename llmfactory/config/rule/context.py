@@ -43,7 +43,7 @@ def context_parallel_cuts_attention(job: Job) -> Iterator[Problem]:
         what = "a softmax over a row's tokens" if isinstance(objective, Span) else "one answer about a whole text"
         reason = f"stage/objective={stem(type(objective))} asks for {what}, so a row has to stay on one process"
     if reason is not None:
-        yield Problem("parallel.cp", degrees_of(job)["cp"], reason, _whole_rows(job))
+        yield Problem("parallel.cp", degrees_of(job)["cp"], reason, whole_rows(job))
 
 
 def ring_drops_no_attention(job: Job) -> Iterator[Problem]:
@@ -84,7 +84,7 @@ def _cuts(job: Job, method: ContextMethod | None = None) -> bool:
     )
 
 
-def _whole_rows(job: Job) -> str:
+def whole_rows(job: Job) -> str:
     """Overrides for the same processes without context parallelism."""
     assert isinstance(job.parallel, Mesh)
     ring = "" if job.parallel.context_method is ContextMethod.ring else " parallel.context_method=ring"

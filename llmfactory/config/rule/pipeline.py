@@ -20,11 +20,11 @@ def every_stage_has_a_layer(job: Job) -> Iterator[Problem]:
     layers, stages = _layers(job.model), layout.pp * layout.stages_per_process
     if layers == 0:
         yield Problem(
-            "parallel.pp", layout.pp, "the model has no layers that could be dealt to stages", _no_pipeline(job, layout)
+            "parallel.pp", layout.pp, "the model has no layers that could be dealt to stages", no_pipeline(job, layout)
         )
     elif layers < layout.pp:
         reason = f"the model has {layers} layers, and each process needs one"
-        yield Problem("parallel.pp", layout.pp, reason, _no_pipeline(job, layout))
+        yield Problem("parallel.pp", layout.pp, reason, no_pipeline(job, layout))
     elif layers < stages:
         reason = f"the model has {layers} layers, and each of {stages} stages needs one"
         if layout.schedule is Schedule.zero_bubble_v:
@@ -63,7 +63,7 @@ def a_pipeline_deals_out_one_model(job: Job) -> Iterator[Problem]:
     layout = _pipeline(job)
     if layout is not None and isinstance(job.stage, TrainingSpec) and isinstance(job.stage.objective, ReplacedToken):
         reason = "the generator is a second model, whose answers the first stage reads, and a pipeline deals out one model"
-        yield Problem("parallel.pp", layout.pp, reason, _no_pipeline(job, layout))
+        yield Problem("parallel.pp", layout.pp, reason, no_pipeline(job, layout))
 
 
 def split_backwards_keep_what_they_need(job: Job) -> Iterator[Problem]:
@@ -96,7 +96,7 @@ def _layers(model: ModelSpec) -> int:
     return model.n_layers if isinstance(model, (TextSpec, Recurrent)) else 0
 
 
-def _no_pipeline(job: Job, layout: Mesh) -> str:
+def no_pipeline(job: Job, layout: Mesh) -> str:
     """Overrides that give the processes to data parallelism."""
     neutral = [] if layout.schedule is Schedule.one_f_one_b else ["parallel.schedule=one_f_one_b"]
     neutral += [] if layout.virtual_stages == 2 else ["parallel.virtual_stages=2"]
