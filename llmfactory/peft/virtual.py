@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmfactory.core.branches import BranchMask
 from llmfactory.core.context import (
     CausalMask,
     Context,
@@ -134,6 +135,8 @@ def _of_keys(mask: Mask, tokens_BT: Tensor, n_keys: int) -> Tensor:
         return mask.segments_BS
     if isinstance(mask, PrefixMask):
         return mask.causal.segments_BS
+    if isinstance(mask, BranchMask):
+        return mask.keys[0]
     if isinstance(mask, PermutationMask):
         return mask.segments.segments_BS
     if isinstance(mask, StreamsMask):
@@ -154,6 +157,8 @@ def _widened(mask: Mask, keys: Spread) -> Mask:
         return SegmentMask(segments_BN)
     if isinstance(mask, PrefixMask):
         return PrefixMask(keys.moved(mask.prefix_BT, 1), segments_BN)
+    if isinstance(mask, BranchMask):  # before what branches have in common
+        return BranchMask(segments_BN, keys.moved(mask.queries[1]), keys.positions(mask.queries[2]))
     if isinstance(mask, PermutationMask):  # what is given comes first in the order
         return PermutationMask(keys.moved(mask.place_BT), segments_BN, mask.strict)
     assert isinstance(mask, StreamsMask)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llmfactory.core.branches import BranchMask
 from llmfactory.core.context import (
     CausalMask,
     Context,
@@ -89,11 +90,15 @@ def masks(segments: Tensor) -> dict[str, tuple[Mask, Mask]]:
         "segment": (SegmentMask(segments), SegmentMask(wide)),
         "prefix": (PrefixMask(prefix, segments), PrefixMask(moved(prefix, 1), wide)),
         "permutation": (PermutationMask(order, segments, True), PermutationMask(moved(order), wide, True)),
+        "branches": (
+            BranchMask(segments, order % 3, positions_of(segments)),
+            BranchMask(wide, moved(order % 3), spread(segments, 1).positions(positions_of(segments))),
+        ),
         "streams": (streams(order, segments), streams(moved(order), wide)),
     }
 
 
-@pytest.mark.parametrize("kind", ["document", "segment", "prefix", "permutation", "streams"])
+@pytest.mark.parametrize("kind", ["document", "segment", "prefix", "permutation", "branches", "streams"])
 def test_the_text_sees_itself_as_before(kind: str) -> None:
     before, after = masks(SEGMENTS)[kind]
     _, changed, places = insert(TOKENS, Context(positions_of(SEGMENTS), before, segments=SEGMENTS), 1, FIRST_ID)
