@@ -45,14 +45,11 @@ class BranchMask(Mask):
         return self.queries[2], self.keys[2]
 
     def tile(self, queries: slice, keys: slice) -> BranchMask:
-        *own, columns_T = self.queries
-        *others, columns_S = self.keys
-        there = tuple(field[:, keys] for field in others)
-        return BranchMask(
-            *(field[:, queries] for field in own),
-            columns_T=columns_T[queries],
-            keys=(there[0], there[1], there[2], columns_S[keys]),
-        )
+        segments_BT, branches_BT, positions_BT, columns_T = self.queries
+        segments_BS, branches_BS, positions_BS, columns_S = self.keys
+        there = segments_BS[:, keys], branches_BS[:, keys], positions_BS[:, keys], columns_S[keys]
+        here = segments_BT[:, queries], branches_BT[:, queries], positions_BT[:, queries]
+        return BranchMask(*here, columns_T=columns_T[queries], keys=there)
 
     def reach(self, queries: slice, window: int | None = None) -> slice:
         """A window counts positions, and what branches have in common is near them whatever stands in between."""

@@ -12,7 +12,7 @@ from llmfactory.core.spec import above, at_least, between
 from llmfactory.objective.base_spec import ObjectiveSpec
 
 if TYPE_CHECKING:
-    from llmfactory.objective.objective import Objective
+    from llmfactory.objective.answers import AnswersObjective
 
 
 class Reference(Enum):
@@ -40,7 +40,7 @@ class PreferenceSpec(ObjectiveSpec):
     kinds: ClassVar[tuple[str, ...]] = ("pair",)
     compares: ClassVar[Compares] = Compares.never
 
-    def build(self, reference: Reference = Reference.none) -> Objective:
+    def build(self, reference: Reference = Reference.none) -> AnswersObjective:
         """`reference`: where the reference's log-probabilities come from."""
         raise TypeError(f"{type(self).__name__} is a base: pick an option of stage/objective")
 
@@ -64,7 +64,7 @@ class Dpo(PreferenceSpec):
             reason = "there is nothing to divide out as long as label_smoothing=0"
             yield Problem("robust", self.robust, reason, "robust=false")
 
-    def build(self, reference: Reference = Reference.none) -> Objective:
+    def build(self, reference: Reference = Reference.none) -> AnswersObjective:
         from llmfactory.objective.dpo import DpoObjective
 
         return DpoObjective(self, reference)
@@ -83,7 +83,7 @@ class Ipo(PreferenceSpec):
     def problems(self) -> Iterator[Problem]:
         yield from above(self, 0.0, "beta", repair=0.1)
 
-    def build(self, reference: Reference = Reference.none) -> Objective:
+    def build(self, reference: Reference = Reference.none) -> AnswersObjective:
         from llmfactory.objective.ipo import IpoObjective
 
         return IpoObjective(self, reference)
@@ -106,7 +106,7 @@ class Slic(PreferenceSpec):
         yield from above(self, 0.0, "margin", repair=1.0)
         yield from at_least(self, 0.0, "nll")
 
-    def build(self, reference: Reference = Reference.none) -> Objective:
+    def build(self, reference: Reference = Reference.none) -> AnswersObjective:
         from llmfactory.objective.slic import SlicObjective
 
         return SlicObjective(self, reference)
@@ -128,7 +128,7 @@ class Cpo(PreferenceSpec):
         yield from at_least(self, 0.0, "nll")
         yield from between(self, 0.0, 0.49, "label_smoothing")
 
-    def build(self, reference: Reference = Reference.none) -> Objective:
+    def build(self, reference: Reference = Reference.none) -> AnswersObjective:
         from llmfactory.objective.cpo import CpoObjective
 
         return CpoObjective(self, reference)
@@ -150,7 +150,7 @@ class Simpo(PreferenceSpec):
         yield from at_least(self, 0.0, "gamma")
         yield from between(self, 0.0, 0.49, "label_smoothing")
 
-    def build(self, reference: Reference = Reference.none) -> Objective:
+    def build(self, reference: Reference = Reference.none) -> AnswersObjective:
         from llmfactory.objective.simpo import SimpoObjective
 
         return SimpoObjective(self, reference)
@@ -166,7 +166,7 @@ class Orpo(PreferenceSpec):
     def problems(self) -> Iterator[Problem]:
         yield from above(self, 0.0, "beta", repair=0.1)
 
-    def build(self, reference: Reference = Reference.none) -> Objective:
+    def build(self, reference: Reference = Reference.none) -> AnswersObjective:
         from llmfactory.objective.orpo import OrpoObjective
 
         return OrpoObjective(self, reference)
@@ -186,7 +186,7 @@ class Rrhf(PreferenceSpec):
         yield from above(self, 0.0, "weight", repair=1.0)
         yield from at_least(self, 0.0, "length_power")
 
-    def build(self, reference: Reference = Reference.none) -> Objective:
+    def build(self, reference: Reference = Reference.none) -> AnswersObjective:
         from llmfactory.objective.rrhf import RrhfObjective
 
         return RrhfObjective(self)
@@ -211,7 +211,7 @@ class Kto(PreferenceSpec):
         yield from above(self, 0.0, "wanted", repair=1.0)
         yield from above(self, 0.0, "unwanted", repair=1.0)
 
-    def build(self, reference: Reference = Reference.none) -> Objective:
+    def build(self, reference: Reference = Reference.none) -> AnswersObjective:
         from llmfactory.objective.kto import KtoObjective
 
         return KtoObjective(self, reference)

@@ -22,12 +22,12 @@ from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.data.form.referenced import ReferencedRows
-from llmfactory.data.loader import share
 from llmfactory.objective.answers import AnswersObjective, Asked
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.run.display import Display
 from llmfactory.stage.base import base_of
 from llmfactory.stage.initial import checkpoint_of
+from llmfactory.stage.referencing import asked
 from llmfactory.stage.rows import Data
 from llmfactory.stage.training import TrainingStage
 
@@ -89,27 +89,21 @@ class Asking(pl.Callback):
         """[R, K]."""
         world, root, objective = self.strategy.world, stage.root, stage.objective
         assert isinstance(objective, AnswersObjective)
-        step = (self.job.trainer.micro_batch_size or AT_ONCE) * world.data_size
-        measure, training, found = root.measure, root.training, []
+        measure, training = root.measure, root.training
         root.eval()
-        for start in range(0, len(rows), step):
-            stop = min(start + step, len(rows))
-            low, high = share(start, stop, world.data_rank, world.data_size)
-            number = np.arange(low, high) if low < high else np.array([start])  # whoever has none left must go along
-            batch = rows.rows.read(number)
-            columns = []
-            for asked, answers in objective.asked(batch):
-                root.measure = Asked(answers)
-                columns.append(self._one(asked, answers))
-            piece = torch.cat(columns, 1)
-            whole = piece.new_zeros(stop - start, piece.shape[1])
-            if low < high:
-                whole[low - start : high - start] = piece
-            found.append(world.sum_tensor(whole).cpu().numpy())
-            self.display.preparing(f"asking the reference ({part.replace('_', ' ')})", stop, len(rows))
+
+        def ask(batch: Batch, answers: int) -> Tensor:
+            root.measure = Asked(answers)
+            return self._one(batch, answers)
+
+        def progress(done: int) -> None:
+            self.display.preparing(f"asking the reference ({part.replace('_', ' ')})", done, len(rows))
+
+        place = world.data_rank, world.data_size
+        found = asked(rows.rows, objective, ask, world, place, self.job.trainer.micro_batch_size or AT_ONCE, progress)
         root.measure = measure
         root.train(training)
-        return np.concatenate(found) if found else np.zeros((0, 1))
+        return found
 
     def _one(self, batch: Batch, answers: int) -> Tensor:
         """[B, K], this process's part."""

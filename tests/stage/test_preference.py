@@ -130,3 +130,37 @@ def test_a_copy_neither_counts_nor_learns(tmp_path: Path) -> None:
     assert names
     assert set(names) <= model.added & model.borrowed
     assert not any(model.get_parameter(name).requires_grad for name in names)
+
+
+@pytest.mark.parametrize("objective", [Dpo(beta=0.5), Kto(beta=0.5)], ids=["dpo", "kto"])
+def test_evaluating_a_run_gives_its_own_figures(objective: PreferenceSpec, tmp_path: Path) -> None:
+    """The reference is what the run began with, which is found again."""
+    from llmfactory.config.plain import to_plain
+    from llmfactory.run.plain_file import write_yaml
+    from llmfactory.stage.spec import Evaluate
+
+    start = preference_job(tmp_path, Orpo(), trainer__max_steps=1, trainer__save_every=1, trainer__eval_every=None)
+    fit(start, prepared(start), tmp_path / "start", Memory(), Notes())
+    changes = {"trainer__save_every": 3, "init": str(tmp_path / "start")}
+    job = preference_job(tmp_path, objective, **changes)
+    rows, _ = train(job, tmp_path / "run")
+    write_yaml(tmp_path / "run" / "config.yaml", to_plain(job))
+    stage = Evaluate(batch_size=3, compressors=False)
+    evaluating = dataclasses.replace(job, stage=stage, init=str(tmp_path / "run"))
+    found = stage.build().run(evaluating, None)
+    for name, value in rows[3].items():
+        if name.startswith("held_out_"):
+            assert found[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    shutil.rmtree(tmp_path / "start")
+    with pytest.raises(UserError, match=r"start"):
+        stage.build().run(evaluating, None)
+
+
+def test_what_began_at_random_cannot_be_measured_again(tmp_path: Path) -> None:
+    from llmfactory.stage.spec import Evaluate
+
+    job = preference_job(tmp_path, Dpo(), trainer__save_every=3)
+    train(job, tmp_path / "run")
+    stage = Evaluate(compressors=False)
+    with pytest.raises(UserError, match="random weights that nobody has kept"):
+        stage.build().run(dataclasses.replace(job, stage=stage, init=str(tmp_path / "run")), None)
