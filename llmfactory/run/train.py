@@ -18,7 +18,6 @@ from llmfactory.core.errors import UserError
 from llmfactory.data.examples import Examples
 from llmfactory.data.pack.rows import Rows, shares
 from llmfactory.data.prepared import Prepared
-from llmfactory.model.count import train_flops_per_token
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.objective.objective import Objective
 from llmfactory.parallel.mesh import World, device_type, open_world
@@ -38,6 +37,7 @@ from llmfactory.stage.initial import checkpoint_of
 from llmfactory.stage.rows import Data, read_data, task_rows
 from llmfactory.stage.score import score
 from llmfactory.stage.spec import RlSpec, TrainingSpec
+from llmfactory.stage.workload import train_flops_of
 from llmfactory.tracking.none import NoTracker
 
 LOOK = 64
@@ -156,7 +156,7 @@ def figures_of(
     if job.model.graph not in ("counts", "words", "encoder_decoder"):
         peak = sum(world.gather(matmul_peak(world.device, precision.products or precision.weights)))
         share = labelled_share(rows) if objective.sparse else 1.0
-        flops = train_flops_per_token(job.model, job.data.seq_len, share) * fitted.tokens_per_second
+        flops = train_flops_of(job, share) * fitted.tokens_per_second
         found |= {"peak_flops": peak, "mfu": flops / peak}
     if job.trainer.sample and objective.continues and isinstance(data, Prepared):
         model: Skeleton | None = None

@@ -16,12 +16,13 @@ import torch
 from llmfactory.config.explain import explain
 from llmfactory.config.spec import Job
 from llmfactory.core.sharding import Parameter
-from llmfactory.model.count import by_part, parameters, train_flops_per_token
+from llmfactory.model.count import by_part, parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.stage.architectures import architectures
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.spec import Describe
+from llmfactory.stage.workload import train_flops_of
 
 
 class DescribeJob(StageJob):
@@ -49,9 +50,11 @@ def describe(job: Job, origins: Mapping[str, str]) -> str:
 
 
 def meta(job: Job) -> Skeleton:
-    """The model without memory."""
+    """The model without memory, with what the method adds to it."""
     with torch.device("meta"):
-        return job.model.build()
+        model = job.model.build()
+        job.peft.apply(model)
+    return model
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -81,7 +84,11 @@ def _parts(model: Skeleton) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [
         (row.part, row.kind, str(row.copies), f"{row.parameters:,}", f"{row.parameters / total:.1%}") for row in by_part(model)
     ]
-    yield from table([("part", "class", "copies", "parameters", "share"), *rows, ("all", "", "", f"{total:,}", "")])
+    learns = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    last = [("all", "", "", f"{total:,}", "")]
+    if learns != total:
+        last.append(("trained", "", "", f"{learns:,}", f"{learns / max(1, total):.2%}"))
+    yield from table([("part", "class", "copies", "parameters", "share"), *rows, *last])
 
 
 def _layout(model: Skeleton) -> Iterator[str]:
@@ -104,7 +111,7 @@ def _decay(declared: Parameter) -> str:
 def _step(job: Job) -> Iterator[str]:
     rows, length = job.trainer.batch_size, job.data.seq_len
     tokens = rows * length
-    flops = train_flops_per_token(job.model, length) * tokens
+    flops = train_flops_of(job) * tokens
     yield f"{tokens:,} tokens: {rows} rows of {length}, over {job.launch.world()} process(es)"
     yield f"{job.trainer.max_steps:,} steps, {tokens * job.trainer.max_steps:,} tokens in all"
     yield f"{flops:.3g} floating-point operations a step, {flops * job.trainer.max_steps:.3g} in all"

@@ -110,6 +110,7 @@ def figures_of(question: Question, seen: Forecast, tokens: float | None, job: Jo
         "device": question.machine.name,
         "processes": question.world,
         "parameters": work.parameters,
+        "trained_parameters": work.trained_parameters,
         "memory_bytes": fullest.memory.plain(),
         "memory_total_bytes": fullest.memory.total,
         "memory_limit_bytes": seen.memory_limit,
@@ -148,6 +149,8 @@ def _headline(found: dict[str, Any], question: Question, seen: Forecast) -> Iter
     yield ["", ""]
     yield ["devices", f"{question.world} x {question.machine.name}, {question.machine.devices_per_node} a machine"]
     yield ["parameters", f"{found['parameters']:,}"]
+    if found["trained_parameters"] != found["parameters"]:
+        yield ["  of which are trained", f"{found['trained_parameters']:,}"]
     verdict = "fits" if seen.fits else "does not fit"
     used, limit = found["memory_total_bytes"] / GIB, seen.memory_limit / GIB
     yield ["memory", f"{used:.1f} GiB of {limit:.1f} that may be filled: {verdict}"]

@@ -17,6 +17,7 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Layout, Parameter
 from llmfactory.core.spec import stem
 from llmfactory.model.attention.spec import AttentionSpec, Gqa, Mla
+from llmfactory.model.count import train_flops_per_token
 from llmfactory.model.declarations import declarations
 from llmfactory.model.embedding.table import TokenTable
 from llmfactory.model.ffn.spec import FfnSpec, Moe, MoeSpec
@@ -38,7 +39,8 @@ from llmfactory.parallel.plan.kept import (
     readers,
 )
 from llmfactory.parallel.plan.mixers import kept_by_mixer
-from llmfactory.parallel.plan.pieces import Piece, Weight, Where, Work
+from llmfactory.parallel.plan.pieces import Piece, Weight, Where, Work, train_flops
+from llmfactory.peft.spec import AdapterSpec
 from llmfactory.stage.spec import TrainingSpec
 
 FORMATS = {"fp64": (8, 8, "fp64"), "fp32": (4, 4, "fp32"), "bf16_mixed": (4, 2, "bf16"), "fp16_mixed": (4, 2, "fp16")}
@@ -71,15 +73,25 @@ def work_of(job: Job, is_cpu: bool) -> Work:
     )
 
 
+def train_flops_of(job: Job, head_share: float = 1.0) -> float:
+    """Operations of training for one token, forward and backward, those of frozen matrices' gradients left out. `head_share`: of
+    the tokens, those that the head is asked about."""
+    if not isinstance(job.peft, AdapterSpec):
+        return train_flops_per_token(job.model, job.data.seq_len, head_share)
+    work = work_of(job, is_cpu=True)
+    head = sum(train_flops(piece, work.seq_len) for piece in work.pieces if piece.where is Where.head)
+    return work.flops / work.tokens - (1 - head_share) * head
+
+
 def built(job: Job) -> Skeleton:
     """The model with what its objective adds to it, without memory."""
     with torch.device("meta"):
         model = job.model.build()
+        job.peft.apply(model)
         if isinstance(job.stage, TrainingSpec):
             job.stage.trained(job).equip(model)
         elif (usual := natural(job.model.graph, answers_of(job.model))) is not None:
             usual().build().equip(model)
-    job.peft.apply(model)
     return model
 
 

@@ -19,6 +19,7 @@ from llmfactory.run.command import run_command
 from llmfactory.stage.choice import choose, legal, machine_of, resolved, with_layout
 from llmfactory.stage.plan import PlanJob, draw_layout
 from llmfactory.stage.spec import Plan
+from llmfactory.stage.workload import train_flops_of, work_of
 
 LARGE = ["model=llama3_8b", "hardware=h100_sxm", "precision=bf16_mixed", "launch=local", "launch.processes=16"]
 LARGE += ["trainer.batch_size=64", "data.seq_len=4096"]
@@ -180,3 +181,19 @@ def test_auto_is_no_mesh_until_it_is_resolved() -> None:
     job = compose_job(["parallel=auto", "launch=local", "launch.processes=4"]).job
     assert isinstance(job.parallel, Auto)
     assert job.parallel.mesh() == Mesh(dp_replicate=None)
+
+
+def test_frozen_weights_have_neither_gradients_nor_state() -> None:
+    """Of a step with adapters: no gradient of a frozen matrix, a third of the work with it."""
+    size = ["model=llama_tiny", "data.seq_len=32", "trainer.batch_size=4"]
+    whole, part = (work_of(compose_job([*size, f"peft={method}"]).job, is_cpu=True) for method in ("none", "lora"))
+    adapters = part.parameters - whole.parameters
+    assert part.trained_parameters == adapters > 0
+    assert whole.trained_parameters == whole.parameters
+    products = sum(piece.products for piece in whole.pieces)
+    assert part.flops == pytest.approx(whole.flops + part.tokens * (6 * adapters - 2 * products))
+    memory = [figures("parallel=zero3", "trainer.micro_batch_size=1", f"peft={one}")["memory_bytes"] for one in ("none", "lora")]
+    assert memory[1]["gradients"] < memory[0]["gradients"] / 100
+    assert memory[1]["optimizer"] < memory[0]["optimizer"] / 100
+    assert memory[1]["parameters"] > memory[0]["parameters"]
+    assert train_flops_of(compose_job([*size, "peft=lora"]).job) == pytest.approx(part.flops / part.tokens)

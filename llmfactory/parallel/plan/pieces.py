@@ -130,6 +130,13 @@ class Piece:
     def products(self) -> float:
         return self.cut_products + self.whole_products
 
+    @property
+    def frozen(self) -> float:
+        """Share of its matrices that do not learn, whose gradients are not made."""
+        matrices = [one for one in (*self.weights, *self.borrowed) if len(one.shape) >= 2]
+        total = sum(one.elements for one in matrices)
+        return sum(one.elements for one in matrices if not one.trains) / total if total else 0.0
+
     def casts(self, tp: int, ep: int) -> int:
         """Elements of matrices that autocast makes a copy of."""
         if self.where is not Where.layer or not self.tokens:
@@ -180,6 +187,11 @@ class Work:
         """Of the whole model."""
         return sum(one.elements for one in self.weights)
 
+    @property
+    def trained_parameters(self) -> int:
+        """Those of them that learn."""
+        return sum(one.elements for one in self.weights if one.trains)
+
     @functools.cached_property
     def layers(self) -> int:
         """Layers that a pipeline can deal out."""
@@ -193,7 +205,12 @@ class Work:
     @property
     def flops(self) -> float:
         """Floating-point operations of a step, forward and backward, by the convention of model FLOPs utilization."""
-        return self.tokens * sum(forward_flops(piece, self.seq_len) for piece in self.pieces) * 3
+        return self.tokens * sum(train_flops(piece, self.seq_len) for piece in self.pieces)
+
+
+def train_flops(piece: Piece, seq_len: int) -> float:
+    """Of a piece for one token of a row, forward and backward, which is twice the forward but for gradients of what is frozen."""
+    return 3 * forward_flops(piece, seq_len) - 2.0 * piece.tokens * piece.products * piece.frozen
 
 
 def forward_flops(piece: Piece, seq_len: int) -> float:

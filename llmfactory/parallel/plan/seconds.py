@@ -79,13 +79,14 @@ def _piece_seconds(piece: Piece, at: Arrangement, rate: Pace, work: Work, machin
     is_head = piece.where is Where.head
     cut = at.tp if not is_head or (at.mesh.loss_parallel and work.vocab % at.tp == 0) else 1
     pairs = piece.pair_products * piece.seen * work.seq_len / at.tp
-    flops = 2 * tokens * (piece.cut_products / cut + piece.whole_products + pairs)
+    products = piece.cut_products / cut + piece.whole_products
     traffic = TRAFFIC * kept_by(piece, rate.rows, at, work)
     if is_head and work.vocab:
         traffic += tokens * work.vocab / cut * (2 * work.formats.wide + work.formats.low)
     passes = 4 if at.mesh.recompute and piece.where is Where.layer else 3
     moved = 3 if passes == 4 else 2
-    seconds = passes * flops / machine.flops[work.product_format] + moved * traffic / machine.memory_bandwidth
+    flops = 2 * tokens * (passes * (products + pairs) - piece.frozen * products)
+    seconds = flops / machine.flops[work.product_format] + moved * traffic / machine.memory_bandwidth
     return max(seconds, passes * LAUNCH) if tokens else 0.0
 
 
