@@ -96,7 +96,7 @@ class Decoding:
         self._source = None  # read once: its keys and values are in the state
         hidden_BTD = self.model(tokens_BT, context)
         logits_BV = self._possible(self.model.head(hidden_BTD[:, -1]))
-        if logits_BV.isnan().any():
+        if logits_BV.sum().isnan():  # one pass over them, and no copy
             raise UserError("the model's logits are not numbers: its weights hold NaN or too large values")
         return logits_BV
 

@@ -28,6 +28,8 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+BLOCK = 256
+"""Tokens whose probabilities are added up before one of them is drawn."""
 
 
 def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -86,4 +88,25 @@ def sample(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling, seen_BV: Te
         logits_BV = penalize(logits_BV, seen_BV, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
+    if sampling.top_k is None and sampling.top_p is None and sampling.min_p is None:
+        return draw_by_blocks(logits_BV / sampling.temperature, uniform_B)
     return draw(distribution(logits_BV, sampling), uniform_B)
+
+
+def draw_by_blocks(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """`draw` from the softmax of logits: first a block of tokens by its share, then a token in it. Only sums are float64, so that a
+    large vocabulary is gone through once, in the format that it comes in."""
+    exact = torch.promote_types(logits_BV.dtype, torch.float32)
+    V, blocks = logits_BV.shape[-1], -(-logits_BV.shape[-1] // BLOCK)
+    mass_BV = torch.nn.functional.pad((logits_BV - logits_BV.amax(-1, keepdim=True)).to(exact).exp(), (0, blocks * BLOCK - V))
+    mass_BNK = mass_BV.view(-1, blocks, BLOCK)
+    upto_BN = mass_BNK.sum(-1, dtype=torch.float64).cumsum(-1)
+    target_B1 = uniform_B[:, None].to(upto_BN) * upto_BN[:, -1:]
+    block_B1 = torch.searchsorted(upto_BN, target_B1, right=True).clamp_max(blocks - 1)
+    before_B1 = torch.where(block_B1 > 0, upto_BN.gather(1, (block_B1 - 1).clamp_min(0)), 0.0)
+    inside_BK = mass_BNK[torch.arange(len(mass_BNK), device=block_B1.device), block_B1[:, 0]].double()
+    upto_BK = inside_BK.cumsum(-1)
+    # What rounding leaves beyond the block's last token that has a probability falls on that one.
+    last_B1 = (torch.arange(BLOCK, device=upto_BK.device) * (inside_BK > 0)).amax(-1, keepdim=True)
+    place_B1 = torch.searchsorted(upto_BK, target_B1 - before_B1, right=True).minimum(last_B1)
+    return (block_B1 * BLOCK + place_B1)[:, 0]

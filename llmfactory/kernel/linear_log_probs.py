@@ -115,12 +115,17 @@ class _LinearLogProbs(torch.autograd.Function):
             ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, normalizer_N1, entropy_N)
         ctx.at_once, ctx.entropy, ctx.rows, ctx.dtype = at_once, entropy, rows, dtype
         ctx.softcap, ctx.temperature, ctx.wanted = softcap, temperature, hidden_ND.dtype
+        ctx.set_materialize_grads(False)  # entropies that are only looked at cost nothing on the way back
         return logp_N, entropy_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logp_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logp_N: Tensor | None, grad_entropy_N: Tensor | None) -> tuple[Tensor | None, ...]:
         rest = (None,) * 6
+        if grad_logp_N is None:
+            if grad_entropy_N is None:
+                return (None, None, None, *rest)
+            grad_logp_N = torch.zeros_like(grad_entropy_N)
         if ctx.at_once:
             (ready_ND,) = ctx.saved_tensors
             return (ready_ND * grad_logp_N[:, None].to(ready_ND.dtype)).to(ctx.wanted), None, None, *rest
@@ -137,7 +142,7 @@ class _LinearLogProbs(torch.autograd.Function):
                 logits_CV, slope_CV = _logits(h_ND[cut], w_VD, bias_V, ctx.softcap, ctx.temperature, exact, slope=True)
                 logp_CV = logits_CV.sub_(normalizer_N1[cut])
                 factor_C1 = grad_logp_N[cut, None]
-                if ctx.entropy:
+                if ctx.entropy and grad_entropy_N is not None:
                     factor_CV = factor_C1 + grad_entropy_N[cut, None] * (logp_CV + entropy_N[cut, None])
                     grad_CV = logp_CV.exp_().mul_(factor_CV).neg_()
                     grad_CV.scatter_add_(-1, labels_N[cut, None], factor_C1.to(exact))

@@ -8,6 +8,7 @@ from llmfactory.inference.sampler import (
     Sampling,
     distribution,
     draw,
+    draw_by_blocks,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -99,3 +100,17 @@ def test_the_penalty_makes_seen_tokens_less_likely():
         Sampling(temperature=0.0, repetition_penalty=2.0),
         torch.tensor([[True, False]]),
     ).tolist() == [1]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, 256, 257, 1000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_drawing_by_blocks_is_drawing(vocabulary: int, dtype: torch.dtype) -> None:
+    """The same inversion: token for token in float64, but for what rounding moves in float32; never a token without probability."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = (3 * torch.randn(64, vocabulary, generator=generator, dtype=torch.float64)).to(dtype)
+    logits[::2, vocabulary // 2 + 1 :] = float("-inf")
+    uniform = torch.rand(64, generator=generator, dtype=torch.float64)
+    uniform[:8] = torch.tensor([0.0, 0.0, 1 - 2**-53, 1 - 2**-53, 0.5, 0.5, 1e-300, 1e-300], dtype=torch.float64)
+    found, wanted = draw_by_blocks(logits, uniform), draw(logits.double().softmax(-1), uniform)
+    assert logits.gather(1, found[:, None]).isfinite().all()
+    assert (found == wanted).double().mean() >= (1.0 if dtype == torch.float64 and vocabulary < 1000 else 0.95)
