@@ -379,6 +379,16 @@ EFFECTS: dict[str, str] = {
         f"data/source/pydoc_{kind}.items": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint"
         for kind in ("qa", "pairs", "choices")
     },
+    "stage/line.steps": "run/test_line.py::test_it_runs_in_order_and_nothing_twice",
+    "stage/line.changes": "run/test_line.py::test_keys_follow_what_matters",
+    "stage/line.seeds": "run/test_line.py::test_seeds_are_taken_together",
+    "stage/examine.against": "stage/test_examine.py::test_a_judge_scores_what_models_write",
+    "stage/examine.judge": "stage/test_examine.py::test_a_judge_scores_what_models_write",
+    "stage/examine.samples": "stage/test_examine.py::test_a_judge_scores_what_models_write",
+    "stage/examine.max_tokens": "stage/test_examine.py::test_options_of_what_is_written",
+    "stage/examine.temperature": "stage/test_examine.py::test_options_of_what_is_written",
+    "stage/examine.most": "stage/test_examine.py::test_options_of_what_is_written",
+    "stage/examine.batch_size": "stage/test_examine.py::test_figures_are_those_of_plain_arithmetic",
     "data/source/pydocs.code": "data/source/test_pydocs.py::test_without_code_the_rest_is_the_same",
     "data/source/pydoc_choices.choices": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint",
     "optim/adafactor.clip_norm": "optim/test_adafactor.py::test_equals_the_paper",
@@ -605,6 +615,8 @@ EFFECTS: dict[str, str] = {
         [f"stage/{name}.anchor" for name in ("pretrain", "sft", "reward", "preference", "grpo", "ppo")],
         "stage/anchor/test_l2_sp.py::test_a_run_stays_nearer",
     ),
+    "stage/objective/tilted.tilt": "objective/test_tilted.py::test_the_gradient_is_that_of_the_tilted_loss",
+    "stage/objective/tilted.label_smoothing": "objective/test_tilted.py::test_smoothing",
     "stage/anchor/l2_sp.strength": "stage/anchor/test_l2_sp.py::test_the_gradient_and_the_value_are_the_penalty_s",
     "stage/anchor/ewc.strength": "stage/anchor/test_ewc.py::test_the_old_task_is_kept",
     "stage/anchor/ewc.file": "stage/anchor/test_ewc.py::test_the_file_stands_with_the_run",
@@ -807,6 +819,80 @@ EFFECTS: dict[str, str] = {
         for field in fields_
     },
     "data/clean/perplexity.init": "stage/test_models.py::test_text_is_likelier_than_gibberish",
+    **{
+        f"data/form/prompts.{field}": f"data/form/test_prompts.py::{test}"
+        for field, test in {
+            "chat": "test_a_text_is_continued_without_a_template",
+            "fields": "test_fields_and_format",
+            "format": "test_fields_and_format",
+            "max_tokens": "test_prompts_that_are_too_long",
+            "too_long": "test_prompts_that_are_too_long",
+            "system": "test_template_and_system_message",
+            "template": "test_template_and_system_message",
+        }.items()
+    },
+    **{
+        f"stage/grader/{name}.{field}": f"stage/grader/test_grader.py::{test}"
+        for name in classes("stage/grader")
+        for field, test in {
+            "weight": "test_the_reward_is_the_weighted_sum",
+            "failed_reward": "test_what_goes_wrong_is_counted_and_replaced",
+            "seconds": "test_a_grader_that_hangs_costs_the_one_answer",
+        }.items()
+        if not name.endswith("_spec")
+    },
+    "stage/grader/function.seconds": "stage/grader/test_function.py::test_what_goes_wrong_costs_the_one_answer",
+    "stage/grader/unit_tests.seconds": "stage/grader/test_unit_tests.py::test_options_reach_the_sandbox",
+    **{
+        f"stage/grader/{name}.{field}": f"stage/grader/test_{page or name}.py::{test}"
+        for name, page, fields, test in (
+            ("exact_match", "", ("ignore_articles", "ignore_case", "ignore_punctuation", "mark", "take"), "test_what_is_the_same"),
+            ("exact_match", "", ("field",), "test_one_of_several_right_answers_and_another_field"),
+            ("number", "", ("field",), "test_the_number_is_the_right_one"),
+            ("number", "", ("mark", "take"), "test_where_it_stands"),
+            ("number", "", ("tolerance",), "test_how_far_off_it_may_be"),
+            ("regex", "", ("pattern",), "test_it_is_found_anywhere"),
+            ("contains", "", ("texts", "without", "ignore_case"), "test_the_share_that_is_met"),
+            ("format", "", ("tags",), "test_tags_each_once_and_in_order"),
+            ("format", "", ("pattern",), "test_a_pattern_fits_all_of_the_answer"),
+            ("length", "", ("most", "soft"), "test_length_is_the_papers"),
+            ("target_length", "length", ("target",), "test_target_length"),
+            ("function", "", ("call",), "test_it_is_called_with_texts_and_the_record"),
+            ("model", "", ("init", "batch_tokens"), "test_its_grade_is_the_number_of_the_last_token"),
+            ("unit_tests", "", ("workers",), "test_the_share_of_tests"),
+            (
+                "unit_tests",
+                "",
+                ("tests", "cpu_seconds", "memory_mb", "processes", "file_mb"),
+                "test_options_reach_the_sandbox",
+            ),
+        )
+        for field in fields
+    },
+    **{
+        f"stage/rejection.{field}": "stage/test_rejection.py::test_options"
+        for field in ("max_tokens", "prompts", "samples", "share", "stop", "temperature", "threshold", "top_p", "unfinished", "most")
+    },
+    "stage/rejection.graders": "stage/test_rejection.py::test_the_best_answers_are_kept",
+    "stage/rejection.pairs": "stage/test_rejection.py::test_the_best_answers_are_kept",
+    "stage/rejection.batch_size": "stage/test_rejection.py::test_prompts_of_similar_length_come_together",
+    "stage/merge.method": "stage/test_merge.py::test_each_way_can_give_the_other_model",
+    "stage/merge.models": "stage/test_merge.py::test_the_mean_of_runs_is_a_run",
+    "stage/merge.weights": "stage/test_merge.py::test_each_way_can_give_the_other_model",
+    "stage/merge.tokenizer": "stage/test_merge.py::test_it_keeps_a_chat_template",
+    **{
+        f"stage/method/{field}": f"stage/method/test_method.py::{test}"
+        for field, test in {
+            "linear.normalize": "test_linear_is_the_weighted_mean",
+            "slerp.t": "test_slerp_is_on_the_arc",
+            "task_arithmetic.scale": "test_task_arithmetic_adds_what_was_learned",
+            "ties.density": "test_ties_is_the_papers_algorithm",
+            "ties.scale": "test_ties_is_the_papers_algorithm",
+            "dare.drop": "test_dare_joins_what_is_left",
+            "dare.then": "test_dare_joins_what_is_left",
+            "dare.scale": "test_dare_joins_what_is_left",
+        }.items()
+    },
     "data/clean/classifier.init": "stage/test_models.py::test_classes_are_told_apart",
     "data.cache": "data/test_prepare.py::test_a_cache_that_cannot_be_written_is_named",
     "data.workers": "data/test_prepare.py::test_the_result_depends_on_neither_processes_nor_folder_nor_chunks",
@@ -912,6 +998,9 @@ EFFECTS: dict[str, str] = {
     "stage/evaluate.batch_size": "stage/test_evaluate.py::test_batch_size_changes_nothing_and_every_target_counts_once",
     "stage/evaluate.compressors": "stage/test_evaluate.py::test_the_job",
     "stage/describe.presets": "stage/test_architectures.py::test_the_page_is_the_generated_one",
+    "stage/generate.adapters": "stage/test_adapters.py::test_they_answer_in_their_turn",
+    "stage/generate.stacked": "stage/test_adapters.py::test_stacked_their_changes_are_added",
+    "stage/generate.adapter_weights": "stage/test_adapters.py::test_stacked_their_changes_are_added",
     "stage/generate.prompt": "stage/test_generate.py::test_prints_prompt_and_continuations",
     "stage/generate.max_tokens": "stage/test_generate.py::test_the_options_reach_the_sampler",
     "stage/generate.temperature": "stage/test_generate.py::test_the_options_reach_the_sampler",

@@ -20,7 +20,9 @@ from llmfactory.inference.generate import Shortened, generate
 from llmfactory.inference.sampler import Sampling
 from llmfactory.inference.text import UNFINISHED, TextStream
 from llmfactory.model.skeleton import Skeleton
-from llmfactory.parallel.mesh import device_type, open_world
+from llmfactory.parallel.mesh import World, device_type, open_world
+from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.stage.adapters import load_with, turns
 from llmfactory.stage.evaluate import objective_of
 from llmfactory.stage.initial import checkpoint_of, load_model, load_tokenizer
 from llmfactory.stage.job import StageJob
@@ -37,21 +39,31 @@ class GenerateJob(StageJob):
         spec, checkpoint = self.spec, checkpoint_of(job, "generating")
         with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             precision = job.precision.build(world.device.type)
-            model = load_model(job, checkpoint, precision, world)
+            model = self.model(job, checkpoint, precision, world)
             tokenizer = load_tokenizer(checkpoint, job.model.vocab_size)
             writer = Writer(shown=world.rank == 0)
             answers = spec.chat or job.model.graph == "encoder_decoder"  # instead of going on with the text
             writer.write(spec.prompt + ("\n" if answers else ""))
-            streams = [TextStream(tokenizer, spec.stop) for _ in range(spec.samples)]
             objective = objective_of(checkpoint, job.model).build()
             vocabulary = Vocabulary(job.model.vocab_size, tokenizer)
             prompt, end_id = objective.prompt(prompt_ids(job.model.graph, tokenizer, spec), vocabulary)
             reading = {"end_id": end_id, "reading": objective.reading}
-            with precision.forward_context(), shortened(writer):
-                continue_prompt(model, tokenizer, prompt, spec, job.seed, streams, writer, reading)
-            for number, stream in enumerate(streams[1:], start=2):
-                writer.write(f"\n--- sample {number} of {spec.samples}\n{spec.prompt}{stream.text}\n")
-        return {"checkpoint": str(checkpoint), "prompt": spec.prompt, "texts": [stream.text for stream in streams]}
+            found: dict[str, list[str]] = {}
+            for name in turns(model, spec.adapters, spec.stacked) if spec.adapters else ("",):
+                writer.write(f"\n--- {name}\n{spec.prompt}\n" if name and found else f"\n--- {name}\n" if name else "")
+                streams = [TextStream(tokenizer, spec.stop) for _ in range(spec.samples)]
+                with precision.forward_context(), shortened(writer):
+                    continue_prompt(model, tokenizer, prompt, spec, job.seed, streams, writer, reading)
+                for number, stream in enumerate(streams[1:], start=2):
+                    writer.write(f"\n--- sample {number} of {spec.samples}\n{spec.prompt}{stream.text}\n")
+                found[name] = [stream.text for stream in streams]
+        return {"checkpoint": str(checkpoint), "prompt": spec.prompt, "texts": found if spec.adapters else found[""]}
+
+    def model(self, job: Job, checkpoint: Path, precision: MeshPrecision, world: World) -> Skeleton:
+        """That of `init`, with adapters beside it where some are named."""
+        if not self.spec.adapters:
+            return load_model(job, checkpoint, precision, world)
+        return load_with(job, checkpoint, self.spec.adapters, self.spec.adapter_weights, precision, world)
 
 
 def prompt_ids(graph: str, tokenizer: Tokenizer, spec: Generate) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.names.published import GGUF, is_published, open_published
 from llmfactory.checkpoint.published import load_published
-from llmfactory.checkpoint.tensors import all_tensors, describe, own_tensors, starting_tensors, united, without
+from llmfactory.checkpoint.tensors import all_tensors, describe, starting_tensors, united, without
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.data.spec import DataSpec
@@ -76,7 +76,7 @@ def fill(model: Skeleton, checkpoint: Path, new: str | None = None, world: World
 def _fill_from_part(part: Trained, model: Skeleton, new: str | None, world: World | None) -> None:
     """Of a run that trained a part of its model: every process reads all tensors and keeps its pieces."""
     donor = part.donor()
-    room, saved = starting_tensors(model), describe(own_tensors(donor))
+    room, saved = starting_tensors(model), describe(starting_tensors(donor))
     if not part.peft.merges:
         insist_on_adapters(part, model)
         room |= {name: tensor for name, tensor in all_tensors(model).items() if name in part.tensors}

@@ -101,6 +101,13 @@ class Generate(StageSpec):
     """Beam search: keep that many most likely continuations at each length and write the best; 1: sample."""
     length_penalty: float = 1.0
     """Beam search scores a continuation by log p / length^length_penalty: more favors long ones."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Adapters beside the model of `init`, each of which answers in its turn, by names of your own: runs that trained them, or folders of
+    the library peft. 'stage.adapters={math: outputs/math, chat: outputs/chat}'"""
+    stacked: bool = False
+    """All of `adapters` at once, their changes added up; false: one after the other."""
+    adapter_weights: dict[str, float] = field(default_factory=dict)
+    """What the change of an adapter is multiplied by, by name; one that is not named has weight 1."""
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "max_tokens", "top_k", "samples", "beams")
@@ -112,10 +119,23 @@ class Generate(StageSpec):
         yield from above(self, 0.0, "repetition_penalty", repair=1.0)
         if "" in self.stop:
             yield Problem("stop", self.stop, "an empty text stands everywhere, so it cannot end one", "stop=[]")
+        yield from self._adapters_by_name()
         if self.beams > 1:
             yield from self._sampling_with_beams()
         elif self.length_penalty != 1.0:
             yield Problem("length_penalty", self.length_penalty, "it scores beams, and beams=1 has none", "length_penalty=1.0")
+
+    def _adapters_by_name(self) -> Iterator[Problem]:
+        for name in self.adapters:
+            if not name.isidentifier() or name == "default":
+                yield Problem(
+                    "adapters", name, "is no name for an adapter: letters, digits and _, and not default", "adapters={}"
+                )
+        if unknown := sorted(set(self.adapter_weights) - set(self.adapters)):
+            there = ", ".join(self.adapters) or "none"
+            yield Problem("adapter_weights", unknown[0], f"no adapter is called so: there are {there}", "adapter_weights={}")
+        if self.stacked and len(self.adapters) < 2:
+            yield Problem("stacked", True, f"adapters has {len(self.adapters) or 'nothing'} to add up", "stacked=false")
 
     def _sampling_with_beams(self) -> Iterator[Problem]:
         """Beam search draws nothing, so what says how to draw would do nothing."""
