@@ -28,6 +28,11 @@ LIGHT = [words for words in COMMANDS if words[0] in ("--help", "options")]
 SINGLE = [words for words in COMMANDS if words not in LIGHT and words[0] != "-m"]
 SWEEPS = [words[1:] for words in COMMANDS if words[0] == "-m"]
 
+TUNED = ["stage=sft", "data=pydoc_qa", "peft=lora"]
+JUDGE = ["stage=reward", "data=pydoc_pairs", "model/head=reward"]
+RUNS: dict[str, list[str]] = {"first": [], "code": [], "chat": [], "tuned": TUNED, "judge": JUDGE}
+"""Runs that commands go on from, and what they were begun with."""
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,7 +40,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("published")
-    theirs = llama(max_position_embeddings=512)
+    theirs = llama(max_position_embeddings=2048)
     gguf_file(folder / "SmolLM2-135M-Instruct.Q4_1.gguf", theirs)
     hf_folder(folder / "SmolLM2-135M", theirs)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 320}
@@ -48,9 +53,10 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Path) -> 
     """A working directory with the run and the models that the commands go on from, and the examples' package on the path."""
     for model in published.iterdir():
         (tmp_path / model.name).symlink_to(model)
-    run = tmp_path / "outputs" / "first"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(compose_job(["name=first"]).plain), encoding="utf-8")
+    for name, words in RUNS.items():
+        run = tmp_path / "outputs" / name
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "config.yaml").write_text(yaml.safe_dump(compose_job([f"name={name}", *words]).plain), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
 
