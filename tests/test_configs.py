@@ -51,6 +51,14 @@ TASKS = [
 ROWS = ["data.source.files=[a.jsonl]"]
 PAIRS = ["data=preference", *ROWS]
 MIXTURE = "data/source=[pydocs,pycode]"
+REJECTION = ["stage=rejection", "data=prompts", *ROWS, "init=."]
+GRADERS = {
+    "regex": ["stage.graders.regex.pattern=x"],
+    "contains": ["stage.graders.contains.texts=[because]"],
+    "model": ["stage.graders.model.init=outputs/judge"],
+    "function": ["stage.graders.function.call=json:loads", "plugins=[json]"],
+}
+MERGE = ["stage=merge", "init=.", "stage.models={other: outputs/other}"]
 ANSWERED = ["data=prompts", *ROWS, "data.form.max_tokens=256", "stage/grader=[exact_match]"]
 NEEDS = {
     "data=mixture": [MIXTURE],
@@ -62,7 +70,11 @@ NEEDS = {
     "data/mix=from_file": [MIXTURE, "data.mix.file=weights.json"],
     "data=chat": ROWS,
     "data=web": ROWS,
-    **{f"data={name}": [*ROWS, "stage=prepare"] for name in ("preference", "kto", "ranking", "reward")},
+    **{f"data={name}": [*ROWS, "stage=prepare"] for name in ("preference", "kto", "ranking", "reward", "prompts")},
+    "stage=rejection": REJECTION[1:],
+    **{f"stage/grader={name}": [*REJECTION, *GRADERS.get(name, [])] for name in options("stage/grader")},
+    "stage=merge": MERGE[1:],
+    **{f"stage/method={name}": MERGE for name in options("stage/method")},
     **{f"data={name}": ["stage=prepare"] for name in ("pydoc_pairs", "pydoc_choices")},
     "stage=sft": ["data=chat", *ROWS],
     **{f"stage={name}": ANSWERED for name in ("grpo", "dr_grpo", "dapo", "rloo", "ppo")},
@@ -90,7 +102,10 @@ NEEDS = {
     "stage/objective=process": ["stage=reward", "data=reward", *ROWS, "model/head=value"],
     "data/source=records": ROWS,
     "data/form=chat": ["data=chat", *ROWS],
-    **{f"data/form={name}": [f"data={name}", *ROWS, "stage=prepare"] for name in ("preference", "kto", "ranking", "reward")},
+    **{
+        f"data/form={name}": [f"data={name}", *ROWS, "stage=prepare"]
+        for name in ("preference", "kto", "ranking", "reward", "prompts")
+    },
     **{f"data/form/template={name}": ["data=chat", *ROWS] for name in options("data/form/template")},
     "data/form/template=jinja_file": ["data=chat", *ROWS, "data.form.template.file=a.jinja"],
     "data=text": ["data.source.files=[a.txt]"],
@@ -262,6 +277,8 @@ def test_grammar_of_defaults_lists(name: str) -> None:
     """Hydra ignores a keyword that it does not know (`overide`), so the shape of each item is checked here."""
     if name.startswith("experiment/"):
         assert text_of(name).startswith("# @package _global_\n")
+    if name.startswith("stage/grader/"):
+        assert text_of(name).startswith(f"# @package stage.graders.{name.rpartition('/')[2]}\n")
     if name.startswith("data/clean/"):  # Hydra, which composes members of a sweep too, puts each at its own name
         assert text_of(name).startswith(f"# @package data.clean.{name.rpartition('/')[2]}\n")
     content = yaml.safe_load(text_of(name))
