@@ -445,6 +445,31 @@ EFFECTS: dict[str, str] = {
         f"peft/{method}.train": "peft/test_freeze.py::test_parameters_beside_adapters"
         for method in ("lora", "dora", "qlora", "adalora", "ia3", "bitfit", "freeze")
     },
+    **{
+        f"peft/{method}.train": "peft/test_preceding.py::test_parameters_may_be_trained_beside"
+        for method in ("prompt", "p_tuning", "prefix", "p_tuning_v2", "adapter")
+    },
+    "peft/prompt.tokens": "peft/test_prompt.py::test_tokens_of_a_text_over_and_over",
+    "peft/prompt.start": "peft/test_prompt.py::test_tokens_of_the_vocabulary",
+    "peft/prompt.text": "peft/test_prompt.py::test_tokens_of_a_text_over_and_over",
+    **{
+        f"peft/p_tuning.{field}": "peft/test_prefix.py::test_every_setting_changes_the_network_of_virtual_tokens"
+        for field in ("tokens", "encoder", "hidden", "layers")
+    },
+    "peft/p_tuning.dropout": "peft/test_prompt.py::test_an_lstm_drops_between_its_layers_in_training_only",
+    **{
+        f"peft/{field}": "peft/test_prefix.py::test_every_setting_changes_what_is_added"
+        for field in ("prefix.tokens", "prefix.hidden", "prefix.encoder", "prefix.cross")
+    },
+    **{
+        f"peft/{field}": "peft/test_prefix.py::test_every_setting_changes_what_is_added"
+        for field in ("p_tuning_v2.tokens", "p_tuning_v2.encoder", "p_tuning_v2.cross")
+    },
+    **{
+        f"peft/adapter.{field}": "peft/test_adapter.py::test_a_pre_norm_block"
+        for field in ("placement", "width", "activation", "scale")
+    },
+    "peft/adapter.dropout": "peft/test_adapter.py::test_dropout_is_of_training",
     "job.tracking": "run/test_start.py::test_tracking_none_leaves_no_metrics",
     "job.hardware": "parallel/plan/test_hardware.py::test_a_number_changes_the_plan",
     **{
@@ -846,7 +871,12 @@ EFFECTS: dict[str, str] = {
     **{
         f"stage/grader/{name}.{field}": f"stage/grader/test_{page or name}.py::{test}"
         for name, page, fields, test in (
-            ("exact_match", "", ("ignore_articles", "ignore_case", "ignore_punctuation", "mark", "take"), "test_what_is_the_same"),
+            (
+                "exact_match",
+                "",
+                ("ignore_articles", "ignore_case", "ignore_punctuation", "mark", "take"),
+                "test_what_is_the_same",
+            ),
             ("exact_match", "", ("field",), "test_one_of_several_right_answers_and_another_field"),
             ("number", "", ("field",), "test_the_number_is_the_right_one"),
             ("number", "", ("mark", "take"), "test_where_it_stands"),
@@ -871,7 +901,18 @@ EFFECTS: dict[str, str] = {
     },
     **{
         f"stage/rejection.{field}": "stage/test_rejection.py::test_options"
-        for field in ("max_tokens", "prompts", "samples", "share", "stop", "temperature", "threshold", "top_p", "unfinished", "most")
+        for field in (
+            "max_tokens",
+            "prompts",
+            "samples",
+            "share",
+            "stop",
+            "temperature",
+            "threshold",
+            "top_p",
+            "unfinished",
+            "most",
+        )
     },
     "stage/rejection.graders": "stage/test_rejection.py::test_the_best_answers_are_kept",
     "stage/rejection.pairs": "stage/test_rejection.py::test_the_best_answers_are_kept",

@@ -3,6 +3,7 @@ themselves, decoding equals a full forward, switched off they are the base, and 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -194,3 +195,12 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(preset: str, method:
     assert losses[-1] < losses[0] - 0.002, losses  # random weights make little of what a prompt says
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]) is (name not in trained), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_may_be_trained_beside(method: str) -> None:
+    model = spec_of("t5_small").build()
+    dataclasses.replace(METHODS[method], train=["encoder.norm"]).apply(model)
+    own = {name for name, weight in model.named_parameters() if weight.requires_grad} - model.added
+    assert own == {"encoder.norm.weight"}
+    assert not own & model.borrowed
