@@ -50,6 +50,7 @@ THROUGH = {
     "summa": "distributed/test_tensor_parallel.py",
     "mixers": "parallel/plan/test_arithmetic.py",
     "communication": "config/test_rules.py",
+    "preceding": "config/test_rules.py",
     **dict.fromkeys(("completion", "help", "show", "explain", "describe"), "run/test_command.py"),
     **dict.fromkeys(("family", "families", "reading"), "parity/test_transformers.py"),
     **dict.fromkeys(("glm", "gpt_neox", "gptj", "mistral", "openai_gpt", "windows"), "parity/test_transformers.py"),
