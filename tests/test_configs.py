@@ -76,6 +76,13 @@ NEEDS = {
     "stage=merge": MERGE[1:],
     **{f"stage/method={name}": MERGE for name in options("stage/method")},
     **{f"data={name}": ["stage=prepare"] for name in ("pydoc_pairs", "pydoc_choices")},
+    "data/form=chat_short": ["data=pydoc_qa"],
+    **{
+        f"data/form={form}": [f"data={name}", "stage=prepare"]
+        for form, name in (("preference_short", "pydoc_pairs"), ("ranking_short", "pydoc_choices"))
+    },
+    "stage=line": ["stage.steps.base=[]"],
+    "stage=examine": ["init=.", "data=pydoc_qa"],
     "stage=sft": ["data=chat", *ROWS],
     **{f"stage={name}": ANSWERED for name in ("grpo", "dr_grpo", "dapo", "rloo", "ppo")},
     **{
@@ -89,6 +96,7 @@ NEEDS = {
         }.items()
     },
     "stage=fisher": ["init=."],
+    "stage/objective=tilted": [MIXTURE],
     "stage/anchor=l2_sp": ["init=."],
     "stage/anchor=ewc": ["init=.", "stage.anchor.file=fisher.safetensors"],
     "stage=reward": [*PAIRS, "model/head=reward"],

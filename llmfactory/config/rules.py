@@ -69,6 +69,8 @@ from llmfactory.config.rule.objective import (
     objective_fits_the_data,
     objective_fits_the_model,
     rewards_are_of_answers_or_of_steps,
+    tilted_losses_are_of_several_sources,
+    tilted_losses_are_of_several_sources,
 )
 from llmfactory.config.rule.packing import (
     records_stand_in_rows_of_their_own,

@@ -17,6 +17,7 @@
 | `reference_logps` | [B, K] float | log-probabilities of a row's answers under the reference, where they were computed before |
 | `branches` | [B, T] int64 | of a row that is one document with several ends: 0 what they have in common, else number of the end |
 | `other_tokens`, `other_labels`, ... | [B, S] | a second text of each row, see `data/form/mismatched.py` |
+| `task` | [B] int64 | number of the source that a row of a mixture is from |
 | `survey` | [B, n] float | sums over the whole optimizer step, the same in every row, see `Objective.survey` |
 
 Because every field is indexed by row first, any batch of any stage can be cut into micro-batches or dealt to pipeline
@@ -39,7 +40,7 @@ IGNORE = -100
 SURVEY = "survey"
 """Name of the field with what is known of the whole optimizer step."""
 
-NARROW = frozenset({"margin", "score", "scores", "count", "label", "reference_logps", "survey"})
+NARROW = frozenset({"margin", "score", "scores", "count", "label", "reference_logps", "survey", "task"})
 """Fields that are about rows or their answers, not about tokens."""
 
 

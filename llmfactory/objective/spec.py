@@ -42,6 +42,7 @@ from llmfactory.objective.reward_spec import Process as Process
 from llmfactory.objective.reward_spec import Ranking as Ranking
 from llmfactory.objective.reward_spec import Regression as Regression
 from llmfactory.objective.reward_spec import RewardSpec as RewardSpec
+from llmfactory.objective.task_spec import Tilted as Tilted
 
 if TYPE_CHECKING:
     from llmfactory.model.spec import EncoderOnly, ModelSpec

@@ -37,7 +37,7 @@ def _measured(stage: TrainingStage, batches: Iterable[Batch], strategy: MeshStra
     counts: dict[str, float] = dict.fromkeys((*plain.terms, *plain.watched), 0.0)
     sums = {name: torch.zeros((), dtype=torch.float64, device=world.device) for name in counts}
     stage.root.eval()
-    if stage.surveys:  # it must have seen all of them before it can say anything
+    if plain.surveys:  # it must have seen all of them before it can say anything
         shares = [(_on(batch, world), strategy.share) for batch in batches]
         batches = [batch for batch, _ in surveyed(shares, strategy.survey, world)]
     for batch in batches:

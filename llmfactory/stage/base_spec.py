@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from llmfactory.core.spec import Spec
+from llmfactory.data.spec import Mixture
 from llmfactory.objective.base_spec import ObjectiveSpec
+from llmfactory.objective.task_spec import Tilted
 from llmfactory.stage.anchor.spec import AnchorSpec
 from llmfactory.stage.anchor.spec import None_ as NoAnchor
 
@@ -44,4 +46,6 @@ class TrainingSpec(StageSpec):
 
     def trained(self, job: Job) -> Objective:
         """The objective as this stage trains it in a job."""
+        if isinstance(self.objective, Tilted) and isinstance(job.data, Mixture):
+            return self.objective.build(tuple(job.data.sources))
         return self.objective.build()

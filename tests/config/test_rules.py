@@ -46,6 +46,7 @@ FIRES = {
         ["stage/anchor=l2_sp", "init=.", "peft=lora"],
         ["stage/anchor=l2_sp", "init=.", "parallel=deepspeed_zero1", "launch=local"],
     ],
+    "tilted_losses_are_of_several_sources": [["stage/objective=tilted"], ["stage/objective=tilted", MIXTURE, *STAGES]],
     "what_matters_was_measured": [["stage/anchor=ewc", "init=."]],
     "one_process_measures_what_matters": [["stage=fisher", "init=.", "parallel=ddp", "launch=local"]],
     "what_merges_is_for_training": [["stage=evaluate", "init=.", "peft=lora"], ["stage=generate", "init=.", "peft=bitfit"]],
@@ -246,6 +247,19 @@ FIRES = {
     "best_is_looked_for": [["trainer.eval_every=null"]],
     "held_out_text_is_there": [["data.held_out=0"]],
     # records: conversations and preferences
+    "records_are_examined": [
+        ["stage=examine", "init=."],
+        ["stage=examine", "init=.", "data=kto", "data.source.files=[a.jsonl]"],
+        ["stage=examine", "init=.", MIXTURE],
+    ],
+    "a_left_to_right_model_is_examined": [
+        ["stage=examine", "init=.", "data=pydoc_qa", "model=bert_tiny"],
+        ["stage=examine", "init=.", "data=pydoc_qa", "model/head=span_qa"],
+    ],
+    "who_judges_is_asked": [
+        ["stage=examine", "init=.", "data=pydoc_pairs", "model/head=reward", "stage.samples=2"],
+        ["stage=examine", "init=.", "data=pydoc_pairs", "model/head=reward", "stage.judge=x"],
+    ],
     "conversations_are_continued": [["data=chat", "data.source.files=[a.jsonl]", "stage/objective=prefix"]],
     "instructions_have_answers": [["stage=sft"], ["stage=sft", "data=pycode"]],
     "records_are_of_the_kind_that_is_learned": [

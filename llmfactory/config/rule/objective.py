@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import stem, walk
-from llmfactory.data.spec import Labelled
+from llmfactory.data.spec import Labelled, Mixture
 from llmfactory.data.task.spec import task_of
 from llmfactory.model.head.spec import Scalar
 from llmfactory.model.position.spec import Learned2d, Rope2d
@@ -21,9 +21,11 @@ from llmfactory.objective.spec import (
     ReplacedToken,
     RewardSpec,
     Seq2seq,
+    Tilted,
     answers_of,
     natural,
 )
+from llmfactory.parallel.spec import Mesh
 from llmfactory.stage.spec import Preference, Reward, Sft, TrainingSpec
 
 
@@ -113,7 +115,7 @@ def a_stage_learns_what_it_is_for(job: Job) -> Iterator[Problem]:
     if not isinstance(job.stage, TrainingSpec):
         return
     objective, name = job.stage.objective, stem(type(job.stage.objective))
-    if isinstance(job.stage, Sft) and not isinstance(objective, (Causal, Seq2seq)):
+    if isinstance(job.stage, Sft) and not isinstance(objective, (Causal, Seq2seq, Tilted)):
         reason = "stage=sft learns to write answers, as the objectives causal (decoders) and seq2seq (encoder-decoders) do"
         fitting = "seq2seq" if job.model.graph == "encoder_decoder" else "causal"
         yield Problem("stage.objective", name, reason, f"stage/objective={fitting}")
@@ -143,3 +145,15 @@ def rewards_are_of_answers_or_of_steps(job: Job) -> Iterator[Problem]:
             wanted = "one at the end of each step" if objective.each_token else "one for each answer"
             reason = f"it gives {has}, and the objective {stem(type(objective))} wants {wanted}"
             yield Problem(path, stem(type(part)), reason, f"model/head={head_for(objective)}")
+
+
+def tilted_losses_are_of_several_sources(job: Job) -> Iterator[Problem]:
+    """And what they are is known before the backward pass, which a pipeline's stages only hear of in the end."""
+    if not isinstance(job.stage, TrainingSpec) or not isinstance(job.stage.objective, Tilted):
+        return
+    if not isinstance(job.data, Mixture) or len(job.data.sources) < 2:
+        reason = "there is one source, so that there is nothing to weigh: it takes those of a mixture"
+        yield Problem("stage.objective", "tilted", reason, "stage/objective=causal")
+    elif not isinstance(job.parallel, Mesh) or job.parallel.pp > 1:
+        reason = "it looks at the losses of all sources before the first backward pass, which this layout has no pass for"
+        yield Problem("stage.objective", "tilted", reason, "stage/objective=causal")

@@ -9,7 +9,7 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.data.form.spec import SIDED, WORDS, Preference, Ranking, RecordSpec, SidedSpec
 from llmfactory.data.spec import DocumentsSpec, Labelled
-from llmfactory.objective.spec import Causal
+from llmfactory.objective.spec import Causal, Tilted
 from llmfactory.stage.spec import Evaluate, Sft, TrainingSpec
 
 
@@ -22,7 +22,11 @@ def conversations_are_continued(job: Job) -> Iterator[Problem]:
         return  # `records_are_of_the_kind_that_is_learned`
     if isinstance(job.stage, Sft):
         return  # `a_stage_learns_what_it_is_for`
-    if isinstance(form, RecordSpec) and isinstance(job.stage, TrainingSpec) and not isinstance(job.stage.objective, Causal):
+    if (
+        isinstance(form, RecordSpec)
+        and isinstance(job.stage, TrainingSpec)
+        and not isinstance(job.stage.objective, (Causal, Tilted))
+    ):
         name = stem(type(job.stage.objective))
         reason = "it chooses by itself what is predicted, in conversations that is what the assistant writes"
         yield Problem("stage.objective", name, reason, "stage/objective=causal")

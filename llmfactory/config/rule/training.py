@@ -11,7 +11,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.data.spec import Labelled
-from llmfactory.objective.spec import BlankInfilling, Causal, PolicySpec, Prefix
+from llmfactory.objective.spec import BlankInfilling, Causal, PolicySpec, Prefix, Tilted
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Auto, Mesh
 from llmfactory.stage.spec import Evaluate, RlSpec, TrainingSpec
@@ -74,7 +74,7 @@ def sample_is_made(job: Job) -> Iterator[Problem]:
     if (
         isinstance(job.stage, TrainingSpec)
         and job.stage.sample_prompt is not None
-        and not isinstance(job.stage.objective, (Causal, Prefix, BlankInfilling, PolicySpec))
+        and not isinstance(job.stage.objective, (Causal, Tilted, Prefix, BlankInfilling, PolicySpec))
     ):
         reason = f"a model trained on {stem(type(job.stage.objective))} does not go on with a text, so there is no sample"
         yield Problem("stage.sample_prompt", job.stage.sample_prompt, reason, "stage.sample_prompt=null")
