@@ -70,7 +70,6 @@ from llmfactory.config.rule.objective import (
     objective_fits_the_model,
     rewards_are_of_answers_or_of_steps,
     tilted_losses_are_of_several_sources,
-    tilted_losses_are_of_several_sources,
 )
 from llmfactory.config.rule.packing import (
     records_stand_in_rows_of_their_own,
@@ -174,6 +173,7 @@ RULES: tuple[Rule, ...] = (
     answers_fit_behind_prompts,
     a_stage_learns_what_it_is_for,
     rewards_are_of_answers_or_of_steps,
+    tilted_losses_are_of_several_sources,
     conversations_are_continued,
     instructions_have_answers,
     records_are_of_the_kind_that_is_learned,
