@@ -149,6 +149,7 @@ NEEDS = {
     "stage=export": ["init=.", "stage.path=exported"],
     "stage/format=gguf": ["stage=export", "init=.", "stage.path=exported"],
     "stage/format=hf": ["stage=export", "init=.", "stage.path=exported"],
+    "stage/format=peft": ["stage=export", "init=.", "stage.path=exported"],
     "optim/schedule=inverse_sqrt": ["optim.schedule.warmup_steps=100"],
     "launch=local": ["parallel=ddp"],
     "launch=torchrun": ["parallel=ddp", "launch.endpoint=localhost:29500"],
