@@ -19,6 +19,12 @@ from llmfactory.config.rule.anchor import (
     one_process_measures_what_matters,
     what_matters_was_measured,
 )
+from llmfactory.config.rule.answering import (
+    answers_fit_behind_prompts,
+    functions_come_from_plugins,
+    prompts_are_answered,
+    prompts_have_no_answers_to_measure,
+)
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
 from llmfactory.config.rule.context import (
     context_parallel_cuts_attention,
@@ -170,6 +176,7 @@ RULES: tuple[Rule, ...] = (
     merging_takes_one_process,
     prompts_are_answered,
     functions_come_from_plugins,
+    prompts_have_no_answers_to_measure,
     answers_fit_behind_prompts,
     a_stage_learns_what_it_is_for,
     rewards_are_of_answers_or_of_steps,

@@ -95,7 +95,7 @@ class AnswerSupply(Supply):
             found["sample"] = {"prompt": shown[0]["prompt"], "text": shown[0]["text"]}
         if not self.job.trainer.sample:
             found.pop("sample", None)
-        return found | {"answers": shown}
+        return found | {"samples": shown}
 
     def _forward_context(self) -> Any:
         return self.formats.forward_context()

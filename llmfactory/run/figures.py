@@ -26,6 +26,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     for key, (what, form, remark) in TASKS.items():
         row(what, key, form, remark)
     rows += answered(result)
+    rows += rewarded(result)
     if result.get("records_read") is not None:
         share = result["documents"] / max(1, result["records_read"])
         rows.append(("documents", f"{result['documents']:,}", f"{share:.1%} of {result['records_read']:,} records"))
@@ -59,6 +60,22 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         training = f"training took {duration(result['train_seconds'])}" if result.get("train_seconds") is not None else ""
         rows.append(("time", duration(result["seconds"]), training))
     return rows
+
+
+def rewarded(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of stages that learn from rewards: how they went, and where the time did."""
+    if result.get("rollout_share") is None:
+        return []
+    early = f"{result['ended_early']:,} of them ended early" if result["ended_early"] else ""
+    rows = [("iterations", f"{result['iterations']:,}", early)]
+    if result["last_reward"] is not None:
+        rows.append(("reward of the last one", f"{result['last_reward']:.4f}", f"of the first: {result['first_reward']:.4f}"))
+    rows += [
+        (f"no grade by {reason.partition(': ')[0]}", f"{count:,}", reason.partition(": ")[2])
+        for reason, count in result["ungraded_reasons"].items()
+    ]
+    parts = [f"{what} {result[f'{name}_share']:.0%}" for name, what in (("score", "scoring"), ("update", "updates"))]
+    return [*rows, ("time of writing", f"{result['rollout_share']:.0%}", ", ".join(parts))]
 
 
 def answered(result: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -19,6 +19,8 @@ from llmfactory.tracking.csv import read_metrics
 
 PLOTS = (
     ("Loss", "nats", {"training": "loss", "held out": "held_out_loss"}),
+    ("Reward", "", {"training": "reward", "held out": "held_out_reward"}),
+    ("Divergence", "nats per token", {"from the reference": "kl", "from the reference, before steps": "kl_to_reference"}),
     ("Learning rate", "", {"learning rate": "lr"}),
     ("Gradient norm", "", {"gradient norm": "grad_norm"}),
     ("Throughput", "tokens/s", {"tokens/s": "tokens_per_second"}),

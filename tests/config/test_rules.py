@@ -97,6 +97,7 @@ FIRES = {
             "stage.graders.function.call=json:loads",
         ],
     ],
+    "prompts_have_no_answers_to_measure": [["stage=evaluate", "init=.", *PROMPTS]],
     "answers_fit_behind_prompts": [
         [*WRITES, "stage.max_tokens=900"],
         ["stage=rejection", "init=.", "data=prompts", "data.source.files=[a.jsonl]", "stage.max_tokens=600"],

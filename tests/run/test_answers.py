@@ -275,4 +275,4 @@ def test_the_sample_is_an_answer_to_what_was_asked(start: Path, tmp_path: Path) 
     found = fitted.supply.figures()  # type: ignore[union-attr]
     assert found["sample"]["prompt"] == "321="
     assert 0 < len(found["sample"]["text"]) <= 5
-    assert [set(one) for one in found["answers"]] == [{"prompt", "text", "reward"}] * 3
+    assert [set(one) for one in found["samples"]] == [{"prompt", "text", "reward"}] * 3

@@ -11,7 +11,7 @@ from llmfactory.core.spec import stem, walk
 from llmfactory.data.form.spec import Prompts
 from llmfactory.data.spec import DocumentsSpec
 from llmfactory.stage.grader.spec import Function
-from llmfactory.stage.spec import Rejection, RlSpec
+from llmfactory.stage.spec import Evaluate, Rejection, RlSpec
 
 PROMPTS = "data=prompts data.source.files=[my.jsonl]"
 
@@ -23,6 +23,13 @@ def prompts_are_answered(job: Job) -> Iterator[Problem]:
     if not isinstance(form, Prompts):
         reason = "stage=rejection answers prompts, data=prompts has such"
         yield Problem("data", stem(type(job.data if form is None else form)), reason, PROMPTS)
+
+
+def prompts_have_no_answers_to_measure(job: Job) -> Iterator[Problem]:
+    """A loss of prompts would be one of what nobody has learned to write."""
+    if isinstance(job.stage, Evaluate) and isinstance(job.data, DocumentsSpec) and isinstance(job.data.form, Prompts):
+        reason = "in prompts there is no answer whose likelihood could be measured: what answers get, stage=rejection tells"
+        yield Problem("data.form", "prompts", reason, "data=chat data.source.files=[my.jsonl]")
 
 
 def answers_fit_behind_prompts(job: Job) -> Iterator[Problem]:
