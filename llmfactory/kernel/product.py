@@ -17,22 +17,23 @@ LARGE = 2**24
 def product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
     """[N, I], [O, I] -> [N, O], in full precision; without gradient. Transposed views are as good as contiguous ones."""
     if one_dnn_serves(x_NI, x_NI.numel() * weight_OI.shape[0]):
-        return one_dnn_product(x_NI, weight_OI)
+        return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, None, "none", [], "")  # type: ignore[no-any-return]
     return x_NI @ weight_OI.T
 
 
-def one_dnn_product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    """`product` by oneDNN, which a compiler calls as it is."""
-    return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, None, "none", [], "")  # type: ignore[no-any-return]
+@torch.library.custom_op("llmfactory::product", mutates_args=())
+def opaque_product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """`product`, which a compiler calls as it is: for large ones, with which nothing is to be fused."""
+    return product(x_NI, weight_OI)
+
+
+@opaque_product.register_fake
+def _(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    return x_NI.new_empty(x_NI.shape[0], weight_OI.shape[0])
 
 
 def one_dnn_serves(x: Tensor, size: int) -> bool:
     """Whether oneDNN takes a product of so many multiply-adds. A compiler is better off with torch's own, which it may fuse."""
-    return not torch.compiler.is_compiling() and one_dnn_is_faster(x, size)
-
-
-def one_dnn_is_faster(x: Tensor, size: int) -> bool:
-    """The same of a product that nothing is fused with."""
-    if x.device.type != "cpu" or x.dtype is not torch.float32 or size < LARGE:
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype is not torch.float32 or size < LARGE:
         return False
     return torch.backends.mkldnn.is_available()  # type: ignore[no-any-return,no-untyped-call]

@@ -53,3 +53,17 @@ def test_autocast() -> None:
     y.float().sum().backward()
     assert a.grad is not None
     assert a.grad.dtype is torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled() -> None:
+    """The large product is a call of its own in what the compiler makes."""
+    x, w, a, b = operands(torch.float32)
+    learning = [one.requires_grad_() for one in (x, a, b)]
+    compiled = torch.compile(low_rank_linear, fullgraph=True, backend="aot_eager")
+    mine, other = compiled(x, w, a, b, 1.5), reference(x, w, a, b, 1.5)
+    torch.testing.assert_close(mine, other)
+    for found, wanted in zip(
+        torch.autograd.grad(mine.sin().sum(), learning), torch.autograd.grad(other.sin().sum(), learning), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
