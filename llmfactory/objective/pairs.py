@@ -50,6 +50,7 @@ class PairObjective(AnswersObjective):
         AnswersObjective.__init__(self, reference)
         self.nll = nll
         self.terms = ("pairs", "nll") if nll else ("loss",)
+        self.unit = f"{self.unit}, and per token" if nll else self.unit
 
     @abstractmethod
     def pair_loss(self, chosen: Side, rejected: Side) -> Tensor:
