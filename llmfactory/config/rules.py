@@ -43,6 +43,7 @@ from llmfactory.config.rule.deepspeed import (
     deepspeed_keeps_float32,
     deepspeed_shares_over_several,
 )
+from llmfactory.config.rule.examine import a_left_to_right_model_is_examined, records_are_examined, who_judges_is_asked
 from llmfactory.config.rule.expert import expert_parallel_deals_experts
 from llmfactory.config.rule.extend import (
     an_extended_tokenizer_has_a_base,
@@ -188,6 +189,9 @@ RULES: tuple[Rule, ...] = (
     a_reference_lies_as_the_model_does,
     records_stand_in_rows_of_their_own,
     records_fit_into_rows,
+    records_are_examined,
+    a_left_to_right_model_is_examined,
+    who_judges_is_asked,
     rows_are_cut_into_equal_blocks,
     context_parallel_cuts_attention,
     ring_drops_no_attention,
