@@ -9,11 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from llmfactory.config.rule.answering import (
-    answers_fit_behind_prompts,
-    functions_come_from_plugins,
-    prompts_are_answered,
-)
 from llmfactory.config.rule.anchor import (
     an_anchor_has_something_to_hold,
     one_process_measures_what_matters,

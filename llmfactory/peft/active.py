@@ -10,6 +10,9 @@ from torch import nn
 from llmfactory.core.errors import UserError
 from llmfactory.peft.part import Adapter, adapters
 
+CRITIC = "critic."
+"""Beginning of the names of a critic, which `objective/actor_critic.py` trains beside a model."""
+
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
@@ -41,12 +44,14 @@ def choose(model: nn.Module, names: Collection[str]) -> None:
 
 
 def base_stays(model: nn.Module) -> bool:
-    """Whether everything that is trained stands in adapters, so that the model without them is what it started from."""
+    """Whether everything of the model that is trained stands in adapters, so that without them it is what it started from; a critic
+    beside it does not count."""
     found = [adapter for _, adapter in adapters(model)]
     if any(adapter.takes_from_base for adapter in found):
         return False
     own = {id(parameter) for adapter in found for parameter in adapter.parameters()}
-    return bool(own) and all(id(one) in own for one in model.parameters() if one.requires_grad)
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad and not name.startswith(CRITIC)}
+    return bool(own) and all(id(one) in own for one in trained.values())
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -241,6 +241,25 @@ def test_a_critic_starts_from_the_policy_or_from_a_reward_model(start: Path, tmp
             assert torch.allclose(found[f"critic.{name}"], wanted[name], atol=1e-6), name
 
 
+# ---- adapters
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_the_reference_of_adapters_is_the_model_without_them(start: Path, stage: str, tmp_path: Path) -> None:
+    """No copy is kept, and the run is the one whose reference is a copy."""
+    options = ["peft=lora", *STEPS, "stage.objective.kl_coef=0.3", "trainer.max_steps=6"]
+    fitted, tracker = train(begun(start, stage, *options), tmp_path / "adapters")
+    assert not any(name.startswith("reference.") for name in weights(fitted))
+    name = "kl" if stage == "grpo" else "kl_to_reference"
+    found = column(tracker, name)
+    assert found[0] == pytest.approx(0, abs=1e-6)
+    assert abs(found[-1]) > 1e-6
+    job = begun(start, stage, *options)
+    first = train(job, tmp_path / "parts", Sender(3))[1]
+    second = train(job, tmp_path / "parts")[1]
+    assert {step: row for step, row in curve(tracker).items() if step > max(first.rows)} == curve(second)
+
+
 # ---- every field does something
 
 CHANGES = {
