@@ -33,7 +33,7 @@ class Merge(StageSpec):
 
     def problems(self) -> Iterator[Problem]:
         if not self.models:
-            yield Problem("models", {}, "names no model to put together with that of init", "'models={other: outputs/other}'")
+            yield Problem("models", {}, "names no model to put together with that of init", "models={other:outputs/other}")
         if INIT in self.models:
             yield Problem("models", self.models, "init is the name of the model of init=, give another one", None)
         known = {INIT, *self.models}

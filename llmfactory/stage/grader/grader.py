@@ -120,8 +120,8 @@ class Graders:
             for name, wanted in needed:
                 if record.get(wanted) is None:
                     raise UserError(
-                        f"the grader {name} compares answers with the field {wanted!r} of the prompt's record, and record {number} has "
-                        f"{', '.join(sorted(record)) or 'no fields'}. Name the field in your file with data.form.fields, or leave "
+                        f"the grader {name} compares answers with the field {wanted!r} of the prompt's record, and that of prompt {number} "
+                        f"holds {', '.join(sorted(record)) or 'nothing'}. Name the field in your file with data.form.fields, or leave "
                         "the grader out"
                     )
 
