@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from llmfactory.model.packed import packed
 from llmfactory.model.part import Part
 from llmfactory.model.skeleton import Counted, Skeleton
 from llmfactory.model.spec import ModelSpec
@@ -29,11 +30,12 @@ class Row:
 
 def parameters(model: nn.Module) -> int:
     """Number of parameters, a tied one once, without those of a frozen model beside it; of a model that counts, how many counts it
-    keeps."""
+    keeps. A matrix in few bits counts as the numbers that it stands for."""
     if isinstance(model, Counted):
         return model.size
     beside = model.added & model.borrowed if isinstance(model, Skeleton) else ()
-    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in beside)
+    whole = sum(part.shape.numel() for part in packed(model).values())
+    return whole + sum(parameter.numel() for name, parameter in model.named_parameters() if name not in beside)
 
 
 def by_part(model: nn.Module) -> list[Row]:

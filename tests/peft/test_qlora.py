@@ -13,6 +13,7 @@ from llmfactory.core.context import CausalMask, Context
 from llmfactory.core.errors import ConfigError
 from llmfactory.core.sharding import Constant, Parameter
 from llmfactory.kernel.quantized_linear import nf4, weight_of
+from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.packed import packed
@@ -52,6 +53,7 @@ def test_the_blocks_maps_and_nothing_else(tmp_path, bits):
         if name not in maps:
             assert torch.equal(model.get_parameter(name), weight)
     assert model.blocks[0].visited() == plain.blocks[0].visited()
+    assert parameters(model) == parameters(plain)
 
 
 def test_a_quantized_model_computes_with_what_its_matrices_became(tmp_path):
