@@ -170,6 +170,8 @@ def _load(job: Job, checkpoint: Path, world: World, data: Any, answers: str | No
 
 def _rows(spec: DocumentsSpec, data: Prepared) -> Rows:
     """A held-out record a row."""
+    if len(data.sources) > 1:
+        raise UserError(f"records of one source are examined, and data has {', '.join(data.sources)}: choose one of them")
     (tokens,) = (source.held_out for source in data.sources.values())
     form = spec.form.build()
     width = max(spec.seq_len, spec.seq_len * _answers(spec))

@@ -218,6 +218,7 @@ def test_a_sweep_over_lines_shares_their_steps(line: list[str], tmp_path: Path) 
     assert [[one["ran"] for one in member["steps"]] for member in members if member] == [[True] * 3, [False, True, True]]
 
 
+@pytest.mark.slow
 def test_steps_are_launched_as_their_own_commands_are(line: list[str]) -> None:
     two = ["launch=local", "launch.processes=2", "parallel=ddp"]
     assert keys(line, *two) == keys(line)  # the same mathematics

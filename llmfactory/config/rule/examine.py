@@ -7,22 +7,21 @@ from collections.abc import Iterator
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
-from llmfactory.data.form.spec import Chat, Preference, Ranking
-from llmfactory.data.spec import Corpus
+from llmfactory.data.form.spec import Chat, Preference, Ranking, RecordSpec
+from llmfactory.data.spec import DocumentsSpec
 from llmfactory.objective.spec import answers_of
 from llmfactory.stage.spec import Examine
 
 
 def records_are_examined(job: Job) -> Iterator[Problem]:
-    """One after the other: of one source, of a kind whose answers have a likelihood or are compared."""
+    """One after the other, of a kind whose answers have a likelihood or are compared."""
     if not isinstance(job.stage, Examine):
         return
-    if not isinstance(job.data, Corpus):
-        reason = "records of one source are examined, one by one"
-        yield Problem("data", stem(type(job.data)), reason, "data=pydoc_qa")
-    elif not isinstance(job.data.form, (Chat, Preference, Ranking)):
+    form = job.data.form if isinstance(job.data, DocumentsSpec) else None
+    if not isinstance(form, (Chat, Preference, Ranking)):
         reason = "stage=examine measures answers: of conversations, pairs or rankings"
-        yield Problem("data.form", stem(type(job.data.form)), reason, "data=pydoc_qa")
+        repair = "data/form=chat" if isinstance(form, RecordSpec) else "data=pydoc_qa"
+        yield Problem("data.form", stem(type(job.data if form is None else form)), reason, repair)
 
 
 def a_left_to_right_model_is_examined(job: Job) -> Iterator[Problem]:

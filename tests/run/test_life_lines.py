@@ -1,0 +1,74 @@
+"""The two life lines on the documentation of this Python: that they compose, and, slowly, what each step is good for.
+
+The full lines take about 25 minutes each on two cores and a seed: `pytest -m slow tests/run/test_life_lines.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmfactory.config.compose import compose_job
+from llmfactory.run.line_plan import plan
+from llmfactory.run.start import start
+
+LINES = {"zephyr_tiny": ("judge", "dpo"), "instructgpt_tiny": ("reward", "ppo")}
+"""Names of the steps that judge and that learn from judgements."""
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_every_step_composes_and_the_two_lines_share_what_is_alike(name: str) -> None:
+    (steps,) = plan(compose_job([f"experiment={name}"]))
+    judge, last = LINES[name]
+    assert [step.name for step in steps] == ["pretrain", "sft", judge, last, "answers", "choices", "pairs", "policy"]
+    assert next(step.ancestors for step in steps if step.name == "policy") == tuple(sorted((judge, last, "sft")))
+    (others,) = plan(compose_job(["experiment=zephyr_tiny"]))
+    assert [step.key for step in steps[:3]] == [step.key for step in others[:3]]  # the reward model, too
+    assert len({step.composed.job.data.held_out for step in steps}) == 1
+
+
+def small(name: str, folder: Path) -> list[str]:
+    """About a twentieth of the steps, on a few hundred items."""
+    judge, last = LINES[name]
+    few = '"data.source.items=300"'
+    steps = {judge: 45, last: 25 if last == "dpo" else 10, "sft": 25}
+    changes = [f'stage.changes.{step}=[{few},"trainer.max_steps={count}"]' for step, count in steps.items()]
+    changes += [f"stage.changes.{step}=[{few}]" for step in ("answers", "choices", "pairs", "policy")]
+    changes += ['stage.changes.pretrain=["trainer.max_steps=75","data.tokenizer.train_bytes=1000000"]']
+    return [f"experiment={name}", *changes, "trainer.device=cpu", f"data.cache={folder}/cache", f"output_dir={folder}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINES)
+def test_at_a_twentieth_of_its_size_it_runs_through(name: str, tmp_path: Path) -> None:
+    result = start(compose_job([*small(name, tmp_path), "name=life"]))
+    last = LINES[name][1]
+    assert [one["figures"]["status"] for one in result["steps"]] == ["finished"] * 8
+    assert result["measures"]["answers"]["log_likelihood"]["sft - init"]["low"] > 0.0
+    assert {"reward", "kl", "tokens"} <= result["measures"]["policy"].keys()
+    assert result["measures"]["policy"]["kl"][last]["mean"] != 0.0
+    assert not any(one["ran"] for one in start(compose_job([*small(name, tmp_path), "name=life"]))["steps"])
+
+
+def improves(measures: dict[str, Any], step: str, measure: str, difference: str) -> None:
+    found = measures[step][measure][difference]
+    assert found["items"] >= 1000
+    assert found["low"] > 0.0, f"{step} {measure} {difference}: {found}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6 * 3600)
+@pytest.mark.parametrize("name", LINES)
+def test_each_step_makes_it_better_on_what_was_held_out(name: str, tmp_path: Path) -> None:
+    """Over at least 1,000 items and 3 seeds, by intervals that exclude zero."""
+    last = LINES[name][1]
+    result = start(compose_job([f"experiment={name}", "stage.seeds=[0,1,2]", "name=life", f"output_dir={tmp_path}"]))
+    measures = result["measures"]
+    improves(measures, "answers", "log_likelihood", "sft - init")
+    improves(measures, "choices", "choice", "sft - init")
+    improves(measures, "policy", "reward", f"{last} - init")
+    assert measures["policy"]["kl"][last]["mean"] > 0.0
+    assert measures["pairs"]["ranked"]["init"]["items"] >= 1000
+    assert measures["pairs"]["ranked"]["init"]["mean"] >= 0.75
