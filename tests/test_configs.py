@@ -76,7 +76,6 @@ NEEDS = {
     "stage=merge": MERGE[1:],
     **{f"stage/method={name}": MERGE for name in options("stage/method")},
     **{f"data={name}": ["stage=prepare"] for name in ("pydoc_pairs", "pydoc_choices")},
-    "data/form=chat_short": ["data=pydoc_qa"],
     **{
         f"data/form={form}": [f"data={name}", "stage=prepare"]
         for form, name in (("preference_short", "pydoc_pairs"), ("ranking_short", "pydoc_choices"))

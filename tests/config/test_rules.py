@@ -251,7 +251,6 @@ FIRES = {
     "records_are_examined": [
         ["stage=examine", "init=."],
         ["stage=examine", "init=.", "data=kto", "data.source.files=[a.jsonl]"],
-        ["stage=examine", "init=.", MIXTURE],
     ],
     "a_left_to_right_model_is_examined": [
         ["stage=examine", "init=.", "data=pydoc_qa", "model=bert_tiny"],
