@@ -33,11 +33,13 @@ from llmfactory.model.count import parameters
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.objective import Objective
+from llmfactory.objective.preference_spec import PreferenceSpec, Reference
 from llmfactory.objective.spec import ObjectiveSpec, answers_of, natural
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.survey import surveyed
 from llmfactory.stage.initial import checkpoint_of, load_model, saved_spec
 from llmfactory.stage.job import StageJob
+from llmfactory.stage.referencing import compared, with_reference
 from llmfactory.stage.rows import Data, read_data, task_rows
 from llmfactory.stage.score import score
 from llmfactory.stage.spec import Evaluate
@@ -229,9 +231,13 @@ class EvaluateJob(StageJob):
             objective = spec.build()
             insist_measurable(job, spec, checkpoint)
             data = read_data(job, checkpoint, spec.specials())
-            precision = job.precision.build(world.device.type)
+            precision, rows = job.precision.build(world.device.type), None
+            if isinstance(spec, PreferenceSpec) and compared(checkpoint, spec):
+                objective = spec.build(Reference.precomputed)
+                rows = task_rows(job, objective, data, "held_out")
+                rows = with_reference(job, checkpoint, objective, rows, precision, world, self.spec.batch_size)
             model = load_model(job, checkpoint, precision, world, objective)
-            figures = held_out_figures(job, model, objective, data, precision, world, self.spec.batch_size)
+            figures = held_out_figures(job, model, objective, data, precision, world, self.spec.batch_size, rows)
             if not figures:
                 raise ConfigError(
                     [
