@@ -116,6 +116,9 @@ def test_the_first_step_of_an_iteration_is_on_policy(start: Path, tmp_path: Path
     assert moved[2] == pytest.approx(0, abs=1e-9)
     assert clipped[0] == clipped[2] == 0
     assert min(moved[1], moved[3]) > 1e-5
+    divergence = column(tracker, "kl_to_reference")
+    assert divergence[0] == pytest.approx(0, abs=1e-6), "the reference is the model that the run began with"
+    assert abs(divergence[-1]) > 1e-6
 
 
 # ---- going on
