@@ -107,6 +107,7 @@ from llmfactory.config.rule.preceding import (
 from llmfactory.config.rule.preference import (
     a_reference_is_what_the_objective_compares_with,
     a_reference_lies_as_the_model_does,
+    shared_prompts_change_no_number,
 )
 from llmfactory.config.rule.records import (
     conversations_are_continued,
@@ -182,6 +183,7 @@ RULES: tuple[Rule, ...] = (
     records_are_of_the_kind_that_is_learned,
     a_reference_is_what_the_objective_compares_with,
     a_reference_lies_as_the_model_does,
+    shared_prompts_change_no_number,
     records_stand_in_rows_of_their_own,
     records_fit_into_rows,
     records_are_examined,
