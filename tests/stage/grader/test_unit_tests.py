@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llmfactory.stage.grader import sandbox
+from llmfactory.stage.grader.confined import CREATE_RULESET
 from llmfactory.stage.grader.grader import Answer, NoGrade, graded
 from llmfactory.stage.grader.sandbox import CONFINED, Limits, SandboxBroken, run
 from llmfactory.stage.grader.spec import UnitTests
@@ -59,6 +62,21 @@ def test_limits_hold(tmp_path: Path) -> None:
     assert run(list(programs), LIMITS) == list(programs.values())
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert mine.read_text() == "kept"
+
+
+@pytest.mark.skipif(
+    ctypes.CDLL(None).syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1) < 1, reason="this kernel has no Landlock"
+)
+def test_folders_that_anybody_may_write_to_are_out_of_reach() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        programs = [
+            f"import os; os.mkdir({folder + '/a'!r})",
+            f"open({folder + '/b'!r}, 'w')",
+            "open(os.devnull, 'w').write('x')",
+        ]
+        assert run([f"import os\n{program}" for program in programs], LIMITS) == [False, False, True]
+        assert not list(Path(folder).iterdir())
 
 
 def test_forks_are_few_and_end_with_the_program() -> None:
