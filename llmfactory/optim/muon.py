@@ -94,7 +94,8 @@ def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if tall else x
+    found: Tensor = x.mT if tall else x
+    return found
 
 
 def scale_of(weight: Tensor, scale: Scale) -> float:

@@ -49,8 +49,9 @@ class Watching(pl.Callback):
     def _log(self, progress: Progress, stage: TrainingStage) -> None:
         self.strategy.check()
         measures = self.strategy.measures()
-        if "loss" in measures:  # the objective's own term, beside those that parts of the model add
-            measures["objective_loss"] = measures.pop("loss")
+        if "loss" in measures:  # the objective's own term, which is the loss unless parts of the model add others
+            own = measures.pop("loss")
+            measures |= {} if measures.keys() <= set(stage.watched) else {"objective_loss": own}
         metrics = {
             "loss": self.strategy.loss.item(),
             "grad_norm": self.strategy.norm.item(),
