@@ -8,6 +8,7 @@ Both sides take turns, each round a few iterations; what is compared is the CPU 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -60,7 +61,7 @@ class Clock(Tracker):
 
 
 def between(times: list[float]) -> list[float]:
-    return [b - a for a, b in zip(times, times[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(times)]
 
 
 def ours(folder: Path, steps: int) -> tuple[list[float], dict[str, float]]:

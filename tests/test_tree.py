@@ -28,6 +28,9 @@ DIRECTLY = {
 
 
 THROUGH = {
+    **dict.fromkeys(("iteration", "rollout_loader", "rewarded"), "run/test_answers.py"),
+    **dict.fromkeys(("rl_spec", "policy_spec"), "test_dead_keys.py"),
+    "rollout": "stage/test_rollout.py",
     **dict.fromkeys(("arguments", "build", "choices", "defaults", "suggest", "tree", "values"), "config/test_compose.py"),
     **dict.fromkeys(("beginning", "resize"), "stage/test_extend.py"),
     **dict.fromkeys(("train_spec", "file_spec", "extend_spec", "tuning_spec", "reward_spec", "task_spec"), "test_dead_keys.py"),
