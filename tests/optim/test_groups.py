@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
-from llmfactory.optim.groups import groups
+from llmfactory.optim.groups import groups, set_lr
 
 
 def test_decayed_and_kept() -> None:
@@ -28,3 +29,11 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_an_undeclared_parameter_is_an_error() -> None:
     with pytest.raises(KeyError, match="bias"):
         groups(nn.Linear(2, 3).named_parameters(), {"weight": True}, 0.1)
+
+
+def test_some_learn_faster() -> None:
+    one, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    found = groups([("a", one), ("b", other)], {"a": True, "b": True}, 0.1, {"b": 4.0})
+    optimizer = torch.optim.SGD(found, lr=1.0)
+    set_lr(optimizer, 0.5)
+    assert {id(group["params"][0]): group["lr"] for group in optimizer.param_groups} == {id(one): 0.5, id(other): 2.0}
