@@ -15,6 +15,8 @@ from llmfactory.peft.lora_spec import Dora as Dora
 from llmfactory.peft.lora_spec import Freeze as Freeze
 from llmfactory.peft.lora_spec import Ia3 as Ia3
 from llmfactory.peft.lora_spec import Lora as Lora
+from llmfactory.peft.prompt_spec import InLayersSpec as InLayersSpec
+from llmfactory.peft.prompt_spec import PrecedingSpec as PrecedingSpec
 from llmfactory.peft.prompt_spec import Prefix as Prefix
 from llmfactory.peft.prompt_spec import Prompt as Prompt
 from llmfactory.peft.prompt_spec import PTuning as PTuning

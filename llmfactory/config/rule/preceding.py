@@ -16,8 +16,7 @@ from llmfactory.model.attention.spec import AttentionSpec
 from llmfactory.model.position.spec import Learned, Learned2d
 from llmfactory.model.spec import EncoderDecoder, NeuralNgram, TowerSpec
 from llmfactory.parallel.spec import Mesh
-from llmfactory.peft.prompt_spec import InLayersSpec, PrecedingSpec
-from llmfactory.peft.spec import Adapter
+from llmfactory.peft.spec import Adapter, InLayersSpec, PrecedingSpec
 from llmfactory.stage.spec import Embed, Export, Generate, TrainingSpec
 
 
