@@ -100,6 +100,7 @@ from llmfactory.config.rule.pipeline import (
 from llmfactory.config.rule.preceding import (
     methods_have_a_place_in_the_model,
     there_is_an_encoder,
+    virtual_tokens_are_in_no_balance,
     virtual_tokens_are_not_compiled,
     what_precedes_leaves_room,
     what_precedes_stands_on_every_process,
@@ -260,6 +261,7 @@ RULES: tuple[Rule, ...] = (
     what_precedes_leaves_room,
     what_precedes_stands_on_every_process,
     virtual_tokens_are_not_compiled,
+    virtual_tokens_are_in_no_balance,
     methods_have_a_place_in_the_model,
     there_is_an_encoder,
 )

@@ -33,6 +33,7 @@ FIRES = {
         ["peft=p_tuning_v2", *STAGES],
         ["peft=p_tuning", "parallel=tp_sp", "launch=local"],
     ],
+    "virtual_tokens_are_in_no_balance": [["peft=prompt", "model/ffn=moe", "model.ffn.balance=0.01"]],
     "virtual_tokens_are_not_compiled": [["peft=prompt", "trainer.compile=true"]],
     "methods_have_a_place_in_the_model": [
         ["peft=prompt", "model=word2vec_tiny", "stage/objective=skip_gram"],

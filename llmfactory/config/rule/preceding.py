@@ -13,6 +13,7 @@ from llmfactory.core.spec import stem, walk
 from llmfactory.data.form.spec import RecordSpec
 from llmfactory.data.spec import DocumentsSpec
 from llmfactory.model.attention.spec import AttentionSpec
+from llmfactory.model.ffn.spec import MoeSpec
 from llmfactory.model.position.spec import Learned, Learned2d
 from llmfactory.model.spec import EncoderDecoder, NeuralNgram, TowerSpec
 from llmfactory.parallel.spec import Mesh
@@ -71,6 +72,16 @@ def virtual_tokens_are_not_compiled(job: Job) -> Iterator[Problem]:
     if isinstance(peft, PrecedingSpec) and not isinstance(peft, InLayersSpec) and job.trainer.compile:
         reason = f"how long rows become with the virtual tokens of peft={stem(type(peft))} depends on their documents"
         yield Problem("trainer.compile", True, reason, "trainer.compile=false")
+
+
+def virtual_tokens_are_in_no_balance(job: Job) -> Iterator[Problem]:
+    """The balance of experts is a mean over the tokens of the text; routers would see the virtual ones too."""
+    peft = job.peft
+    if not isinstance(peft, PrecedingSpec) or isinstance(peft, InLayersSpec) or not isinstance(job.stage, TrainingSpec):
+        return
+    if any(isinstance(part, MoeSpec) and part.balance for _, part in walk(job.model, "model")):
+        reason = "experts are balanced over the tokens of the text, and would be given the virtual ones besides"
+        yield Problem("peft", stem(type(peft)), reason, "peft=p_tuning_v2")
 
 
 def methods_have_a_place_in_the_model(job: Job) -> Iterator[Problem]:
