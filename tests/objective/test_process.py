@@ -51,6 +51,8 @@ def test_what_is_no_step_counts_nothing():
     batch["rewards"][2, 0] = float("inf")
     batch["rewards"][1, 5] = 1.0  # padding
     assert int(objective.denominators(batch)["loss"]) == 3
+    filling = {**batch, "labels": batch["labels"].index_fill(0, torch.tensor([0]), -100)}
+    assert int(objective.denominators(filling)["loss"]) == 1, "a row of which nothing is learned fills a place"
     batch["rewards"].fill_(NAN)
     (total, count) = objective(outputs, batch)["loss"]
     assert (float(total.detach()), int(count)) == (0.0, 0)

@@ -21,7 +21,7 @@ def case():
 
 def pairs(row):
     there = [number for number, size in enumerate(SIZES[row]) if size > 1]
-    return [pair for pair in itertools.combinations(there, 2) if not SCORES[row, pair[0]] == SCORES[row, pair[1]]]
+    return [pair for pair in itertools.combinations(there, 2) if SCORES[row, pair[0]] != SCORES[row, pair[1]]]
 
 
 def test_the_loss_is_the_paper_s():
