@@ -135,7 +135,9 @@ def test_elsewhere_than_in_the_main_thread_the_limit_is_told_afterwards() -> Non
 def test_records_without_a_right_answer_are_found_before_anything_is_written() -> None:
     graders = Graders.of({"exact_match": ExactMatch()}, None, torch.device("cpu"), 10)  # type: ignore[arg-type]
     graders.check([{"answer": "x"}])
-    with pytest.raises(UserError, match=r"field 'answer' of the prompt's record, and that of prompt 1 holds solution.*data.form.fields"):
+    with pytest.raises(
+        UserError, match=r"field 'answer' of the prompt's record, and that of prompt 1 holds solution.*data.form.fields"
+    ):
         graders.check([{"answer": "x"}, {"solution": "y"}])
     Graders.of({"length": Length()}, None, torch.device("cpu"), 10).check([{}])  # type: ignore[arg-type]
 
