@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import tokenize
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from llmfactory.core.errors import UserError
@@ -28,6 +28,16 @@ LEFT_OUT = re.compile(
 """Names of folders and files whose content is no document."""
 
 
+@lru_cache(maxsize=4)
+def _sources(folder: Path, changed: int) -> tuple[Path, ...]:
+    """`changed`: when. A folder that has not is walked once: installed packages may lie in it, tens of thousands of files."""
+    return tuple(sorted(path for path in folder.rglob("*.py") if not _left_out(path.relative_to(folder))))
+
+
+def _left_out(path: Path) -> bool:
+    return any(LEFT_OUT.fullmatch(part) for part in path.with_suffix("").parts)
+
+
 class StandardLibrary:
     """The .py files of the running Python's standard library, sorted by module path."""
 
@@ -36,16 +46,13 @@ class StandardLibrary:
 
     @cached_property
     def files(self) -> list[Path]:
-        found = sorted(path for path in self.folder.rglob("*.py") if not self._left_out(path))
+        found = list(_sources(self.folder, self.folder.stat().st_mtime_ns if self.folder.is_dir() else 0))
         if not found:
             raise UserError(
                 f"this Python ({sys.executable}, {sys.version.split()[0]}) comes without the source files of its standard library "
                 f"(none in {self.folder}): use another Python, or text of your own: data=text 'data.source.files=[my/*.txt]'"
             )
         return found
-
-    def _left_out(self, path: Path) -> bool:
-        return any(LEFT_OUT.fullmatch(part) for part in path.relative_to(self.folder).with_suffix("").parts)
 
     def module(self, path: Path) -> str:
         parts = path.relative_to(self.folder).with_suffix("").parts
