@@ -23,7 +23,7 @@ from llmfactory.stage.grader.unit_tests import UnitTestsGrader, program_in
 
 Said = Callable[..., Answer]
 LIMITS = Limits(cpu_s=2, wall_s=20, memory_bytes=256 << 20, processes=8, file_bytes=1 << 20)
-SHORT = Limits(cpu_s=1, wall_s=1.5, memory_bytes=256 << 20, processes=8, file_bytes=1 << 20)
+SHORT = Limits(cpu_s=60, wall_s=2, memory_bytes=256 << 20, processes=8, file_bytes=1 << 20)
 
 
 def test_what_passes_runs_to_its_end() -> None:
@@ -122,6 +122,11 @@ def test_other_processes_are_out_of_reach() -> None:
 @pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(30)"])
 def test_it_ends_when_the_time_is_up(program: str) -> None:
     assert run(["assert True", program, "assert True"], SHORT) == [True, False, False]
+
+
+def test_it_ends_when_its_cpu_time_is_up() -> None:
+    limits = Limits(cpu_s=1, wall_s=120, memory_bytes=256 << 20, processes=8, file_bytes=1 << 20)
+    assert run(["while True: pass", "assert True"], limits) == [False, True]
 
 
 def test_it_ends_when_nobody_waits_any_more(tmp_path: Path) -> None:
