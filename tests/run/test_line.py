@@ -157,6 +157,7 @@ def test_every_problem_of_every_step_is_told_at_once(line: list[str], tmp_path: 
         'stage.steps.more=["init=@last","stage=sft"]',
         'stage.steps.last=["stage=line"]',
         'stage.steps.other=["launch=torchrun","launch.endpoint=node0:29500","parallel=ddp"]',
+        'stage.changes.other=["trainer.batch_size=8"]',
         'stage.steps.named=["name=mine"]',
     ]
     with pytest.raises(ConfigError) as caught:
