@@ -55,7 +55,7 @@ from llmfactory.checkpoint.tensors import (
 )
 from llmfactory.core.errors import UserError
 from llmfactory.model.packed import packed
-from llmfactory.model.skeleton import COMPANION
+from llmfactory.model.skeleton import COMPANIONS
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.weights import put
 
@@ -243,7 +243,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World) -> No
 def load_weights(path: Path, model: nn.Module, new: str | None = None, world: World | None = None) -> None:
     """Only the weights. Names and shapes must match exactly.
 
-    A second model that was trained beside it (`COMPANION`) is left out where this one has none.
+    A second model that was trained beside it (`COMPANIONS`) is left out where this one has none.
 
     `new`: beginning of the names of a part that is not the checkpoint's: it is left alone. `world`: the processes over which
     the model is laid out, all of which call this; None: the model is whole, and this process reads for itself.
@@ -252,8 +252,9 @@ def load_weights(path: Path, model: nn.Module, new: str | None = None, world: Wo
     tensors = without(starting_tensors(model), new)
     described = describe(tensors) if world is None else united(tensors, world)
     saved = without(state["tensors"], new)
-    if not any(name.startswith(COMPANION) for name in described):
-        saved = without(saved, COMPANION)
+    for beginning in COMPANIONS:
+        if not any(name.startswith(beginning) for name in described):
+            saved = without(saved, beginning)
     insist_same(path, described, saved)
     matrices = packed(model)
     _read(path, without_names(tensors, matrices), world)

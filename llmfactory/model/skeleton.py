@@ -17,6 +17,8 @@ from llmfactory.model.steps import HIDDEN, Pass, Step
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
 
+COMPANIONS = ("generator.", "critic.")
+"""Beginnings of the names of models that objectives train beside a model, as parts of it; using the model needs none."""
 COMPANION = "generator."
 """Beginning of the names of a second model that an objective trains beside a model, as a part of it; using the model needs none."""
 
