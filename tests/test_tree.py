@@ -28,6 +28,7 @@ DIRECTLY = {
 
 
 THROUGH = {
+    **dict.fromkeys(("line_report", "line_spec"), "run/test_line.py"),
     **dict.fromkeys(("iteration", "rollout_loader", "rewarded"), "run/test_answers.py"),
     **dict.fromkeys(("rl_spec", "policy_spec"), "test_dead_keys.py"),
     "rollout": "stage/test_rollout.py",
