@@ -22,7 +22,10 @@ from llmfactory.stage.spec import Embed, Evaluate, Examine, Export, Extend, Fish
 
 
 def trained_model_is_given(job: Job) -> Iterator[Problem]:
-    if not isinstance(job.stage, (Generate, Evaluate, Examine, Export, Embed, Extend, Fisher, Merge, Rejection)) or job.init is not None:
+    if (
+        not isinstance(job.stage, (Generate, Evaluate, Examine, Export, Embed, Extend, Fisher, Merge, Rejection))
+        or job.init is not None
+    ):
         return
     runs = sorted(Path(job.output_dir).glob("*/checkpoints"), key=lambda folder: -folder.stat().st_mtime)
     if runs:

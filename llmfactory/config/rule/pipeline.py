@@ -19,9 +19,7 @@ def every_stage_has_a_layer(job: Job) -> Iterator[Problem]:
         return
     layers, stages = _layers(job.model), layout.pp * layout.stages_per_process
     if layers == 0:
-        yield Problem(
-            "parallel.pp", layout.pp, "the model has no layers that could be dealt to stages", no_pipeline(job, layout)
-        )
+        yield Problem("parallel.pp", layout.pp, "the model has no layers that could be dealt to stages", no_pipeline(job, layout))
     elif layers < layout.pp:
         reason = f"the model has {layers} layers, and each process needs one"
         yield Problem("parallel.pp", layout.pp, reason, no_pipeline(job, layout))
