@@ -649,7 +649,7 @@ EFFECTS: dict[str, str] = {
     "stage/fisher.rows": "stage/anchor/test_ewc.py::test_fisher_is_the_mean_of_squares",
     "stage/sft.objective": "stage/test_sft.py::*",
     "stage/sft.sample_prompt": "run/test_sample.py::test_a_question_of_one_s_own",
-    "stage/preference.objective": "objective/test_dpo.py::*",
+    "stage/preference.objective": "stage/test_preference.py::test_answers_are_told_apart",
     "stage/preference.sample_prompt": "run/test_sample.py::test_a_question_of_one_s_own",
     "stage/reward.objective": "stage/test_reward.py::*",
     "stage/reward.sample_prompt": "config/test_rules.py::test_it_fires_and_its_repair_works",

@@ -84,15 +84,28 @@ def answered(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         return []
     short = ", ".join(f"{result[key]:,} {key}" for key in ("unfinished", "empty") if result[key])
     rows = [("answers", f"{result['answers']:,}", f"to {result['prompts']:,} prompts{f', {short}' if short else ''}")]
-    rows.append(("mean reward", f"{result['mean_reward']:.4f}", f"best of {max(map(int, result['best_of']))}: {result['best_reward']:.4f}"))
+    rows.append(
+        (
+            "mean reward",
+            f"{result['mean_reward']:.4f}",
+            f"best of {max(map(int, result['best_of']))}: {result['best_reward']:.4f}",
+        )
+    )
     for name, right in result["pass_at"].items():
         shown = ", ".join(f"{share:.1%} in one of {k}" for k, share in list(right.items())[1:])
         rows.append((f"right by {name}", f"{next(iter(right.values())):.2%}", shown))
-    rows += [(f"no grade by {reason.partition(': ')[0]}", f"{count:,}", reason.partition(": ")[2]) for reason, count in result["failures"].items()]
-    pairs = f"{result['kept_pairs']:,} pairs in {result['files']['pairs']}" if "kept_pairs" in result else ""
-    return [*rows, ("kept", f"{result['kept']:,}", f"in {result['files']['best']}"), *([("pairs", pairs.split(" ")[0], pairs.partition("pairs ")[2])] if pairs else [])]
+    rows += [
+        (f"no grade by {reason.partition(': ')[0]}", f"{count:,}", reason.partition(": ")[2])
+        for reason, count in result["failures"].items()
+    ]
+    rows += [
+        (f"{what} kept", f"{result[count]:,}", f"in {result['files'][what]}") for what, count in KEPT.items() if count in result
+    ]
+    return rows
 
 
+KEPT = {"best": "kept", "pairs": "kept_pairs"}
+"""Files of answers that are kept, and the key of how many."""
 TASKS = {
     "accuracy": ("accuracy", ".2%", ""),
     "macro_f1": ("macro-F1", ".2%", "mean over classes"),

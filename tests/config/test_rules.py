@@ -50,7 +50,10 @@ FIRES = {
     "tilted_losses_are_of_several_sources": [["stage/objective=tilted"], ["stage/objective=tilted", MIXTURE, *STAGES]],
     "what_matters_was_measured": [["stage/anchor=ewc", "init=."]],
     "one_process_measures_what_matters": [["stage=fisher", "init=.", "parallel=ddp", "launch=local"]],
-    "what_merges_is_for_training": [["stage=evaluate", "init=.", "peft=lora"], ["stage=generate", "init=.", "peft=bitfit"]],
+    "what_merges_is_for_training": [
+        ["stage=evaluate", "init=.", "peft=lora"],
+        ["stage=generate", "stage.prompt=x", "init=.", "peft=bitfit"],
+    ],
     "grids_cut_plain_matrices": [["parallel=tp_summa", "launch=local", "launch.processes=4", "model=llama_tiny", "peft=lora"]],
     "dora_sees_whole_rows": [["peft=dora", *TWO]],
     "few_bits_are_not_cut": [["peft=qlora", *TWO]],
