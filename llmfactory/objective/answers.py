@@ -23,15 +23,13 @@ from llmfactory.core.batch import IGNORE
 from llmfactory.core.context import Pieces
 from llmfactory.objective.objective import Objective, Outputs, Terms
 from llmfactory.objective.preference_spec import Reference
+from llmfactory.objective.reference import add_reference, begin_reference
 from llmfactory.peft.active import without_adapters
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.core.context import Context
     from llmfactory.model.skeleton import Skeleton
-
-REFERENCE = "reference"
-"""Name of the frozen copy within the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +85,14 @@ class AnswersObjective(Objective):
         self.reference = reference
 
     def equip(self, model: Skeleton) -> None:
-        """`model.reference`, a frozen copy."""
-        if self.reference is not Reference.copy:
-            return
-        copy = model.spec.build().requires_grad_(False)
-        model.add_module(REFERENCE, copy)
-        names = {f"{REFERENCE}.{name}" for name in copy.state_dict()}
-        model.added, model.borrowed = model.added | names, model.borrowed | names
+        """`model.reference`, a frozen copy, where that is what answers are compared with."""
+        if self.reference is Reference.copy:
+            add_reference(model)
 
     def begin(self, model: Skeleton) -> None:
         """The copy's weights are those that the model starts with; both lie over processes alike."""
         if self.reference is Reference.copy:
-            own = dict(model.named_parameters()) | dict(model.named_buffers())
-            copy = cast("Skeleton", model.reference)
-            with torch.no_grad():
-                for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
-                    tensor.copy_(own[name])
+            begin_reference(model)
 
     def outputs(self, model: Skeleton, batch: Batch, context: Context) -> Outputs:
         known = None

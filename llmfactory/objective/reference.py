@@ -22,8 +22,12 @@ REFERENCE = "reference"
 
 def equip_reference(model: Skeleton) -> None:
     """The copy, where one is needed; before anything else that is trained beside the model."""
-    if base_stays(model):
-        return
+    if not base_stays(model):
+        add_reference(model)
+
+
+def add_reference(model: Skeleton) -> None:
+    """The copy; whoever asks it sees to it that it drops nothing."""
     reference = model.spec.build().requires_grad_(False)
     names = frozenset(f"{REFERENCE}.{name}" for name in reference.state_dict())
     model.add_module(REFERENCE, reference)
