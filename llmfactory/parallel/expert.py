@@ -49,7 +49,8 @@ def deal_experts(model: nn.Module, world: World) -> None:
             for attribute, declared in part.declare().items() if isinstance(part, Part) else ():
                 assert declared.layout is Layout.expert
                 hidden = Replicate() if declared.hidden is None else Shard(declared.hidden)
-                _cut(part, f"{name}.{path}.{attribute}", attribute, mesh, [hidden] if mesh.ndim == 1 else [Shard(0), hidden])
+                cuts: list[Placement] = [hidden] if mesh.ndim == 1 else [Shard(0), hidden]
+                _cut(part, ".".join(filter(None, (name, path, attribute))), attribute, mesh, cuts)
         if "ep" in world.groups:
             experts.dispatch = dispatch_over(world.groups["ep"])
 

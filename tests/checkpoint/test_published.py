@@ -138,7 +138,7 @@ def test_k_quants_are_read(tmp_path: Path, kind: str, monkeypatch: pytest.Monkey
     from llmfactory.core.gguf_file import read_gguf
 
     monkeypatch.setattr(published_module, "SLAB", 2 * block_bytes)
-    found = published_module._read(read_gguf(tmp_path / "m.gguf").tensors["t"])
+    found = published_module.stored_tensor(read_gguf(tmp_path / "m.gguf").tensors["t"])
     assert found.shape == (6, 2 * block)
     assert torch.equal(found, torch.from_numpy(gguf.dequantize(blocks, wanted)))
 
