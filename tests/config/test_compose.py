@@ -57,7 +57,11 @@ def test_the_same_as_hydras_own_composition(line: list[str], monkeypatch: pytest
     """Files go into our own tree, not through OmegaConf's merge; the result must be the same, for sweeps go through Hydra."""
     monkeypatch.setattr("llmfactory.config.rules.RULES", ())
     line = ELSEWHERE.get(line[0], [*line, *NEEDS.get(line[0], [])])
-    told = [f"++{part}" if "={" in part else part for override in line for part in spelled_out(override)]  # as sweeps hand it on
+    told = [
+        f"++{part}" if "={" in part or part.startswith("stage.steps.") else part
+        for override in line
+        for part in spelled_out(override)
+    ]  # as sweeps hand it on
     hydra = ConfigLoaderImpl(search_path()).load_configuration("config", list(dict.fromkeys(told)), RunMode.RUN)
     with open_dict(hydra):
         del hydra["hydra"]

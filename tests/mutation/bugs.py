@@ -192,8 +192,8 @@ BUGS = (
     Bug(
         "the bias of a row cut is added on every rank",
         TENSOR,
-        "y = self.join(F.linear(x, self.weight))\n        return y if self.bias is None else y + self.bias.to(y.dtype)",
-        "return self.join(F.linear(x, self.weight, self.bias))",
+        "y, offset = self.join(self.product(x)), self.offset()\n        return y if offset is None else y + offset.to(y.dtype)",
+        "y, offset = self.product(x), self.offset()\n        return self.join(y if offset is None else y + offset.to(y.dtype))",
         (case("tp"),),
     ),
     Bug(
@@ -227,15 +227,15 @@ BUGS = (
     Bug(
         "labels are looked for in another rank's vocabulary",
         VOCABULARY,
-        "group.rank() * w_VD.shape[0]",
-        "(group.size() - 1 - group.rank()) * w_VD.shape[0]",
+        "rows, first = w_VD.shape[0], group.rank() * w_VD.shape[0]",
+        "rows, first = w_VD.shape[0], (group.size() - 1 - group.rank()) * w_VD.shape[0]",
         (case("tp_sp"),),
     ),
     Bug(
         "each rank takes its own largest logit",
         VOCABULARY,
-        "                dist.all_reduce(largest_C1, dist.ReduceOp.MAX, group=group)\n",
-        "",
+        "dist.all_reduce(largest_C1, dist.ReduceOp.MAX, group=group)\n                exp_CV = (logits_CV - largest_C1).exp_()\n                parts_C3",
+        "exp_CV = (logits_CV - largest_C1).exp_()\n                parts_C3",
         (case("tp_sp"),),
     ),
     Bug(
@@ -284,8 +284,8 @@ BUGS = (
     Bug(
         "the padding that makes rows even has labels",
         CONTEXT,
-        "value=IGNORE if name in LABELS else 0",
-        "value=0",
+        "nothing = IGNORE if name in LABELS else math.nan if name == REWARDS else 0",
+        "nothing = math.nan if name == REWARDS else 0",
         (case("cp_ring", "t5, spans"),),
     ),
     Bug(

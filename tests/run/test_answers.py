@@ -50,11 +50,11 @@ LEARNING = {
 
 @pytest.mark.parametrize("stage", list(LEARNING))
 def test_it_learns_to_sort(start: Path, stage: str, tmp_path: Path) -> None:
-    """From at most 0.5 to at least 0.65 within a few seconds: a wrong sign or mask leads down, or nowhere."""
+    """From at most 0.5 to at least 0.55 within a few seconds: a wrong sign or mask leads down, or nowhere."""
     fitted, tracker = train(begun(start, stage, "optim.lr=3e-3", "trainer.batch_size=64", *LEARNING[stage]), tmp_path)
     rewards = column(tracker, "reward")
     assert mean(rewards[:3]) < 0.5
-    assert mean(rewards[-6:]) > 0.65, rewards
+    assert mean(rewards[-6:]) > max(0.55, mean(rewards[:6]) + 0.15), rewards
     assert fitted.supply is not None
     figures = fitted.supply.figures()
     assert figures["rollout_share"] + figures["score_share"] + figures["update_share"] == pytest.approx(1)

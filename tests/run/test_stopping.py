@@ -40,7 +40,7 @@ def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     def measured(*_: object) -> SimpleNamespace:
         loss = next(losses)
-        return SimpleNamespace(loss=loss, losses=lambda: {"held_out_loss": loss})
+        return SimpleNamespace(loss=loss, losses=lambda: {"held_out_loss": loss}, watched=dict)
 
     monkeypatch.setattr(supply, "held_out_measure", measured)
     settings = {"trainer__eval_every": 2, "trainer__patience": 2, "trainer__keep_last": 1}

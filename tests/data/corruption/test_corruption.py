@@ -18,7 +18,8 @@ from llmfactory.data.loader import StepLoader, held_out_batches
 from llmfactory.data.pack.spec import Concat, Document
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokens import TokenFile
-from llmfactory.objective.spec import BlankInfilling, Causal, Denoising, Masked, ObjectiveSpec, Prefix
+from llmfactory.objective.objective import Objective
+from llmfactory.objective.spec import BlankInfilling, Denoising, Masked, ObjectiveSpec, Prefix
 
 SPECS = [cls() for name, cls in classes("stage/objective").items() if not name.endswith("_spec")]
 SPECS += [
@@ -28,7 +29,7 @@ SPECS += [
 ]
 
 
-CORRUPTING = [spec for spec in SPECS if not spec.labelled and not isinstance(spec, Causal)]
+CORRUPTING = [spec for spec in SPECS if not spec.labelled and type(spec.build()).corruption is not Objective.corruption]
 
 
 def token_file(folder: Path) -> TokenFile:

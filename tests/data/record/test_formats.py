@@ -236,7 +236,7 @@ READ: dict[str, tuple[Kind, dict[str, Any], list[dict[str, Any]]]] = {
 """format -> (kind, a row of it, what it is read as)"""
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "oasst_flat"])
+@pytest.mark.parametrize("name", [one.name for one in FORMATS if one.name != "oasst_flat" and one.kind is not Kind.prompt])
 def test_a_row_is_told_and_read(name: str) -> None:
     kind, row, expected = READ[name]
     found = format_of(row, [kind])
@@ -247,7 +247,8 @@ def test_a_row_is_told_and_read(name: str) -> None:
 
 
 def test_every_format_is_here() -> None:
-    assert {*READ, "oasst_flat"} == set(NAMES)
+    """Those of prompts stand in tests/data/form/test_prompts.py."""
+    assert {*READ, "oasst_flat"} == {one.name for one in FORMATS if one.kind is not Kind.prompt}
     assert len(set(NAMES)) == len(FORMATS)
 
 
