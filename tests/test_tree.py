@@ -16,7 +16,20 @@ PLACES = {"stage/objective": "objective", "trainer": "run", "hardware": "paralle
 NO_PACKAGE = {"experiment"}
 """Groups that only combine others."""
 GROUPS = sorted({str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."} - NO_PACKAGE)
-ABSTRACT = {"part", "tracker", "job", "objective", "rows", "document", "tokenizer", "plugin", "frame", "writer", "base_spec"}
+ABSTRACT = {
+    "optimizer",
+    "part",
+    "tracker",
+    "job",
+    "objective",
+    "rows",
+    "document",
+    "tokenizer",
+    "plugin",
+    "frame",
+    "writer",
+    "base_spec",
+}
 """Files that hold an interface or what a group's members share; proven through the members."""
 DIRECTLY = {
     "jinja": "data/form/template/jinja is its text, filled in by template.py",

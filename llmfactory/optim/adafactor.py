@@ -12,50 +12,42 @@ R and C are small, and whole on every process, wherever the pieces of the matrix
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from llmfactory.optim.optimizer import StepOptimizer
 from llmfactory.optim.spec import Adafactor as AdafactorSpec
 from llmfactory.parallel.clip import norms, sums_along, without
 from llmfactory.parallel.weights import box, cut, local
 
 
-class Adafactor(Optimizer):
+class Adafactor(StepOptimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], spec: AdafactorSpec) -> None:
-        super().__init__(groups, {"lr": spec.lr, "weight_decay": spec.weight_decay})
+        super().__init__(groups, spec)
         self.spec = spec
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of all weights that have a gradient."""
-        if closure is not None:
-            raise TypeError("the gradients are there before the step: no closure")
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if not weights:
-                continue
-            updates = [self._update(weight) for weight in weights]
-            lengths = self._rms(weights, updates)
-            for update, length in zip(updates, lengths, strict=True):
-                update.div_((length / self.spec.update_clip).clamp_min(1.0))
-            scales = self._rms(weights, weights).clamp_min(self.spec.least_scale) if self.spec.scale_by_weights else None
-            for number, (weight, update) in enumerate(zip(weights, updates, strict=True)):
-                update.mul_(group["lr"] if scales is None else group["lr"] * scales[number])
-                if self.spec.momentum is not None:
-                    mean = local(self.state[weight]["mean"])
-                    update = mean.lerp_(update, 1 - self.spec.momentum)
-                local(weight).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update)
+    def update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        updates = [self._direction(weight) for weight in weights]
+        lengths = self._rms(weights, updates)
+        for update, length in zip(updates, lengths, strict=True):
+            update.div_((length / self.spec.update_clip).clamp_min(1.0))
+        scales = self._rms(weights, weights).clamp_min(self.spec.least_scale) if self.spec.scale_by_weights else None
+        for number, (weight, update) in enumerate(zip(weights, updates, strict=True)):
+            update.mul_(group["lr"] if scales is None else group["lr"] * scales[number])
+            if self.spec.momentum is not None:
+                mean = local(self.state[weight]["mean"])
+                update = mean.lerp_(update, 1 - self.spec.momentum)
+            local(weight).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update)
 
     def _rms(self, weights: list[Tensor], values: list[Tensor]) -> Tensor:
         """[N], root mean squares of whole tensors, given their pieces."""
         found = norms([_like(weight, value) for weight, value in zip(weights, values, strict=True)])
         return found / found.new_tensor([math.sqrt(weight.numel()) for weight in weights])
 
-    def _update(self, weight: Tensor) -> Tensor:
+    def _direction(self, weight: Tensor) -> Tensor:
         """G / sqrt(V), this process's piece."""
         state, gradient = self.state[weight], weight.grad
         assert gradient is not None

@@ -8,36 +8,26 @@ so is a tensor of which the weights or the update are all zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from llmfactory.optim.optimizer import StepOptimizer
 from llmfactory.optim.spec import Lamb as LambSpec
 from llmfactory.parallel.clip import norms
 from llmfactory.parallel.weights import local
 
 
-class Lamb(Optimizer):
+class Lamb(StepOptimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], spec: LambSpec) -> None:
-        super().__init__(groups, {"lr": spec.lr, "weight_decay": spec.weight_decay})
+        super().__init__(groups, spec)
         self.betas, self.eps = (spec.betas[0], spec.betas[1]), spec.eps
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of all weights that have a gradient."""
-        if closure is not None:
-            raise TypeError("the gradients are there before the step: no closure")
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                self._update(weights, group["lr"], group["weight_decay"])
-
-    def _update(self, weights: list[Tensor], lr: float, decay: float) -> None:
+    def update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         updates = [self._direction(weight) for weight in weights]
-        torch._foreach_add_(updates, weights, alpha=decay)
+        torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
         matrices = [number for number, weight in enumerate(weights) if weight.dim() >= 2]
         factors: list[float | Tensor] = [1.0] * len(weights)
         if matrices:
@@ -46,7 +36,7 @@ class Lamb(Optimizer):
             for place, number in enumerate(matrices):
                 factors[number] = ratios[place]
         for weight, update, factor in zip(weights, updates, factors, strict=True):
-            local(weight).sub_(lr * factor * local(update))
+            local(weight).sub_(group["lr"] * factor * local(update))
 
     def _direction(self, weight: Tensor) -> Tensor:
         """m^ / (sqrt(v^) + eps)."""

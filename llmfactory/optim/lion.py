@@ -7,37 +7,30 @@ Everything is elementwise, so a piece of a weight is updated as the whole is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch import Tensor
 
+from llmfactory.optim.optimizer import StepOptimizer
 from llmfactory.optim.spec import Lion as LionSpec
 
 
-class Lion(Optimizer):
+class Lion(StepOptimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], spec: LionSpec) -> None:
-        super().__init__(groups, {"lr": spec.lr, "weight_decay": spec.weight_decay})
+        super().__init__(groups, spec)
         self.betas = spec.betas[0], spec.betas[1]
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of all weights that have a gradient."""
-        if closure is not None:
-            raise TypeError("the gradients are there before the step: no closure")
+    def update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         shown, kept = self.betas
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if not weights:
-                continue
-            gradients = [weight.grad for weight in weights]
-            for weight in weights:
-                if not self.state[weight]:
-                    self.state[weight]["mean"] = torch.zeros_like(weight)
-            means = [self.state[weight]["mean"] for weight in weights]
-            updates = torch._foreach_lerp(gradients, means, shown)
-            torch._foreach_sign_(updates)
-            torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, updates, alpha=-group["lr"])
-            torch._foreach_lerp_(means, gradients, 1.0 - kept)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["mean"] = torch.zeros_like(weight)
+        means = [self.state[weight]["mean"] for weight in weights]
+        updates = torch._foreach_lerp(gradients, means, shown)
+        torch._foreach_sign_(updates)
+        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, updates, alpha=-group["lr"])
+        torch._foreach_lerp_(means, gradients, 1.0 - kept)

@@ -11,16 +11,16 @@ what comes out. A stack of matrices [..., n, m] is iterated matrix by matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from llmfactory.optim.groups import MATRIX
+from llmfactory.optim.optimizer import StepOptimizer
 from llmfactory.optim.spec import Muon as MuonSpec
 from llmfactory.optim.spec import Scale
 from llmfactory.parallel.weights import box, cut, local
@@ -31,23 +31,17 @@ SMALLEST = 1e-7
 """Least norm that is divided by."""
 
 
-class Muon(Optimizer):
+class Muon(StepOptimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], spec: MuonSpec) -> None:
-        super().__init__(groups, {"lr": spec.lr, "weight_decay": spec.weight_decay})
+        super().__init__(groups, spec)
         self.spec = spec
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of all weights that have a gradient."""
-        if closure is not None:
-            raise TypeError("the gradients are there before the step: no closure")
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if group[MATRIX]:
-                for weight in weights:
-                    self._orthogonal_step(weight, group["lr"], group["weight_decay"])
-            elif weights:
-                self._adamw_step(weights, self.spec.rest_factor * group["lr"], group["weight_decay"])
+    def update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        if group[MATRIX]:
+            for weight in weights:
+                self._orthogonal_step(weight, group["lr"], group["weight_decay"])
+        else:
+            self._adamw_step(weights, self.spec.rest_factor * group["lr"], group["weight_decay"])
 
     def _orthogonal_step(self, weight: Tensor, lr: float, decay: float) -> None:
         state, gradient = self.state[weight], weight.grad
