@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmfactory.checkpoint.tensors import all_tensors
@@ -20,6 +19,7 @@ from llmfactory.parallel.shard import reshard
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.parallel.weights import assemble
 from llmfactory.precision.plugin import MeshPrecision
+from llmfactory.run.laid_out import whole_on_meta
 from llmfactory.run.progress import Progress
 from llmfactory.run.supply import Supply
 from llmfactory.stage.evaluate import Measure
@@ -106,7 +106,8 @@ class AnswerSupply(Supply):
             return self.stage.model
         reshard(self.stage.root)
         if self._copy is None:
-            self._copy = self._empty()
+            empty = whole_on_meta(self.job, self.stage, self.formats)
+            self._copy = empty.to_empty(device=self.world.device).eval()
             fresh = all_tensors(self.stage.model)
         else:  # what never changes is there already
             borrowed = self.stage.model.borrowed
@@ -118,14 +119,6 @@ class AnswerSupply(Supply):
 
         assemble(fresh, self.world, fill)
         return self._copy
-
-    def _empty(self) -> Skeleton:
-        with torch.device("meta"):
-            model = self.job.model.build()
-            self.job.peft.apply(model)
-            self.stage.objective.equip(model)
-        self.formats.convert_module(model)
-        return model.to_empty(device=self.world.device).eval()
 
 
 def _asking(job: Job) -> Job:

@@ -40,7 +40,7 @@ class LaidOut:
     @property
     def parameters(self) -> int:
         """Of the whole model."""
-        return parameters(self._empty())
+        return parameters(whole_on_meta(self.job, self.stage, self.formats))
 
     def measure(self) -> Measure | None:
         """The objective on all held-out rows; None: there are none."""
@@ -63,7 +63,7 @@ class LaidOut:
         world = self.strategy.world
         if self._whole is None:
             keep = everywhere or world.rank == 0
-            model = self._empty()
+            model = whole_on_meta(self.job, self.stage, self.formats)
             if keep:
                 model.to_empty(device=world.device)
             places = all_tensors(model)
@@ -79,15 +79,17 @@ class LaidOut:
             self._whole = model.eval()
         return self._whole
 
-    def _empty(self) -> Skeleton:
-        with torch.device("meta"):
-            model = self.job.model.build()
-            self.job.peft.apply(model)
-            self.stage.objective.equip(model)
-        self.formats.convert_module(model)
-        return model
-
     def _pieces(self) -> dict[str, Tensor]:
         reshard(self.stage.root)
         model, _ = self.strategy.whole(self.stage.model, None, everywhere=False)
         return all_tensors(model)
+
+
+def whole_on_meta(job: Job, stage: TrainingStage, formats: MeshPrecision) -> Skeleton:
+    """A plain module like the one that is trained, with its adapters and companions, on the meta device."""
+    with torch.device("meta"):
+        model = job.model.build()
+        job.peft.apply(model)
+        stage.objective.equip(model)
+    formats.convert_module(model)
+    return model
