@@ -40,6 +40,7 @@ from llmfactory.checkpoint.files import (
     write_json,
 )
 from llmfactory.checkpoint.tensors import (
+    AVERAGE,
     PREFIX,
     Contents,
     Described,
@@ -49,6 +50,7 @@ from llmfactory.checkpoint.tensors import (
     model_tensors,
     size_in_bytes,
     starting_tensors,
+    trained_in,
     united,
     without,
     without_names,
@@ -56,6 +58,7 @@ from llmfactory.checkpoint.tensors import (
 from llmfactory.core.errors import UserError
 from llmfactory.model.packed import packed
 from llmfactory.model.skeleton import COMPANIONS
+from llmfactory.optim.average.average import Average
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.weights import put
 
@@ -231,13 +234,17 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World) -> None:
-    """Restore weights and optimizer state in place, under whatever layout the model has now; called by every process."""
+def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World, average: Average | None = None) -> None:
+    """Restore the weights that are trained, the optimizer's state and the average's in place, under whatever layout the model has
+    now; called by every process."""
     state = _verified(path, world)
-    tensors = model_tensors(model)
-    insist_same(path, united(tensors, world), state["tensors"])
-    room = allocate_optimizer(model, optimizer, state["tensors"])
-    _read(path, {**tensors, **room}, world)
+    tensors, saved = model_tensors(model), state["tensors"]
+    insist_same(path, united(tensors, world), saved)
+    room = allocate_optimizer(model, optimizer, saved)
+    if average is not None:
+        kept = {name.removeprefix(AVERAGE): getattr(torch, saved[name]["dtype"]) for name in saved if name.startswith(AVERAGE)}
+        room |= {f"{AVERAGE}{name}": tensor for name, tensor in average.restore(state.get("average"), kept).items()}
+    _read(path, {**trained_in(tensors, saved), **room}, world)
 
 
 def load_weights(path: Path, model: nn.Module, new: str | None = None, world: World | None = None) -> None:

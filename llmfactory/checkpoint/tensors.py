@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llmfactory.model.packed import packed
+from llmfactory.optim.average.average import TRAINED, Average
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.weights import local
 
 PREFIX = "optimizer."
+AVERAGE = f"{PREFIX}average."
+"""Beginning of the names of what an average of weights keeps (`optim/average/average.py`)."""
 T = TypeVar("T")
 
 
@@ -75,9 +78,11 @@ class Contents:
     """This process's pieces in the host's memory, which are written in the tensors' place; None: the tensors themselves."""
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: Optimizer | None) -> Contents:
+    def of(cls, model: nn.Module, optimizer: Optimizer | None, average: Average | None = None) -> Contents:
         """As they stand; `optimizer` is None for a model that none trains."""
-        return cls(model_tensors(model), {} if optimizer is None else optimizer_tensors(model, optimizer))
+        state = {} if optimizer is None else optimizer_tensors(model, optimizer)
+        kept = {} if average is None else {f"{AVERAGE}{name}": tensor for name, tensor in average.tensors().items()}
+        return cls(model_tensors(model), state | kept)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -108,6 +113,12 @@ def allocate_optimizer(model: nn.Module, optimizer: Optimizer, saved: Mapping[st
             optimizer.state[parameter][full_name[len(start) :]] = tensor
             room[full_name] = tensor
     return room
+
+
+def trained_in(tensors: Mapping[str, T], saved: Collection[str]) -> dict[str, T]:
+    """Tensors of a model by the names under which a checkpoint holds the weights that were trained, where others are used."""
+    places = {name: f"{AVERAGE}{name}.{TRAINED}" for name in tensors}
+    return {places[name] if places[name] in saved else name: tensor for name, tensor in tensors.items()}
 
 
 def _state_names(start: str, saved: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ from llmfactory.config.rule.answering import (
     prompts_are_answered,
     prompts_have_no_answers_to_measure,
 )
+from llmfactory.config.rule.average import an_average_begins_within_the_run, averages_are_taken_of_our_own_weights
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
 from llmfactory.config.rule.context import (
     context_parallel_cuts_attention,
@@ -264,4 +265,6 @@ RULES: tuple[Rule, ...] = (
     virtual_tokens_are_in_no_balance,
     methods_have_a_place_in_the_model,
     there_is_an_encoder,
+    averages_are_taken_of_our_own_weights,
+    an_average_begins_within_the_run,
 )

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between
+from llmfactory.optim.average.spec import AverageSpec
+from llmfactory.optim.average.spec import None_ as NoAverage
 from llmfactory.optim.schedule.spec import ScheduleSpec
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
+
+    from llmfactory.optim.average.average import Average
 
 
 @dataclass(kw_only=True, slots=True)
@@ -24,6 +28,8 @@ class OptimSpec(Spec):
     lr: float
     """Peak learning rate; the schedule multiplies it."""
     schedule: ScheduleSpec
+    average: AverageSpec = field(default_factory=NoAverage)
+    """Which weights are measured, saved and handed on, if not those that are trained."""
     weight_decay: float = 0.1
     """Decay of matrices; norms, biases and what parts declare as such are never decayed."""
     clip_norm: float | None = 1.0
@@ -37,6 +43,10 @@ class OptimSpec(Spec):
     def state_copies(self) -> int:
         """How many numbers the optimizer keeps for each weight."""
         return 2
+
+    def averaging(self, max_steps: int) -> Average | None:
+        """What makes the weights that are used of those that are trained; None: they are the same."""
+        return self.average.build(max_steps)
 
     def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         """The optimizer over parameter groups made by `optim/groups.py`; their lr is set before every step."""

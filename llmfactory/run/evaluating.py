@@ -78,7 +78,7 @@ class Evaluating(pl.Callback):
         if self.every is None or self.progress.step % self.every:
             return
         assert isinstance(stage, TrainingStage)
-        with self.progress.watch.paused():
+        with self.progress.watch.paused(), stage.averaged():
             found = self.measure(self.rows)
         if found is not None:
             self.progress.evaluated(found.loss)

@@ -35,6 +35,7 @@ from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
+from llmfactory.parallel.shard import reshard
 from llmfactory.parallel.spec import DeepSpeed, ParallelSpec
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.parallel.weights import put
@@ -186,6 +187,9 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         _train(stage, supply.loader, strategy, formats, callbacks, last_step, progress.step)
     progress.watch.stop()
     display.stop()
+    if stage.average is not None:  # from here on the model is what others get
+        reshard(stage.root)
+        stage.average.put()
     trained: Skeleton | LaidOut = stage.model.eval()
     if world.dense is not None:
         trained = LaidOut(job, stage, formats, strategy, partial(supply.measure, None))

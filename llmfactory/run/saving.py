@@ -53,15 +53,18 @@ class Saving(pl.Callback):
         assert isinstance(stage, TrainingStage)
         world = self.strategy.world
         model, optimizer = self.strategy.whole(stage.model, self._optimizer(trainer), everywhere=self.resume is not None)
-        needed = (1 + stage.optim.state_copies()) * size_in_bytes(united(model_tensors(model), world))
+        copies = 1 + stage.optim.state_copies() + (0 if stage.average is None else 1 + stage.optim.average.copies())
+        needed = copies * size_in_bytes(united(model_tensors(model), world))
 
         def make_room() -> None:
             io.clean(self.folder)
             require_space(self.folder, needed, "a checkpoint of this run")
 
         world.once(make_room)
+        if stage.average is not None:
+            stage.average.begin(stage.model, optimizer)
         if self.resume is not None:
-            io.load(self.resume, model, optimizer, world)
+            io.load(self.resume, model, optimizer, world, stage.average)
             self.strategy.take(stage.model, model, self._optimizer(trainer))
             if self.formats.loss_scale is not None:
                 self.formats.loss_scale.load(io.read_state(self.resume)["loss_scale"])
@@ -78,7 +81,9 @@ class Saving(pl.Callback):
             assert isinstance(stage, TrainingStage)
             self.progress.watch.stop()
             self._finish()
-            self._save(stage, self._optimizer(trainer))
+            self.strategy.check()
+            with stage.averaged():
+                self._save(stage, self._optimizer(trainer))
             if last:
                 self._finish()
             else:
@@ -93,13 +98,14 @@ class Saving(pl.Callback):
                 raise UserError(f"{exception}; besides, {error}") from exception
 
     def _save(self, stage: TrainingStage, optimizer: Optimizer) -> None:
-        self.strategy.check()
         reshard(stage.root)
         step = self.progress.step
         state = {**self.record, **self.progress.state(), "samples": step * self.spec.batch_size}
         if self.formats.loss_scale is not None:
             state["loss_scale"] = self.formats.loss_scale.state()
-        contents = Contents.of(*self.strategy.whole(stage.model, optimizer, everywhere=False))
+        if stage.average is not None:
+            state["average"] = stage.average.state()
+        contents = Contents.of(*self.strategy.whole(stage.model, optimizer, everywhere=False), stage.average)
         best_step = self.progress.best_step if self.spec.keep_best else None
         remember = self.keep()
 

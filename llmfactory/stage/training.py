@@ -6,7 +6,8 @@ weights only within the root's forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from llmfactory.optim.groups import groups, set_lr
 from llmfactory.optim.spec import OptimSpec
 from llmfactory.parallel.context import ContextCut, padded
 from llmfactory.parallel.mesh import World
+from llmfactory.parallel.shard import reshard
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -121,6 +123,7 @@ class TrainingStage(pl.LightningModule):
         self.objective, self.optim, self.decays, self.lr_factors = objective, optim, dict(decays), dict(lr_factors)
         self.matrices = frozenset(matrices) if optim.matrices_apart else frozenset()
         self.schedule = optim.schedule.build(max_steps)
+        self.average = optim.averaging(max_steps)
         self.clip_norm = optim.clip_norm
         self.watched, self.surveys = objective.watched, objective.surveys
 
@@ -151,6 +154,19 @@ class TrainingStage(pl.LightningModule):
     def stepped(self, step: int, taken: Tensor) -> None:
         """What the method of training has to do after a step, counted from 0; `taken`: it reached the weights."""
         self.after_step(self.model, step, taken)
+        if self.average is not None:
+            self.average.update(step)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the weights that are used in the model's place, where they are not those that are trained."""
+        if self.average is None:
+            yield
+            return
+        reshard(self.root)  # whole weights of the last forward would go on being used
+        with self.average.used():
+            yield
+            reshard(self.root)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

@@ -66,7 +66,7 @@ def work_of(job: Job, is_cpu: bool) -> Work:
         seq_len=job.data.seq_len,
         formats=form,
         product_format=product,
-        state_copies=job.optim.state_copies(),
+        state_copies=job.optim.state_copies() + job.optim.average.copies(),
         state_bytes=4 if isinstance(job.optim, MomentsSpec) else 0,
         vocab=vocab,
         chunk_rows=CPU_ROWS if is_cpu else max(CPU_ROWS, GPU_LOGITS // max(1, vocab)),
