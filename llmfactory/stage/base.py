@@ -32,6 +32,7 @@ from llmfactory.core.spec import stem
 from llmfactory.model.declarations import declarations
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.spec import ModelSpec
+from llmfactory.optim.average.average import TRAINED
 from llmfactory.peft.merge import Changes
 from llmfactory.peft.spec import AdapterSpec, PeftSpec
 from llmfactory.stage.saved import saved_spec
@@ -44,11 +45,12 @@ BLOCK, BLOCKS = 1 << 20, 256
 Record = dict[str, Any]
 
 
-def base_of(init: str | None, checkpoint: Path | None, seed: int) -> Record:
-    """What state.json says of the base."""
+def base_of(init: str | None, checkpoint: Path | None, seed: int, trained: bool = False) -> Record:
+    """What state.json says of the base; `trained`: of a run that averaged its weights, those that it trained."""
     if checkpoint is None:
         return {"init": None, "seed": seed}
-    return {"init": init, "path": str(checkpoint.absolute()), "fingerprint": contents(checkpoint)}
+    found = {"init": init, "path": str(checkpoint.absolute()), "fingerprint": contents(checkpoint)}
+    return {**found, TRAINED: True} if trained else found
 
 
 def contents(checkpoint: Path) -> str:
@@ -120,9 +122,9 @@ class Trained:
         """The checkpoint of the rest; None: random weights."""
         return find_base(self.checkpoint, self.base)
 
-    def own(self) -> Iterator[tuple[str, Tensor]]:
+    def own(self, trained: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Our names and tensors of what it holds."""
-        return io.whole_tensors(self.checkpoint)
+        return io.whole_tensors(self.checkpoint, trained)
 
     def donor(self) -> Skeleton:
         """The run's model with its adapters, without memory."""
@@ -145,7 +147,8 @@ class Brought(Trained):
     def stands_on(self) -> Path | None:
         return self.folder.base.path
 
-    def own(self) -> Iterator[tuple[str, Tensor]]:
+    def own(self, trained: bool = False) -> Iterator[tuple[str, Tensor]]:
+        insist_on_average(self.checkpoint, trained)
         return tensors_in(self.folder)
 
 
@@ -167,18 +170,29 @@ def trained_part(checkpoint: Path) -> Trained | None:
     return Trained(checkpoint, peft, state[BASE], tensors)
 
 
-def tensors_behind(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+def insist_on_average(checkpoint: Path, trained: bool) -> None:
+    """Published weights are what they are. Raises UserError where others are asked for."""
+    if trained:
+        raise UserError(f"{checkpoint} is no run of ours that averaged its weights: use init_trained=false")
+
+
+def tensors_behind(checkpoint: Path, trained: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Our names and whole tensors of the model that a checkpoint stands for, one after the other: of a run that trained a part,
-    those of its base with what it trained put in, and then, if the method's work cannot be put into weights, its adapters'."""
+    those of its base with what it trained put in, and then, if the method's work cannot be put into weights, its adapters'.
+    `trained`: of a run that averaged its weights, those that it trained."""
     part = trained_part(checkpoint)
-    if part is None:
-        yield from tensors_of(open_published(checkpoint)) if is_published(checkpoint) else io.whole_tensors(checkpoint)
+    if part is None and is_published(checkpoint):
+        insist_on_average(checkpoint, trained)
+        yield from tensors_of(open_published(checkpoint))
         return
-    own = dict(part.own())
+    if part is None:
+        yield from io.whole_tensors(checkpoint, trained)
+        return
+    own = dict(part.own(trained))
     donor = part.donor()
     changes = Changes(donor, own if part.peft.merges else {})
     base = part.stands_on()
-    for name, tensor in tensors_behind(base) if base is not None else _drawn(part.model, part.base["seed"]):
+    for name, tensor in tensors_behind(base, part.base.get(TRAINED, False)) if base is not None else _drawn(part.model, part.base["seed"]):
         yield name, own.pop(name) if name in own else changes.made(name, tensor)
     yield from ((name, tensor) for name, tensor in own.items() if not (part.peft.merges and name in donor.added))
 
@@ -196,8 +210,8 @@ def _drawn(spec: ModelSpec, seed: int) -> Iterator[tuple[str, Tensor]]:
 
 def insist_on_adapters(part: Trained, model: Skeleton) -> None:
     """What cannot be put into weights must stand in the model that is to be filled."""
-    there = dict(model.named_parameters())
-    if missing := [name for name in part.tensors if name in part.donor().added and name not in there]:
+    there, added = dict(model.named_parameters()), part.donor().added
+    if missing := [name for name in part.tensors if name in added and name not in there]:
         method = stem(type(part.peft))
         raise UserError(
             f"{part.checkpoint} was trained with peft={method}, which cannot be put into the model's own weights, and this job's "

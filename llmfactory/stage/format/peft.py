@@ -22,6 +22,7 @@ from llmfactory.checkpoint.names.target import target_for
 from llmfactory.checkpoint.published import read, tensors_of
 from llmfactory.core.errors import UserError
 from llmfactory.core.spec import stem
+from llmfactory.optim.average.average import TRAINED
 from llmfactory.stage.base import Trained, tensors_behind, trained_part
 
 NEAR = 1e-2
@@ -38,8 +39,9 @@ class Written:
     numbers: int
 
 
-def write_adapter(checkpoint: Path, path: Path, base: str | None) -> Written:
-    """Write what a run trained; `base`: folder of its base, None: the one that it was begun with."""
+def write_adapter(checkpoint: Path, path: Path, base: str | None, trained: bool = False) -> Written:
+    """Write what a run trained; `base`: folder of its base, None: the one that it was begun with. `trained`: of a run that averaged
+    its weights, those that it trained."""
     part = trained_part(checkpoint)
     if part is None:
         raise UserError(f"{checkpoint} holds a whole model and no adapters: write it with stage/format=hf")
@@ -47,8 +49,9 @@ def write_adapter(checkpoint: Path, path: Path, base: str | None) -> Written:
         other = "stage/format=hf writes the model with it put in" if part.peft.merges else "only llmfactory can use it"
         raise UserError(f"peft has nothing like peft={stem(type(part.peft))}, by which {checkpoint} was trained: {other}")
     published = base_for(part, base)
-    own = dict(part.own())
-    config, tensors = to_folder(_outgoing(part, published, own), {n: t for n, t in own.items() if n not in part.donor().added})
+    own = dict(part.own(trained))
+    outgoing = _outgoing(part, published, own)
+    config, tensors = to_folder(outgoing, {name: tensor for name, tensor in own.items() if name not in outgoing.model.added})
     config = {BASE: str(published.path.absolute()), **config}
     _save(path, config, tensors)
     return Written(str(config["peft_type"]), published.path, sum(tensor.numel() for tensor in tensors.values()))
@@ -67,7 +70,7 @@ def base_for(part: Trained, given: str | None) -> Published:
         return open_published(before)
     published = open_published(Path(given).expanduser())
     theirs = dict(tensors_of(published))
-    for name, tensor in tensors_behind(before) if before is not None else ():
+    for name, tensor in tensors_behind(before, part.base.get(TRAINED, False)) if before is not None else ():
         if name in part.tensors:
             continue
         if name not in theirs or theirs[name].shape != tensor.shape or _differ(theirs[name], tensor):
