@@ -280,11 +280,31 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         f"optim/adafactor.{field}": ([*LLAMA, "optim=adafactor"], f"optim.{field}={value}")
         for field, value in (("momentum", 0.5), ("update_clip", 0.1), ("scale_by_weights", "false"), ("least_scale", 0.9))
     },
+    **{
+        f"optim/adamw8bit.{field}": ([*LLAMA, "optim=adamw_8bit"], f"optim{value}")
+        for field, value in (
+            ("lr", ".lr=0.02"),
+            ("schedule", "/schedule=constant"),
+            ("weight_decay", ".weight_decay=0.5"),
+            ("clip_norm", ".clip_norm=0.01"),
+            ("betas", ".betas=[0.5,0.95]"),
+            ("eps", ".eps=0.01"),
+            ("block_size", ".block_size=4"),
+            ("least_size", ".least_size=10"),
+        )
+    },
     "optim/sgd.momentum": ([*LLAMA, "optim=sgd"], "optim.momentum=0.1"),
     "optim/sgd.nesterov": ([*LLAMA, "optim=sgd"], "optim.nesterov=true"),
     **{
         f"optim/schedule/{name}.warmup_steps": ([*LLAMA, f"optim/schedule={name}"], "optim.schedule.warmup_steps=40")
         for name in ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "polynomial", "cosine_restarts", "one_cycle")
+    },
+    **{
+        f"optim/schedule/{name}.warmup_share": (
+            [*LLAMA, f"optim/schedule={name}", "optim.schedule.warmup_steps=0", "optim.schedule.warmup_share=0.01"],
+            "optim.schedule.warmup_share=0.1",
+        )
+        for name in classes("optim/schedule")
     },
     **{
         f"optim/schedule/{name}.{field}": (
@@ -321,6 +341,9 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "data/tokenizer/word_level.train_bytes": ([*LLAMA, *TEXT, WORD_LEVEL], "data.tokenizer.train_bytes=100"),
     "precision/fp16_mixed.init_scale": ([*LLAMA, "precision=fp16_mixed"], "precision.init_scale=1024"),
     "precision/fp16_mixed.growth_interval": ([*LLAMA, "precision=fp16_mixed"], "precision.growth_interval=2"),
+    "precision/fp16_mixed.growth": ([*LLAMA, "precision=fp16_mixed", "precision.growth_interval=2"], "precision.growth=3"),
+    "precision/fp16_mixed.backoff_interval": ([*LLAMA, "precision=fp16_mixed"], "precision.backoff_interval=2"),
+    "precision/fp16_mixed.backoff": ([*LLAMA, "precision=fp16_mixed"], "precision.backoff=0.25"),
     "job.model": (LLAMA, "model=gpt2_tiny"),
     "job.data": ([*LLAMA, *TEXT], "data.seq_len=20"),
     "job.optim": (LLAMA, "optim=sgd"),
@@ -331,6 +354,26 @@ CHANGES: dict[str, tuple[list[str], str]] = {
 WORDS = "objective/test_negative_sampling.py"
 
 EFFECTS: dict[str, str] = {
+    **{
+        f"optim/{name}.average": "optim/average/test_average.py::test_it_is_what_its_definition_says_and_training_does_not_see_it"
+        for name in classes("optim")
+    },
+    **{
+        f"optim/average/ema.{name}": "optim/average/test_ema.py::test_equals_a_loop" for name in ("decay", "warmup", "every")
+    },
+    **{
+        f"optim/average/swa.{name}": "optim/average/test_swa.py::test_the_mean_of_what_is_taken"
+        for name in ("start_step", "start_share", "every")
+    },
+    **{f"optim/average/lawa.{name}": "optim/average/test_lawa.py::test_the_mean_of_the_last" for name in ("last", "every")},
+    "job.init_trained": "optim/average/test_average.py::test_both_kinds_of_weights_can_be_taken",
+    "precision/fp32.tf32": "precision/test_fp32.py::test_tf32_is_switched_on_where_it_is",
+    "precision/bf16_true.keep": "optim/test_narrow.py::test_small_steps",
+    "precision/fp8.recipe": "precision/test_fp8.py::test_recipes",
+    "precision/fp8.emulate": "precision/test_fp8.py::test_hardware_without_float8_is_refused",
+    "precision/fp8.skip": "precision/test_fp8.py::test_which_maps",
+    "precision/int8_mixed.skip": "precision/test_int8_mixed.py::test_maps_that_are_skipped",
+    "precision/int8_mixed.stochastic": "precision/test_int8_mixed.py::test_rounding_at_random",
     **{
         f"stage/{stage}.{name}": "run/test_answers.py::test_the_field_changes_the_run"
         for stage, names in {
@@ -1025,6 +1068,9 @@ EFFECTS: dict[str, str] = {
         ],
         "distributed/test_layout_keys.py::test_it_does_something",
     ),
+    "parallel/mesh.recompute_every": "parallel/test_recompute.py::test_how_many_blocks_are_computed_again",
+    "parallel/mesh.recompute_keep": "parallel/test_recompute.py::test_what_is_kept_is_not_computed_again",
+    "parallel/mesh.recompute_budget_mb": "parallel/test_recompute.py::test_a_budget_is_kept",
     "parallel/mesh.offload": "distributed/test_layout_keys.py::test_weights_live_on_the_host",
     "parallel/mesh.offload_dir": "distributed/test_tensor_parallel.py::test_state_in_files",
     "parallel/mesh.pp": "distributed/test_pipeline.py::test_four_processes",
@@ -1084,6 +1130,7 @@ EFFECTS: dict[str, str] = {
     "trainer.patience": "run/test_stopping.py::test_early_stopping",
     "trainer.deterministic": "run/test_determinism.py::test_deterministic",
     "trainer.compile": "run/test_fit.py::test_compiled",
+    "trainer.in_backward": "run/test_in_backward.py::test_the_same_run_with_fewer_gradients",
     "trainer.device": "run/test_determinism.py::test_devices",
     "trainer.threads": "run/test_determinism.py::test_the_process_is_left_as_it_was",
     "trainer.progress": "run/test_display.py::test_silence",
@@ -1194,8 +1241,8 @@ def numbers_of_precision(job: Job) -> list[Any]:
     scale = formats.loss_scale
     found: list[Any] = [str(formats.weights), str(formats.products)]
     if scale is not None:
-        for _ in range(3):
-            scale.update(torch.tensor(False))
+        for overflow in (False, False, False, True, True):
+            scale.update(torch.tensor(overflow))
             found.append(float(scale.value))
     return found
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.optim.adamw import adamw
 
+from llmfactory.optim.adamw import adamw_step
 from llmfactory.optim.groups import MATRIX
 from llmfactory.optim.optimizer import StepOptimizer
 from llmfactory.optim.spec import Muon as MuonSpec
@@ -41,7 +41,8 @@ class Muon(StepOptimizer):
             for weight in weights:
                 self._orthogonal_step(weight, group["lr"], group["weight_decay"])
         else:
-            self._adamw_step(weights, self.spec.rest_factor * group["lr"], group["weight_decay"])
+            lr = self.spec.rest_factor * group["lr"]
+            adamw_step(self.state, weights, self.spec, lr=lr, decay=group["weight_decay"])
 
     def _orthogonal_step(self, weight: Tensor, lr: float, decay: float) -> None:
         state, gradient = self.state[weight], weight.grad
@@ -53,29 +54,6 @@ class Muon(StepOptimizer):
         whole = update.full_tensor() if isinstance(update, DTensor) else update
         found = cut(orthogonal(whole, self.spec.iterations), box(weight))
         local(weight).mul_(1 - lr * decay).add_(found.to(weight.dtype), alpha=-lr * scale_of(weight, self.spec.scale))
-
-    def _adamw_step(self, weights: list[Tensor], lr: float, decay: float) -> None:
-        for weight in weights:
-            if not self.state[weight]:
-                step = torch.zeros((), device=local(weight).device)
-                self.state[weight].update(step=step, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
-        states = [self.state[weight] for weight in weights]
-        adamw(
-            weights,
-            [weight.grad for weight in weights if weight.grad is not None],
-            [state["mean"] for state in states],
-            [state["square"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=self.spec.betas[0],
-            beta2=self.spec.betas[1],
-            lr=lr,
-            weight_decay=decay,
-            eps=self.spec.eps,
-            maximize=False,
-        )
 
 
 def orthogonal(matrix: Tensor, iterations: int) -> Tensor:

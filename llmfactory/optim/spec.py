@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from llmfactory.optim.average.average import Average
+
+SCALE_BYTES = 4
+"""Of what a block of 8-bit numbers is multiplied by."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,6 +47,10 @@ class OptimSpec(Spec):
     def state_copies(self) -> int:
         """How many numbers the optimizer keeps for each weight."""
         return 2
+
+    def state_bytes(self, width: int) -> float:
+        """Bytes that it keeps for each weight of so many bytes."""
+        return float(self.state_copies() * width)
 
     def averaging(self, max_steps: int) -> Average | None:
         """What makes the weights that are used of those that are trained; None: they are the same."""
@@ -81,6 +89,34 @@ class Adamw(MomentsSpec):
         from llmfactory.optim.adamw import adamw
 
         return adamw(self, groups)
+
+
+@dataclass(kw_only=True, slots=True)
+class Adamw8bit(MomentsSpec):
+    """AdamW whose running means rest in 8 bits between steps, block by block (Dettmers et al. 2022): a quarter of the memory in
+    float32."""
+
+    block_size: int = 256
+    """Numbers of a row that share a scale; a row's last block may be shorter."""
+    least_size: int = 4096
+    """Matrices with fewer weights keep their running means in full, and so do vectors."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from MomentsSpec.problems(self)
+        yield from at_least(self, 2, "block_size")
+        yield from at_least(self, 0, "least_size")
+
+    def is_coded(self, shape: Sequence[int]) -> bool:
+        """Whether the means of a parameter of this shape rest in 8 bits."""
+        return len(shape) >= 2 and math.prod(shape) >= self.least_size
+
+    def state_bytes(self, width: int) -> float:
+        return 2 * (1 + SCALE_BYTES / self.block_size)
+
+    def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
+        from llmfactory.optim.adamw8bit import Adamw8bit as Adamw8bitOptimizer
+
+        return Adamw8bitOptimizer(groups, self)
 
 
 @dataclass(kw_only=True, slots=True)

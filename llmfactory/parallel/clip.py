@@ -80,19 +80,19 @@ def without(numbers: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return tuple(left)
 
 
-def cut_along(gradient: Tensor) -> tuple[dist.ProcessGroup, ...]:
-    """The process groups over which a gradient is cut into pieces."""
+def cut_along(gradient: Tensor, dim: int | None = None) -> tuple[dist.ProcessGroup, ...]:
+    """The process groups over which a gradient is cut into pieces; `dim`: over which along that dimension."""
     if not isinstance(gradient, DTensor):
         return ()
     mesh = gradient.device_mesh
     return tuple(
         mesh.get_group(axis)
         for axis, placement in enumerate(gradient.placements)
-        if isinstance(placement, (Shard, _StridedShard)) and mesh.size(axis) > 1
+        if isinstance(placement, (Shard, _StridedShard)) and mesh.size(axis) > 1 and dim in (None, placement.dim)
     )
 
 
-def clip_factor(norm: Tensor, max_norm: float | None) -> Tensor:
+def clip_factor(norm: Tensor, max_norm: float | Tensor | None) -> Tensor:
     """What gradients of that norm must be multiplied by so that it is at most `max_norm`; never above 1."""
     if max_norm is None:
         return torch.ones_like(norm)

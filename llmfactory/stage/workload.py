@@ -25,6 +25,7 @@ from llmfactory.model.part import Part, visited
 from llmfactory.model.skeleton import COMPANION, Skeleton
 from llmfactory.model.spec import EncoderDecoder, ModelSpec, Multimodal, NeuralNgram, Recurrent, TextSpec, TowerSpec
 from llmfactory.model.steps import Step
+from llmfactory.objective.reference import REFERENCE
 from llmfactory.objective.spec import answers_of, natural
 from llmfactory.optim.spec import MomentsSpec
 from llmfactory.parallel.plan.kept import (
@@ -43,8 +44,14 @@ from llmfactory.parallel.plan.pieces import Piece, Weight, Where, Work, train_fl
 from llmfactory.peft.spec import AdapterSpec
 from llmfactory.stage.spec import TrainingSpec
 
-FORMATS = {"fp64": (8, 8, "fp64"), "fp32": (4, 4, "fp32"), "bf16_mixed": (4, 2, "bf16"), "fp16_mixed": (4, 2, "fp16")}
-"""Bytes of the stream and of products, and the products' format, by precision."""
+FORMATS = {
+    "fp64": (8, 8, "fp64"),
+    "fp32": (4, 4, "fp32"),
+    **dict.fromkeys(("bf16_mixed", "fp8", "int8_mixed"), (4, 2, "bf16")),
+    "fp16_mixed": (4, 2, "fp16"),
+}
+"""Bytes of the stream and of products, and the products' format, by precision. Those of 8 bits are reckoned at bfloat16's speed, which
+theirs exceeds by what depends on the shapes."""
 GPU_LOGITS, CPU_ROWS = 2**27, 512
 """How many logits, or rows of them, `kernel/linear_cross_entropy.py` makes at once."""
 
@@ -66,7 +73,7 @@ def work_of(job: Job, is_cpu: bool) -> Work:
         seq_len=job.data.seq_len,
         formats=form,
         product_format=product,
-        state_copies=job.optim.state_copies() + job.optim.average.copies(),
+        weight_state=job.optim.state_bytes(wide) + job.optim.average.copies() * wide,
         state_bytes=4 if isinstance(job.optim, MomentsSpec) else 0,
         vocab=vocab,
         chunk_rows=CPU_ROWS if is_cpu else max(CPU_ROWS, GPU_LOGITS // max(1, vocab)),
@@ -109,7 +116,8 @@ class Layer:
 
 
 def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats) -> Iterator[Piece]:
-    """In forward order: the model's steps, then the head, with a companion model before it where there is one."""
+    """In forward order: the model's steps, then the head, with a companion model before it and a reference before all where there are
+    such."""
     declared = declarations(model)
     weights = {name: _weight(name, one, declared[name]) for name, one in model.named_parameters()}
     ids = {id(one): name for name, one in model.named_parameters()}
@@ -130,6 +138,11 @@ def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats) -> 
     if isinstance(companion, Skeleton):
         beside = _own_pieces(companion, companion.spec, seq_len, form, modules, take, all_of, COMPANION)
         own[-1:-1] = [replace(piece, where=Where.rest, borrowed=()) for piece in beside]
+    reference = getattr(model, REFERENCE, None)
+    if isinstance(reference, Skeleton):
+        asked = _own_pieces(reference, reference.spec, seq_len, form, modules, take, all_of, f"{REFERENCE}.")
+        unkept = {"where": Where.rest, "borrowed": (), "kept": Kept(), "asked": True}
+        own[:0] = [replace(piece, kind=piece.kind and f"{REFERENCE} {piece.kind}", **unkept) for piece in asked]  # type: ignore[arg-type]
     left = tuple(weights[name] for name in weights if name not in given)
     own[-1] = replace(own[-1], weights=own[-1].weights + left)
     yield from own

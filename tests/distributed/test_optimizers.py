@@ -11,7 +11,7 @@ from toy_job import Memory, Notes, prepared, toy_job
 
 from llmfactory.config.spec import Job
 from llmfactory.optim.schedule.spec import Constant
-from llmfactory.optim.spec import Adafactor, Adam, Lamb, Lion, Muon, OptimSpec, Sgd
+from llmfactory.optim.spec import Adafactor, Adam, Adamw8bit, Lamb, Lion, Muon, OptimSpec, Sgd
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.spec import Fp64
 from llmfactory.run.fit import fit
@@ -19,6 +19,7 @@ from llmfactory.run.fit import fit
 OPTIMIZERS: dict[str, OptimSpec] = {
     "adafactor": Adafactor(lr=1e-2, schedule=Constant(), momentum=0.5, clip_norm=0.05),
     "lamb": Lamb(lr=1e-2, schedule=Constant(), weight_decay=0.1, clip_norm=0.05),
+    "adamw8bit": Adamw8bit(lr=1e-3, schedule=Constant(), block_size=5, least_size=0, clip_norm=0.05),
     "adam": Adam(lr=1e-3, schedule=Constant(), weight_decay=0.1, clip_norm=0.05),
     "lion": Lion(lr=1e-3, schedule=Constant(), clip_norm=0.05),
     "muon": Muon(lr=1e-3, schedule=Constant(), clip_norm=0.05),

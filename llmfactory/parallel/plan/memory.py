@@ -114,7 +114,7 @@ def memory_of(bundles: Sequence[Bundle], process: int, at: Arrangement, rate: Pa
     parameters: float = held(bundles, at, place) * form.wide
     gradients: float = trained * form.wide
     count = sum(bundle.owned * sum(one.trains for one in bundle.piece.weights) for bundle in bundles) + len(borrowed(bundles))
-    state: float = trained * work.state_copies * form.wide + work.state_bytes * count
+    state: float = trained * work.weight_state + work.state_bytes * count
     under_way = in_flight(process, at.pp, at.mesh, rate.micro_batches)
     activations = _activations(bundles, under_way, at, rate, work)
     buffers = _buffers(bundles, at, rate, work)

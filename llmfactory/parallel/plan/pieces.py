@@ -125,6 +125,8 @@ class Piece:
     """Key heads."""
     visits: int = 0
     """Experts that a token visits."""
+    asked: bool = False
+    """It belongs to a second model, which is run without a backward pass: a reference."""
 
     @property
     def products(self) -> float:
@@ -162,8 +164,8 @@ class Work:
     formats: Formats
     product_format: str
     """Of matrix products: fp64, fp32, bf16 or fp16."""
-    state_copies: int
-    """Numbers that the optimizer keeps for each weight."""
+    weight_state: float
+    """Bytes that the optimizer keeps for each weight."""
     state_bytes: int
     """Bytes that it keeps for each parameter besides."""
     vocab: int
@@ -184,8 +186,9 @@ class Work:
 
     @property
     def parameters(self) -> int:
-        """Of the whole model."""
-        return sum(one.elements for one in self.weights)
+        """Of the whole model; a reference is none of it."""
+        beside = {one.name for piece in self.pieces if piece.asked for one in piece.weights}
+        return sum(one.elements for one in self.weights if one.name not in beside)
 
     @property
     def trained_parameters(self) -> int:
@@ -210,6 +213,8 @@ class Work:
 
 def train_flops(piece: Piece, seq_len: int) -> float:
     """Of a piece for one token of a row, forward and backward, which is twice the forward but for gradients of what is frozen."""
+    if piece.asked:
+        return forward_flops(piece, seq_len)
     return 3 * forward_flops(piece, seq_len) - 2.0 * piece.tokens * piece.products * piece.frozen
 
 

@@ -109,12 +109,13 @@ def _left(sent: Sequence[Message], compute: float, at: Arrangement, machine: Mac
 
 def _optimizer(bundles: Sequence[Bundle], at: Arrangement, rate: Pace, work: Work, machine: Machine) -> float:
     """Weights, gradients and state are read, weights and state written."""
-    own = held(bundles, at) * work.formats.wide
-    moved = own * (3 + 2 * work.state_copies)
+    count = held(bundles, at)
+    own, state = count * work.formats.wide, count * work.weight_state
+    moved = 3 * own + 2 * state
     if at.mesh.offload is Offload.none:
         return moved / machine.memory_bandwidth
     if at.mesh.offload is Offload.disk:
-        return 2 * own * work.state_copies / machine.host_bandwidth + moved / machine.memory_bandwidth
+        return 2 * state / machine.host_bandwidth + moved / machine.memory_bandwidth
     # Weights come for each use, gradients go; the host's memory then does the optimizer's pass.
     uses = 2.0 * rate.micro_batches + rate.micro_batches
     return own * uses / machine.host_bandwidth + moved / machine.host_bandwidth

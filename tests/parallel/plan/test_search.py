@@ -55,7 +55,7 @@ def some_work(rng: random.Random) -> Work:
     last = Piece("head", "", own, Where.head, (table,) if tied else (), cut_products=vocab * dim, width=dim)
     form = Formats(4, rng.choice([2, 4]), False)
     rows, length = 2 ** rng.randint(2, 4), 2 ** rng.randint(5, 9)
-    return Work((first, *layers, last), rows, length, form, "bf16", 2, 4, vocab, 512)
+    return Work((first, *layers, last), rows, length, form, "bf16", 8.0, 4, vocab, 512)
 
 
 def some_machine(rng: random.Random, work: Work) -> Machine:
