@@ -10,6 +10,8 @@ document of its own. Shared is what the answers have in common before the first 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from llmfactory.core.batch import IGNORE
 from llmfactory.data.form.record_rows import RecordRows
+from llmfactory.data.pack.grouped import places_in_groups
 from llmfactory.data.pack.rows import Int64, Rows, batch
 from llmfactory.data.pack.wrapped import WrappedRows
 
@@ -25,10 +28,6 @@ if TYPE_CHECKING:
 
 
 class SharedPromptRows(WrappedRows):
-    def __init__(self, rows: Rows) -> None:
-        WrappedRows.__init__(self, rows)
-        self._size_R: Int64 | None = None
-
     def added(self, own: Batch, indices: Int64) -> Batch:
         width = self.width(indices) if self.ragged else self.seq_len
         return own | branched(own, width, self.file.end_id)
@@ -36,15 +35,34 @@ class SharedPromptRows(WrappedRows):
     def width(self, indices: Int64) -> int:
         if not self.ragged:
             return self.rows.width(indices)
+        rows = self._records()
+        assert rows.spec is not None
+        return rows.spec.width(int(self.size_R[rows.record_R[indices]].max()), self.seq_len)
+
+    @property
+    def inputs(self) -> int:
+        """A shared prompt counts once. Rows of several sources are not looked at one by one: `shares` asks each source."""
+        return int(self.size_R.sum())
+
+    def places(self) -> int:
+        rows = self._records()
+        return rows.places() if rows.spec is None else places_in_groups(rows.spec, self.size_R[rows.record_R], self.seq_len)
+
+    @property
+    def sources(self) -> Mapping[str, Rows]:
+        return {name: SharedPromptRows(rows) for name, rows in self.rows.sources.items()}
+
+    def _records(self) -> RecordRows:
         assert isinstance(self.rows, RecordRows)
-        assert self.rows.spec is not None
-        if self._size_R is None:
-            self._size_R = self._sizes(self.rows)
-        return self.rows.spec.width(int(self._size_R[self.rows.record_R[indices]].max()), self.seq_len)
+        return self.rows
+
+    @functools.cached_property
+    def size_R(self) -> Int64:
+        """[records]: tokens of each where its prompt stands once."""
+        return self._sizes(self._records())
 
     @staticmethod
     def _sizes(rows: RecordRows) -> Int64:
-        """[records]: tokens of each where its prompt stands once."""
         sizes: Int64 = rows.size_R.copy()
         for record in range(len(sizes)):
             first, last = (int(rows.offsets[record * rows.each + end]) for end in (0, rows.each))

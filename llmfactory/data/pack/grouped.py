@@ -32,6 +32,9 @@ class GroupedRows(Rows):
     def __len__(self) -> int:
         return len(self.plan.size)
 
+    def documents(self, row: int) -> list[int]:
+        return self.plan.documents(row, self.offsets)
+
     def read(self, indices: Int64) -> Batch:
         self.check(indices)
         return laid_out(self.file, *self.plan.pieces(indices), self.width(indices))
@@ -47,10 +50,11 @@ class GroupedRows(Rows):
 
 
 def places_in_groups(spec: Grouped, size_R: Int64, seq_len: int) -> int:
-    """Places of all rows, of ascending sizes, if a batch takes a group."""
-    rows_G = np.diff(np.arange(0, len(size_R) + spec.group, spec.group).clip(max=len(size_R)))
-    widths = [spec.width(int(size_R[last]), seq_len) for last in (rows_G.cumsum() - 1).tolist()]
-    return int((np.array(widths, np.int64) * rows_G).sum())
+    """Places of all rows, of these sizes, if a batch takes a group."""
+    starts = np.arange(0, len(size_R), spec.group)
+    longest = np.maximum.reduceat(size_R, starts) if len(size_R) else size_R
+    rows_G = np.diff(np.append(starts, len(size_R)))
+    return int((np.array([spec.width(size, seq_len) for size in longest.tolist()], np.int64) * rows_G).sum())
 
 
 def by_length(size_P: Int64, seq_len: int) -> tuple[Int64, Int64]:

@@ -55,6 +55,10 @@ class Rows(ABC):
         """The rows of each source, by name, one source after the other; none: they are of one."""
         return {}
 
+    def documents(self, row: int) -> list[int]:
+        """Numbers of the documents (of records, the record) that a row has something of, among those of its source; none: unknown."""
+        return []
+
     def width(self, indices: Int64) -> int:
         """Tokens of a row in a batch of these rows, whichever of them a process reads."""
         return self.seq_len
@@ -63,6 +67,11 @@ class Rows(ABC):
     def targets(self) -> int:
         """Labels that are not ignored, over all rows."""
         return self.file.targets
+
+    @property
+    def inputs(self) -> int:
+        """Tokens that the model reads, padding not counted, over all rows."""
+        return self.file.inputs
 
     def places(self) -> int:
         """Tokens and padding of all rows."""
@@ -84,7 +93,7 @@ def shares(rows: Rows) -> dict[str, float]:
     """What packing costs: the share of padding among all places, and of cut documents among all documents."""
     parts = list(rows.sources.values()) or [rows]
     places, documents = sum(part.places() for part in parts), sum(part.file.documents for part in parts)
-    real, cut = sum(part.file.inputs for part in parts), sum(part.cut_documents() for part in parts)
+    real, cut = sum(part.inputs for part in parts), sum(part.cut_documents() for part in parts)
     return {"padding": 1 - real / max(places, 1), "cut_documents": cut / max(documents, 1)}
 
 

@@ -38,12 +38,19 @@ class WrappedRows(Rows):
     def sources(self) -> Mapping[str, Rows]:
         return self.rows.sources
 
+    def documents(self, row: int) -> list[int]:
+        return self.rows.documents(row)
+
     def width(self, indices: Int64) -> int:
         return self.rows.width(indices)
 
     @property
     def targets(self) -> int:
         return self.rows.targets
+
+    @property
+    def inputs(self) -> int:
+        return self.rows.inputs
 
     def places(self) -> int:
         return self.rows.places()

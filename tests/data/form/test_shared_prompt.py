@@ -19,7 +19,8 @@ from llmfactory.config.spec import Job
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.context import BranchMask
 from llmfactory.data.form.shared_prompt import SharedPromptRows, branched, in_common
-from llmfactory.data.pack.spec import Grouped
+from llmfactory.data.pack.rows import shares
+from llmfactory.data.pack.spec import Document, Grouped, PackSpec
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.position.spec import Alibi, Learned, None_, PositionSpec, Rope, Sinusoidal, T5Bias
 from llmfactory.objective.preference_spec import Dpo, Orpo, PreferenceSpec, Rrhf
@@ -139,3 +140,13 @@ def test_who_sees_whom() -> None:
             tile = mask.tile(queries, slice(keys.start, keys.stop)).dense(window)
             assert torch.equal(tile, whole[..., queries, keys])  # type: ignore[arg-type]
             assert not whole[..., queries, keys.stop :].any()
+
+
+@pytest.mark.parametrize("pack", [Document(), Grouped(group=8, multiple=4)], ids=["document", "grouped"])
+def test_the_figure_of_padding_counts_a_shared_prompt_once(pack: PackSpec, tmp_path: Path) -> None:
+    """What batches of whole groups hold, row by row; apart it is what it was."""
+    for job in both(preference_job(tmp_path, Dpo(), data__pack=pack)):
+        rows = task_rows(job, job.stage.trained(job), prepared(job), "train")  # type: ignore[attr-defined]
+        read = [rows.read(np.arange(low, min(low + 8, len(rows))))["segments"] for low in range(0, len(rows), 8)]
+        real, places = sum(int((one > 0).sum()) for one in read), sum(one.numel() for one in read)
+        assert shares(rows)["padding"] == pytest.approx(1 - real / places)
