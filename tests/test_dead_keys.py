@@ -354,6 +354,13 @@ CHANGES: dict[str, tuple[list[str], str]] = {
 WORDS = "objective/test_negative_sampling.py"
 
 EFFECTS: dict[str, str] = {
+    "precision/fp32.tf32": "precision/test_fp32.py::test_tf32_is_switched_on_where_it_is",
+    "precision/bf16_true.keep": "optim/test_narrow.py::test_small_steps",
+    "precision/fp8.recipe": "precision/test_fp8.py::test_recipes",
+    "precision/fp8.emulate": "precision/test_fp8.py::test_hardware_without_float8_is_refused",
+    "precision/fp8.skip": "precision/test_fp8.py::test_which_maps",
+    "precision/int8_mixed.skip": "precision/test_int8_mixed.py::test_maps_that_are_skipped",
+    "precision/int8_mixed.stochastic": "precision/test_int8_mixed.py::test_rounding_at_random",
     **{
         f"optim/{name}.average": "optim/average/test_average.py::test_it_is_what_its_definition_says_and_training_does_not_see_it"
         for name in classes("optim")

@@ -106,6 +106,12 @@ from llmfactory.config.rule.preceding import (
     what_precedes_leaves_room,
     what_precedes_stands_on_every_process,
 )
+from llmfactory.config.rule.precision import (
+    eight_bits_have_maps_to_multiply,
+    formats_have_their_hardware,
+    narrow_weights_are_stepped_one_by_one,
+    narrow_weights_keep_their_state,
+)
 from llmfactory.config.rule.preference import (
     a_reference_is_what_the_objective_compares_with,
     a_reference_lies_as_the_model_does,
@@ -160,6 +166,10 @@ def check(job: Job) -> list[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
+    formats_have_their_hardware,
+    narrow_weights_are_stepped_one_by_one,
+    narrow_weights_keep_their_state,
+    eight_bits_have_maps_to_multiply,
     an_anchor_has_something_to_hold,
     what_matters_was_measured,
     one_process_measures_what_matters,

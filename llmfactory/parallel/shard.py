@@ -19,12 +19,14 @@ a module whose forward runs model, head and loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from llmfactory.parallel.expert import experts_of, placement
 from llmfactory.parallel.spec import Zero
@@ -37,24 +39,46 @@ def shard(
     *,
     experts: DeviceMesh | None = None,
     offload: bool = False,
+    gradients: torch.dtype | None = None,
 ) -> None:
     """Make `root` data parallel over the mesh (copies, shards), in place. All processes must hold the same weights.
 
     `experts`: the mesh (copies, shards) of experts that are dealt out, which have fewer of both; None: they are not.
-    `offload`: weights, gradients and the optimizer's state stay in the host's memory.
+    `offload`: weights, gradients and the optimizer's state stay in the host's memory. `gradients`: the format in which they are added
+    up and summed (`add_gradients_in`); None: that of the weights.
     """
     again = zero is Zero.parameters and mesh.size(1) > 1
     policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
+    sums = MixedPrecisionPolicy(reduce_dtype=gradients)
     if experts is not None:
         cut = partial(placement, shards=experts.size(1))
         for _, stack in experts_of(root):
-            fully_shard(stack, mesh=experts, reshard_after_forward=again, shard_placement_fn=cut, offload_policy=policy)
+            fully_shard(stack, mesh=experts, reshard_after_forward=again, shard_placement_fn=cut, offload_policy=policy, mp_policy=sums)
     for unit in units(root):
-        fully_shard(unit, mesh=mesh, reshard_after_forward=again, offload_policy=policy)
-    fully_shard(root, mesh=mesh, reshard_after_forward=None if again else False, offload_policy=policy)
+        fully_shard(unit, mesh=mesh, reshard_after_forward=again, offload_policy=policy, mp_policy=sums)
+    fully_shard(root, mesh=mesh, reshard_after_forward=None if again else False, offload_policy=policy, mp_policy=sums)
     for module in sharded_modules(root):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo cannot multiply while it adds
+
+
+def add_gradients_in(root: nn.Module, dtype: torch.dtype) -> None:
+    """Let `.grad` of the parameters of `root` be in a wider format than theirs, for all that is added up in it. After the parameters
+    have been given memory.
+
+    FSDP2 sums in the format of its policy, and would round what comes out to that of the weights before the optimizer sees it.
+    """
+    for parameter in root.parameters():
+        if parameter.requires_grad:
+            parameter.grad_dtype = dtype
+    for module in sharded_modules(root):
+        for group in fully_shard.state(module)._fsdp_param_groups:  # type: ignore[attr-defined]
+            group._init_mp_dtypes = partial(_formats_of, group, group._init_mp_dtypes, dtype)
+
+
+def _formats_of(group: Any, plain: Callable[[], None], dtype: torch.dtype) -> None:
+    plain()
+    group._orig_dtype = dtype
 
 
 def units(root: nn.Module) -> Iterator[nn.Module]:

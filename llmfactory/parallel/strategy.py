@@ -40,7 +40,7 @@ from llmfactory.parallel.offload import keep_on_disk
 from llmfactory.parallel.pipeline import Pipeline
 from llmfactory.parallel.place import Place
 from llmfactory.parallel.recompute import recompute
-from llmfactory.parallel.shard import next_micro_batch, shard, units
+from llmfactory.parallel.shard import add_gradients_in, next_micro_batch, shard, units
 from llmfactory.parallel.spec import Mesh, Offload, TensorForm
 from llmfactory.parallel.stages import Stages
 from llmfactory.parallel.summa import cut_on_grid, own_rows_of
@@ -123,10 +123,13 @@ class MeshStrategy(ParallelStrategy):
         if dense is not None:
             sparse = self.world.sparse
             experts = None if sparse is None else sparse["copies", "shards"]
-            shard(root, dense["copies", "shards"], layout.zero, experts=experts, offload=layout.offload is not Offload.none)
+            offloads, sums = layout.offload is not Offload.none, self.formats.gradients
+            shard(root, dense["copies", "shards"], layout.zero, experts=experts, offload=offloads, gradients=sums)
         if stages is not None:
             self.pipeline = Pipeline(root, stages, layout, self.formats)
         self.fill(root)
+        if self.formats.gradients is not None:
+            add_gradients_in(root, self.formats.gradients)
         self.setup_optimizers(trainer)
 
     def fill(self, root: nn.Module) -> None:

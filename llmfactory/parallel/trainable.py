@@ -6,6 +6,7 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from llmfactory.parallel.mesh import World
@@ -62,6 +63,8 @@ class Formats(Protocol):
     """Of the precision plugin."""
 
     loss_scale: Scale | None
+    gradients: torch.dtype | None
+    """The format in which gradients are added up; None: that of the weights."""
 
     def convert_module(self, module: nn.Module) -> nn.Module: ...
     def forward_context(self) -> AbstractContextManager[Any]: ...

@@ -11,5 +11,4 @@ from llmfactory.precision.spec import Fp16Mixed
 
 def fp16_mixed(spec: Fp16Mixed, device_type: str) -> MeshPrecision:
     """Autocast to float16, on the CPU too, and a loss scale."""
-    scale = LossScale(spec.init_scale, spec.growth_interval, device_type)
-    return MeshPrecision(device_type, products=torch.float16, loss_scale=scale)
+    return MeshPrecision(device_type, products=torch.float16, loss_scale=LossScale(spec, device_type))

@@ -256,7 +256,7 @@ def build_stage(
         job.peft.apply(model)
         objective.equip(model)
     declared = declarations(model)
-    job.precision.build("cpu").convert_module(model)  # first: float64 weights must not pass through float32
+    job.precision.build("meta").convert_module(model)  # first: float64 weights must not pass through float32
     # What is borrowed is not in the checkpoint of a run that goes on, so that it starts as a fresh one does.
     # Nor are the weights that an anchor holds on to.
     anchored = not isinstance(job.stage.anchor, NoAnchor)
@@ -305,6 +305,8 @@ def build_stage(
         anchor=anchor,
         lr_factors=job.peft.lr_factors(model),
         matrices=[name for name, p in model.named_parameters() if p.dim() >= 2 and declared[name].layout is not Layout.vocab],
+        rounding=job.precision.rounding(),
+        seed=job.seed,
     )
 
 

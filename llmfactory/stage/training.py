@@ -22,9 +22,11 @@ from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.steps import HIDDEN, Pass
 from llmfactory.objective.objective import Objective, Outputs
 from llmfactory.optim.groups import groups, set_lr
+from llmfactory.optim.narrow import NarrowWeights
 from llmfactory.optim.spec import OptimSpec
 from llmfactory.parallel.context import ContextCut, padded
 from llmfactory.parallel.mesh import World
+from llmfactory.precision.spec import Rounding
 from llmfactory.parallel.shard import reshard
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class TrainingStage(pl.LightningModule):
     laid out over the processes of a world. Parameters named in `resting` do not learn in the first `resting_steps` steps.
     `lr_factors`: multiples of the learning rate, of parameters that do not learn at 1. `matrices`: names of those from features to
     features, which some optimizers treat in a way of their own. `anchor` holds weights near those that they began with.
+    `rounding`: how steps reach weights that are kept in bfloat16, by random bits of `seed`; None: they are not.
     """
 
     def __init__(
@@ -114,9 +117,11 @@ class TrainingStage(pl.LightningModule):
         lr_factors: Mapping[str, float] = MappingProxyType({}),
         matrices: Collection[str] = (),
         anchor: Anchor | None = None,
+        rounding: Rounding | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.anchor = anchor
+        self.anchor, self.rounding, self.seed = anchor, rounding, seed
         self.root = Root(model, objective, isolated)
         self.first_weights, self.after_step = first_weights, after_step
         self.resting, self.resting_steps = frozenset(resting), resting_steps
@@ -182,12 +187,17 @@ class TrainingStage(pl.LightningModule):
         found = groups(self.model.named_parameters(), self.decays, decay, factors, self.matrices)
         if not found:  # a stage of a pipeline, all of which is frozen
             found = [{"params": [nn.Parameter(torch.zeros((), device=self.device))]}]
-        return self.optim.build(found)
+        optimizer = self.optim.build(found)
+        if self.rounding is None:
+            return optimizer
+        return NarrowWeights(optimizer, self.rounding, {one: name for name, one in self.model.named_parameters()}, self.seed)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         set_lr(optimizer, self.lr_at(self.trainer.global_step))
+        if isinstance(optimizer, NarrowWeights):
+            optimizer.at = self.trainer.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
         """The strategy makes the step; Lightning only asks that this method exists."""

@@ -22,6 +22,20 @@ PREFERENCE = ["stage=preference", "data=preference", "data.source.files=[a.jsonl
 PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=256"]
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 FIRES = {
+    "formats_have_their_hardware": [
+        ["precision=fp32", "precision.tf32=true", "trainer.device=cpu"],
+        ["precision=fp8", "trainer.device=cpu"],
+    ],
+    "narrow_weights_are_stepped_one_by_one": [["precision=bf16_true", "optim=adamw_8bit"]],
+    "narrow_weights_keep_their_state": [
+        ["precision=bf16_true", "parallel=offload", "parallel.offload=disk", "launch=local"],
+        ["precision=bf16_true", "peft=qlora"],
+    ],
+    "eight_bits_have_maps_to_multiply": [
+        ["precision=int8_mixed", "model=word2vec_tiny", "stage/objective=skip_gram"],
+        ["precision=int8_mixed", "peft=qlora"],
+        ["precision=fp8", "parallel=tp_summa", "launch=local", "launch.processes=4", "model=llama_tiny"],
+    ],
     "what_precedes_leaves_room": [
         ["peft=prompt", "model=gpt2_tiny", "data.seq_len=510", "model.max_positions=512"],
         ["peft=prefix", "model=gpt2_tiny", "peft.tokens=600", "model.max_positions=512"],
@@ -415,6 +429,8 @@ FIRES = {
     "deepspeed_keeps_float32": [
         ["parallel=deepspeed_zero1", "launch=local", "precision=fp64"],
         ["parallel=deepspeed_zero3", "launch=local", "precision=fp16_mixed"],
+        ["parallel=deepspeed_zero1", "launch=local", "precision=bf16_true"],
+        ["parallel=deepspeed_zero1", "launch=local", "precision=int8_mixed"],
     ],
     "deepspeed_is_proven_for_decoders": [
         ["parallel=deepspeed_zero1", "launch=local", "model=bert_tiny", "stage/objective=masked"],

@@ -18,7 +18,7 @@ from llmfactory.precision.spec import Bf16Mixed, Fp16Mixed, Fp32, Fp64
 @pytest.mark.parametrize(
     ("formats", "weights", "products"),
     [
-        (fp32(), torch.float32, torch.float32),
+        (fp32(Fp32(), "cpu"), torch.float32, torch.float32),
         (fp64(), torch.float64, torch.float64),
         (bf16_mixed("cpu"), torch.float32, torch.bfloat16),
         (fp16_mixed(Fp16Mixed(init_scale=1024.0), "cpu"), torch.float32, torch.float16),
@@ -35,6 +35,12 @@ def test_formats(formats: MeshPrecision, weights: torch.dtype, products: torch.d
     assert layer.weight.grad.dtype == weights
     factor = 1.0 if formats.loss_scale is None else formats.loss_scale.value.item()
     torch.testing.assert_close(layer.weight.grad, torch.full((2, 2), factor, dtype=weights))
+
+
+def test_scales_are_checked() -> None:
+    for field, wrong in (("growth", 1.0), ("backoff", 1.0), ("growth_interval", 0), ("backoff_interval", 0)):
+        with pytest.raises(ConfigError, match=field):
+            Fp16Mixed(**{field: wrong})
 
 
 def test_only_float16_needs_a_scale() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
-from llmfactory.core.spec import walk
+from llmfactory.core.spec import stem, walk
 from llmfactory.model.ffn.spec import MoeSpec
 from llmfactory.parallel.spec import DeepSpeed
-from llmfactory.precision.spec import Fp16Mixed, Fp64
+from llmfactory.precision.spec import Bf16True, EightBitSpec, Fp16Mixed, Fp64
 from llmfactory.stage.spec import TrainingSpec
 
 
@@ -27,6 +27,9 @@ def deepspeed_keeps_float32(job: Job) -> Iterator[Problem]:
         yield Problem("precision", "fp64", "DeepSpeed's engine keeps weights in float32 or less", "precision=fp32")
     elif isinstance(job.precision, Fp16Mixed):
         yield Problem("precision", "fp16_mixed", "DeepSpeed's engine knows nothing of our loss scale", "precision=bf16_mixed")
+    elif isinstance(job.precision, (Bf16True, EightBitSpec)):
+        reason = "nothing shows that DeepSpeed's engine makes the same steps with it; our own layouts do"
+        yield Problem("precision", stem(type(job.precision)), reason, "precision=bf16_mixed")
 
 
 def deepspeed_is_not_compiled(job: Job) -> Iterator[Problem]:
