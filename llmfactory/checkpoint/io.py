@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -247,15 +247,19 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World, avera
     _read(path, {**trained_in(tensors, saved), **room}, world)
 
 
-def load_weights(path: Path, model: nn.Module, new: str | None = None, world: World | None = None) -> None:
+def load_weights(
+    path: Path, model: nn.Module, new: str | None = None, world: World | None = None, trained: bool = False
+) -> None:
     """Only the weights. Names and shapes must match exactly.
 
     A second model that was trained beside it (`COMPANIONS`) is left out where this one has none.
 
     `new`: beginning of the names of a part that is not the checkpoint's: it is left alone. `world`: the processes over which
-    the model is laid out, all of which call this; None: the model is whole, and this process reads for itself.
+    the model is laid out, all of which call this; None: the model is whole, and this process reads for itself. `trained`: of a
+    run that averaged its weights, those that it trained.
     """
     state = _verified(path, world)
+    held = _places(path, state, trained)
     tensors = without(starting_tensors(model), new)
     described = describe(tensors) if world is None else united(tensors, world)
     saved = without(state["tensors"], new)
@@ -264,24 +268,33 @@ def load_weights(path: Path, model: nn.Module, new: str | None = None, world: Wo
             saved = without(saved, beginning)
     insist_same(path, described, saved)
     matrices = packed(model)
-    _read(path, without_names(tensors, matrices), world)
+    _read(path, trained_in(without_names(tensors, matrices), held), world)
     for name, part in matrices.items():
         whole = torch.empty(part.shape, dtype=getattr(torch, saved[name]["dtype"]))
-        _read(path, {name: whole}, None)
+        _read(path, trained_in({name: whole}, held), None)
         for parameter, content in part.contents(whole):
             put(parameter, content)
 
 
-def whole_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole tensors of the model, one after the other, as they are stored."""
+def _places(path: Path, state: Mapping[str, Any], trained: bool) -> Collection[str]:
+    """Names of the checkpoint's tensors, among which those that were trained stand, if they are wanted."""
+    if trained and not state.get("average"):
+        raise UserError(f"{path} holds no average, so its weights are those that were trained: use init_trained=false")
+    return state["tensors"] if trained else ()
+
+
+def whole_tensors(path: Path, trained: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors of the model, one after the other, as they are stored. `trained`: of a run that averaged its
+    weights, those that it trained."""
     state = _verified(path, None)
+    held = _places(path, state, trained)
     group: dict[str, Tensor] = {}
     names = [name for name in state["tensors"] if not name.startswith(PREFIX)]
     for number, name in enumerate(names, start=1):
         entry = state["tensors"][name]
         group[name] = torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
         if number == len(names) or sum(tensor.nbytes for tensor in group.values()) >= AT_ONCE:
-            _read(path, group, None)
+            _read(path, trained_in(group, held), None)
             yield from group.items()
             group = {}
 

@@ -20,7 +20,11 @@ from llmfactory.config.rule.answering import (
     prompts_are_answered,
     prompts_have_no_answers_to_measure,
 )
-from llmfactory.config.rule.average import an_average_begins_within_the_run, averages_are_taken_of_our_own_weights
+from llmfactory.config.rule.average import (
+    an_average_begins_within_the_run,
+    averages_are_taken_of_our_own_weights,
+    who_compares_models_takes_averages,
+)
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
 from llmfactory.config.rule.context import (
     context_parallel_cuts_attention,
@@ -277,4 +281,5 @@ RULES: tuple[Rule, ...] = (
     there_is_an_encoder,
     averages_are_taken_of_our_own_weights,
     an_average_begins_within_the_run,
+    who_compares_models_takes_averages,
 )

@@ -55,6 +55,8 @@ class Job(Spec):
     init: str | None = None
     """What the job starts with: a run folder (or one of its checkpoints) with its weights, model, tokenizer and data, or a
     published model (a Hugging Face folder, a GGUF file) with its weights, model and tokenizer; None: random weights."""
+    init_trained: bool = False
+    """Of a run of ours that handed on an average of its weights (`optim.average`), take those that it trained."""
     resume: Resume = Resume.auto
     """What to do when the run folder is there already."""
     toy: bool = False
@@ -66,5 +68,7 @@ class Job(Spec):
         yield from at_least(self, 0, "seed")
         if self.name is not None and (not self.name or self.name.startswith(".") or Path(self.name).name != self.name):
             yield Problem("name", self.name, "is the name of one folder below output_dir", "name=null")
+        if self.init_trained and self.init is None:
+            yield Problem("init_trained", True, "it is about the weights of init, which is not given", "init_trained=false")
         if not self.output_dir:
             yield Problem("output_dir", self.output_dir, "must name a folder", "output_dir=outputs")

@@ -150,7 +150,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
     stage = build_stage(job, supply.isolated, fresh=resume is None, note=display.note, base=base, encode=encode)
     if stands_on is None and stage.model.borrowed:
         starting = None if job.init is None else checkpoint_of(job, "starting")
-        stands_on = world.broadcast(base_of(job.init, starting, job.seed) if world.rank == 0 else None)
+        stands_on = world.broadcast(base_of(job.init, starting, job.seed, job.init_trained) if world.rank == 0 else None)
     formats = job.precision.build(world.device.type)
     strategy = make_strategy(
         job.parallel,
@@ -281,7 +281,7 @@ def build_stage(
         if begins and (checkpoint is None or new_head or model.added):
             initialize(model, job.seed, put, declared)
         if checkpoint is not None:
-            fill(model, checkpoint, HEAD if new_head else None, world)
+            fill(model, checkpoint, HEAD if new_head else None, world, job.init_trained)
         if begins and not goes_on:
             job.peft.begin(model, world, encode)
         if begins:

@@ -143,7 +143,7 @@ def _schedule_problems(old: Job, new: Job, found: dict[str, tuple[Any, Any]]) ->
             f"the learning-rate schedule ends at trainer.max_steps, which was {before}: its remaining steps would differ "
             "from those planned (resume=changed takes the new ones)"
         )
-        can_pin = key in dict(flatten(to_plain(new))) and before > new.optim.schedule.warmup_steps
+        can_pin = key in dict(flatten(to_plain(new))) and before > new.optim.schedule.warmup(before)
         yield Problem("trainer.max_steps", after, reason, f"{key}={before}" if can_pin else "resume=changed")
 
 

@@ -46,7 +46,7 @@ def load_with(
         for name, part in parts.items():
             for own, tensor in part.own():
                 put(places[_renamed(own, name)], tensor)
-    fill(model, checkpoint)
+    fill(model, checkpoint, trained=job.init_trained)
     for name, weight in weights.items():
         _weigh(model, name, weight)
     return model.to(world.device).eval()

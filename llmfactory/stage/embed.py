@@ -33,7 +33,7 @@ class EmbedJob(StageJob):
             precision = job.precision.build(world.device.type)
             model = model_of(job)
             precision.convert_module(model)
-            fill(model, checkpoint, new=new_head(model, checkpoint))
+            fill(model, checkpoint, new=new_head(model, checkpoint), trained=job.init_trained)
             model.to(world.device).eval()
             tokenizer = load_tokenizer(checkpoint, job.model.vocab_size)
             rows = [marked(tokenizer, text) for text in texts]

@@ -20,7 +20,7 @@ from llmfactory.core.spec import stem
 from llmfactory.data.tokenizer.bytes import ByteTokenizer, as_pairs
 from llmfactory.data.tokenizer.hf_file import HfTokenizer
 from llmfactory.parallel.mesh import device_type, open_world
-from llmfactory.stage.base import tensors_behind, trained_part
+from llmfactory.stage.base import insist_on_average, tensors_behind, trained_part
 from llmfactory.stage.format.peft import Written, write_adapter
 from llmfactory.stage.format.spec import Gguf, Peft
 from llmfactory.stage.format.writer import Exported
@@ -60,7 +60,7 @@ class ExportJob(StageJob):
 
         def write() -> None:
             insist_on_room(path)
-            written.append(write_adapter(checkpoint, path, spec.base))
+            written.append(write_adapter(checkpoint, path, spec.base, job.init_trained))
 
         with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
             world.once(write)
@@ -105,6 +105,7 @@ def tensors_of(job: Job, checkpoint: Path) -> dict[str, Tensor]:
     """Under our names, each in the format in which it is stored (quantized ones as float32)."""
     part = trained_part(checkpoint)
     if part is None and is_published(checkpoint):
+        insist_on_average(checkpoint, job.init_trained)
         published = open_published(checkpoint)
         check_shapes(published)
         return stored_tensors(published, job.model)
@@ -112,10 +113,10 @@ def tensors_of(job: Job, checkpoint: Path) -> dict[str, Tensor]:
         if not part.peft.merges:
             method = stem(type(part.peft))
             raise UserError(f"{checkpoint} was trained with peft={method}, which cannot be put into the model's own weights")
-        return dict(tensors_behind(checkpoint))
+        return dict(tensors_behind(checkpoint, job.init_trained))
     saved = io.read_state(checkpoint)["tensors"]
     model = job.model.build()
     if any(entry["dtype"] == "float64" for entry in saved.values()):
         model.double()
-    io.load_weights(checkpoint, model)
+    io.load_weights(checkpoint, model, trained=job.init_trained)
     return {name: tensor.to(getattr(torch, saved[name]["dtype"])) for name, tensor in model_tensors(model).items()}

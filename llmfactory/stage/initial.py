@@ -29,7 +29,7 @@ from llmfactory.objective.objective import Objective
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.weights import local, put
 from llmfactory.precision.plugin import MeshPrecision
-from llmfactory.stage.base import Trained, insist_on_adapters, tensors_behind, trained_part
+from llmfactory.stage.base import Trained, insist_on_adapters, insist_on_average, tensors_behind, trained_part
 from llmfactory.stage.saved import saved_spec as saved_spec
 
 D = TypeVar("D", bound=DataSpec)
@@ -47,22 +47,26 @@ HEAD = "head."
 """Names of a head's tensors begin so."""
 
 
-def fill(model: Skeleton, checkpoint: Path, new: str | None = None, world: World | None = None) -> None:
+def fill(
+    model: Skeleton, checkpoint: Path, new: str | None = None, world: World | None = None, trained: bool = False
+) -> None:
     """The weights of a checkpoint into a model, in the model's own format.
 
     `new`: beginning of the names of a part that is not the checkpoint's: it is left alone. `world`: the processes over which
-    the model is laid out, all of which call this; None: it is whole.
+    the model is laid out, all of which call this; None: it is whole. `trained`: of a run that averaged its weights, those that it
+    trained.
     """
     error: UserError | None = None
     try:
         part = trained_part(checkpoint)
         if part is not None:
-            _fill_from_part(part, model, new, world)
+            _fill_from_part(part, model, new, world, trained)
         elif is_published(checkpoint):
+            insist_on_average(checkpoint, trained)
             load_published(open_published(checkpoint), model, new, world)
         else:
             model.make_room(io.read_state(checkpoint)["tensors"])
-            io.load_weights(checkpoint, model, new, world)
+            io.load_weights(checkpoint, model, new, world, trained)
         broken = next((name for name, weight in model.named_parameters() if not local(weight).isfinite().all()), None)
         if broken is not None:
             raise UserError(f"{checkpoint}: the tensor {broken} holds numbers that are infinite or none at all")
@@ -73,7 +77,7 @@ def fill(model: Skeleton, checkpoint: Path, new: str | None = None, world: World
             raise found
 
 
-def _fill_from_part(part: Trained, model: Skeleton, new: str | None, world: World | None) -> None:
+def _fill_from_part(part: Trained, model: Skeleton, new: str | None, world: World | None, trained: bool) -> None:
     """Of a run that trained a part of its model: every process reads all tensors and keeps its pieces."""
     donor = part.donor()
     room, saved = starting_tensors(model), describe(starting_tensors(donor))
@@ -85,7 +89,7 @@ def _fill_from_part(part: Trained, model: Skeleton, new: str | None, world: Worl
     room, saved = without(room, new), without(saved, new)
     io.insist_same(part.checkpoint, describe(room) if world is None else united(room, world), saved)
     matrices = packed(model)
-    for name, tensor in tensors_behind(part.checkpoint):
+    for name, tensor in tensors_behind(part.checkpoint, trained):
         if name in matrices:
             for parameter, content in matrices[name].contents(tensor):
                 put(parameter, content)
@@ -127,7 +131,7 @@ def load_model(
     if objective is not None:
         objective.equip(model)
     precision.convert_module(model)  # first: weights kept in float64 must not pass through float32
-    fill(model, checkpoint)
+    fill(model, checkpoint, trained=job.init_trained)
     model.to(world.device).eval()
     return model
 

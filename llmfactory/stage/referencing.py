@@ -69,7 +69,7 @@ def with_reference(
     batch_size: int,
 ) -> ReferencedRows:
     """The rows, and what the model that the run of a checkpoint began with says of their answers. Called by every process."""
-    model = load_model(job, began_with(checkpoint), precision, world)
+    model = load_model(replace(job, init_trained=False), began_with(checkpoint), precision, world)
     known = ReferencedRows(rows)
     root = Root(model, Asked(1), rows.isolated).eval()
 

@@ -61,6 +61,12 @@ FIRES = {
         ["stage/anchor=l2_sp", "init=.", "peft=lora"],
         ["stage/anchor=l2_sp", "init=.", "parallel=deepspeed_zero1", "launch=local"],
     ],
+    "averages_are_taken_of_our_own_weights": [["optim/average=ema", "parallel=deepspeed_zero1", "launch=local"]],
+    "an_average_begins_within_the_run": [
+        ["optim/average=lawa", "optim.average.every=900"],
+        ["optim/average=swa", "optim.average.start_step=900"],
+    ],
+    "who_compares_models_takes_averages": [["stage=merge", "init=.", "stage.models={other: outputs/other}", "init_trained=true"]],
     "tilted_losses_are_of_several_sources": [["stage/objective=tilted"], ["stage/objective=tilted", MIXTURE, *STAGES]],
     "what_matters_was_measured": [["stage/anchor=ewc", "init=."]],
     "one_process_measures_what_matters": [["stage=fisher", "init=.", "parallel=ddp", "launch=local"]],

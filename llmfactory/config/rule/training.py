@@ -33,26 +33,29 @@ def _goes_on(job: Job) -> bool:
 
 def warmup_ends_before_the_run(job: Job) -> Iterator[Problem]:
     schedule, steps = job.optim.schedule, job.trainer.max_steps
-    if isinstance(job.stage, TrainingSpec) and schedule.pinned_horizon() is None and schedule.warmup_steps >= steps:
+    if isinstance(job.stage, TrainingSpec) and schedule.pinned_horizon() is None and schedule.warmup(steps) >= steps:
         reason = f"warm-up takes the whole run (trainer.max_steps={steps}), so the peak rate is never reached"
-        yield Problem("optim.schedule.warmup_steps", schedule.warmup_steps, reason, f"optim.schedule.warmup_steps={steps // 10}")
+        if schedule.warmup_share is not None:
+            yield Problem("optim.schedule.warmup_share", schedule.warmup_share, reason, "optim.schedule.warmup_share=0.1")
+        else:
+            yield Problem("optim.schedule.warmup_steps", schedule.warmup_steps, reason, f"optim.schedule.warmup_steps={steps // 10}")
 
 
 def warmup_and_decay_leave_room(job: Job) -> Iterator[Problem]:
     schedule = job.optim.schedule
     if not isinstance(schedule, Wsd):
         return
-    horizon = schedule.horizon or job.trainer.max_steps
-    room = horizon - schedule.warmup_steps
+    horizon, warmup = schedule.end(job.trainer.max_steps), schedule.warmup(job.trainer.max_steps)
+    room = horizon - warmup
     if room > 0 and round(schedule.decay_share * horizon) > room:
-        reason = f"the decay would start within the warm-up of {schedule.warmup_steps} of {horizon} steps"
+        reason = f"the decay would start within the warm-up of {warmup} of {horizon} steps"
         fitting = math.floor(100 * room / horizon) / 100
         yield Problem("optim.schedule.decay_share", schedule.decay_share, reason, f"optim.schedule.decay_share={fitting}")
 
 
 def inverse_sqrt_warms_up(job: Job) -> Iterator[Problem]:
     schedule = job.optim.schedule
-    if isinstance(schedule, InverseSqrt) and schedule.warmup_steps == 0:
+    if isinstance(schedule, InverseSqrt) and schedule.warmup(job.trainer.max_steps) == 0:
         reason = "the rate is sqrt(warmup_steps / step): without a warm-up it has fallen to a tenth after 100 steps"
         yield Problem("optim.schedule.warmup_steps", 0, reason, "optim.schedule.warmup_steps=100")
 

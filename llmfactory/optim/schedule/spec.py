@@ -7,13 +7,15 @@ moves and step warmup_steps - 1 is the first at the peak.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between
 
 Schedule = Callable[[int], float]
+S = TypeVar("S", bound="ScheduleSpec")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,13 +24,31 @@ class ScheduleSpec(Spec):
 
     warmup_steps: int = 0
     """Steps of linear growth from (almost) zero to the peak."""
+    warmup_share: float | None = None
+    """The same as a share of the steps up to the schedule's end, or, if it has none, to trainer.max_steps; None: `warmup_steps`
+    says."""
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 0, "warmup_steps")
+        yield from between(self, 0.0, 1.0, "warmup_share")
+        if self.warmup_steps > 0 and self.warmup_share is not None:
+            yield Problem("warmup_steps", self.warmup_steps, f"warmup_share={self.warmup_share} says it too", "warmup_steps=0")
 
     def pinned_horizon(self) -> int | None:
         """The last step that shapes this schedule if that does not depend on max_steps; None: it does depend."""
-        return 0
+        return 0 if self.warmup_share is None else None
+
+    def end(self, max_steps: int) -> int:
+        """The step up to which shares are counted."""
+        return max_steps
+
+    def warmup(self, max_steps: int) -> int:
+        """Steps of the warm-up, however they were said."""
+        return self.warmup_steps if self.warmup_share is None else round(self.warmup_share * self.end(max_steps))
+
+    def in_steps(self: S, max_steps: int) -> S:
+        """The same schedule, its warm-up said in steps."""
+        return replace(self, warmup_steps=self.warmup(max_steps), warmup_share=None)
 
     def build(self, max_steps: int) -> Schedule:
         raise TypeError(f"{type(self).__name__} is a base: pick an option of optim/schedule")
@@ -47,11 +67,15 @@ class DecaySpec(ScheduleSpec):
         yield from ScheduleSpec.problems(self)
         yield from at_least(self, 1, "horizon")
         yield from between(self, 0.0, 1.0, "floor")
-        if self.horizon is not None and self.horizon <= self.warmup_steps:
-            yield Problem("horizon", self.horizon, f"ends within the warm-up of {self.warmup_steps} steps", "horizon=null")
+        if self.horizon is not None and self.horizon <= (steps := self.warmup(self.horizon)):
+            repair = "horizon=null" if self.warmup_share is None else "warmup_share=0.1"
+            yield Problem("horizon", self.horizon, f"ends within the warm-up of {steps} steps", repair)
 
     def pinned_horizon(self) -> int | None:
         return self.horizon
+
+    def end(self, max_steps: int) -> int:
+        return self.horizon or max_steps
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,7 +85,7 @@ class Constant(ScheduleSpec):
     def build(self, max_steps: int) -> Schedule:
         from llmfactory.optim.schedule.constant import constant
 
-        return constant(self)
+        return constant(self.in_steps(max_steps))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,7 +95,7 @@ class Linear(DecaySpec):
     def build(self, max_steps: int) -> Schedule:
         from llmfactory.optim.schedule.linear import linear
 
-        return linear(self, self.horizon or max_steps)
+        return linear(self.in_steps(max_steps), self.end(max_steps))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,7 +105,7 @@ class Cosine(DecaySpec):
     def build(self, max_steps: int) -> Schedule:
         from llmfactory.optim.schedule.cosine import cosine
 
-        return cosine(self, self.horizon or max_steps)
+        return cosine(self.in_steps(max_steps), self.end(max_steps))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,7 +122,7 @@ class Polynomial(DecaySpec):
     def build(self, max_steps: int) -> Schedule:
         from llmfactory.optim.schedule.polynomial import polynomial
 
-        return polynomial(self, self.horizon or max_steps)
+        return polynomial(self.in_steps(max_steps), self.end(max_steps))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,7 +143,7 @@ class CosineRestarts(DecaySpec):
     def build(self, max_steps: int) -> Schedule:
         from llmfactory.optim.schedule.cosine_restarts import cosine_restarts
 
-        return cosine_restarts(self, self.horizon or max_steps)
+        return cosine_restarts(self.in_steps(max_steps), self.end(max_steps))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -138,7 +162,7 @@ class OneCycle(DecaySpec):
     def build(self, max_steps: int) -> Schedule:
         from llmfactory.optim.schedule.one_cycle import one_cycle
 
-        return one_cycle(self, self.horizon or max_steps)
+        return one_cycle(self.in_steps(max_steps), self.end(max_steps))
 
 
 class Decay(Enum):
@@ -165,7 +189,7 @@ class Wsd(DecaySpec):
     def build(self, max_steps: int) -> Schedule:
         from llmfactory.optim.schedule.wsd import wsd
 
-        return wsd(self, self.horizon or max_steps)
+        return wsd(self.in_steps(max_steps), self.end(max_steps))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -175,4 +199,4 @@ class InverseSqrt(ScheduleSpec):
     def build(self, max_steps: int) -> Schedule:
         from llmfactory.optim.schedule.inverse_sqrt import inverse_sqrt
 
-        return inverse_sqrt(self)
+        return inverse_sqrt(self.in_steps(max_steps))
