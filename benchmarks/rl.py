@@ -1,8 +1,11 @@
-"""An iteration of GRPO against TRL's: a tiny LLaMA (4 layers, 128 wide, 49,152 ids), 8 answers of 64 tokens to one prompt, one step.
+"""An iteration of learning from rewards: a tiny LLaMA (4 layers, 128 wide, 49,152 ids), 8 answers of 64 tokens.
 
-Both sides take turns, each round a few iterations; what is compared is the CPU time of the process from one step's end to the next.
+    OMP_NUM_THREADS=1 python benchmarks/rl.py [--stage grpo] [--rounds 5] [--steps 3]
+    OMP_NUM_THREADS=1 python benchmarks/rl.py --stage ppo
 
-    OMP_NUM_THREADS=1 python benchmarks/rl.py [--rounds 5] [--steps 3]
+`grpo`: all answers to one prompt, one step, against TRL's GRPOTrainer. `ppo`: an answer to each of 8 prompts, four epochs of one step,
+against a plain loop that does what TRL's PPOTrainer did (`plain_ppo.py`; TRL 1.16 has none any more). Both sides take turns, each round
+a few iterations; what is compared is the CPU time of the process from one iteration's end to the next.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -26,6 +33,8 @@ from llmfactory.stage.rows import read_data
 from llmfactory.tracking.tracker import Tracker
 
 VOCABULARY, LAYERS, DIM, HEADS, HIDDEN, ANSWERS, TOKENS, KL = 49152, 4, 128, 4, 384, 8, 64, 0.04
+EPOCHS = 4
+"""Of PPO."""
 PROMPT = " ".join(f"w{number}" for number in range(100, 116))
 
 
@@ -64,18 +73,25 @@ def between(times: list[float]) -> list[float]:
     return [b - a for a, b in itertools.pairwise(times)]
 
 
-def ours(folder: Path, steps: int) -> tuple[list[float], dict[str, float]]:
+def ours(folder: Path, steps: int, stage: str = "grpo") -> tuple[list[float], dict[str, float]]:
     """Seconds of each iteration but the first, and the share of each part."""
+    epochs = EPOCHS if stage == "ppo" else 1
+    own = [f"stage.epochs={EPOCHS}"] if stage == "ppo" else [f"stage.group={ANSWERS}"]
     sizes = [f"model.vocab_size={VOCABULARY}", f"model.n_layers={LAYERS}", f"model.dim={DIM}", f"model.attention.n_heads={HEADS}"]
     job = compose_job(
         [
-            *("stage=grpo", "stage/grader=[target_length]", "stage.graders.target_length.target=50"),
+            *(f"stage={stage}", "stage/grader=[target_length]", "stage.graders.target_length.target=50"),
             *("data=prompts", "data.form.chat=false", f"data.source.files=[{folder / 'prompts.jsonl'}]", "data.held_out=0"),
             *("data/tokenizer=hf_file", f"data.tokenizer.file={folder / 'tokenizer.json'}", "data.workers=1"),
             *("data.seq_len=64", "data.form.max_tokens=64", f"data.cache={folder / 'cache'}", f"output_dir={folder}"),
             *("model=llama_tiny", "model/attention=gqa", *sizes, f"model.ffn.hidden={HIDDEN}", "model.max_positions=256"),
-            *(f"stage.max_tokens={TOKENS}", f"stage.group={ANSWERS}", f"stage.objective.kl_coef={KL}", "optim.lr=1e-6"),
-            *(f"trainer.batch_size={ANSWERS}", f"trainer.max_steps={steps}", "trainer.log_every=1", "trainer.eval_every=null"),
+            *(f"stage.max_tokens={TOKENS}", *own, f"stage.objective.kl_coef={KL}", "optim.lr=1e-6"),
+            *(
+                f"trainer.batch_size={ANSWERS}",
+                f"trainer.max_steps={steps * epochs}",
+                "trainer.log_every=1",
+                "trainer.eval_every=null",
+            ),
             *("trainer.save_every=null", "trainer.keep_best=false", "trainer.device=cpu", "trainer.sample=false"),
             "optim/schedule=constant",
         ]
@@ -85,12 +101,42 @@ def ours(folder: Path, steps: int) -> tuple[list[float], dict[str, float]]:
         fitted = fit(job, read_data(job, None, ()), Path(run), clock, Silent(notes=False))
     assert fitted.supply is not None
     figures = fitted.supply.figures()
-    return between(clock.times), {name: figures[f"{name}_share"] for name in ("rollout", "score", "update")}
+    return between(clock.times[epochs - 1 :: epochs]), {name: figures[f"{name}_share"] for name in ("rollout", "score", "update")}
 
 
-def theirs(folder: Path, steps: int) -> tuple[list[float], dict[str, float]]:
+def theirs(folder: Path, steps: int, stage: str = "grpo") -> tuple[list[float], dict[str, float]]:
+    return plain(folder, steps) if stage == "ppo" else grpo(folder, steps)
+
+
+def plain(folder: Path, steps: int) -> tuple[list[float], dict[str, float]]:
+    from benchmarks.plain_ppo import Settings, train
+
+    torch.manual_seed(0)
+    rows = [json.loads(line)["prompt"] for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    prompts = torch.tensor([[int(word[1:]) for word in row.split()] for row in rows])
+    settings = Settings(answers=ANSWERS, tokens=TOKENS, kl_coef=KL, epochs=EPOCHS)
+    return train(config(), prompts, lambda ids: -abs(len(ids) - 50.0) + len(set(ids)), steps, settings)
+
+
+def config() -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=DIM,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=HIDDEN,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        eos_token_id=VOCABULARY - 1,
+        pad_token_id=VOCABULARY - 1,
+    )
+
+
+def grpo(folder: Path, steps: int) -> tuple[list[float], dict[str, float]]:
     from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     times: list[float] = []
@@ -103,19 +149,7 @@ def theirs(folder: Path, steps: int) -> tuple[list[float], dict[str, float]]:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token="</s>", pad_token="</s>")
     torch.manual_seed(0)
     published = str(folder / "published")
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=DIM,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            intermediate_size=HIDDEN,
-            max_position_embeddings=256,
-            tie_word_embeddings=False,
-            eos_token_id=VOCABULARY - 1,
-            pad_token_id=VOCABULARY - 1,
-        )
-    ).save_pretrained(published)
+    LlamaForCausalLM(config()).save_pretrained(published)
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     with tempfile.TemporaryDirectory() as run:
         trainer = GRPOTrainer(
@@ -160,6 +194,7 @@ def theirs(folder: Path, steps: int) -> tuple[list[float], dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--stage", choices=("grpo", "ppo"), default="grpo")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--only", choices=("ours", "theirs"))
@@ -175,7 +210,7 @@ def main() -> None:
         files(folder)
         for number in range(options.rounds):
             for name in list(sides)[:: 1 if number % 2 else -1]:
-                seconds, shares = sides[name](folder, options.steps)
+                seconds, shares = sides[name](folder, options.steps, options.stage)
                 found[name].append(statistics.median(seconds))
                 split = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
                 print(f"round {number + 1} {name}: {found[name][-1]:.2f} s an iteration ({split})", flush=True)
@@ -183,7 +218,7 @@ def main() -> None:
         ratios = [b / a for a, b in zip(found["ours"], found["theirs"], strict=True)]
         medians = {name: statistics.median(some) for name, some in found.items()}
         print(
-            f"ours {medians['ours']:.2f} s, TRL {medians['theirs']:.2f} s: x {medians['theirs'] / medians['ours']:.2f} "
+            f"ours {medians['ours']:.2f} s, theirs {medians['theirs']:.2f} s: x {medians['theirs'] / medians['ours']:.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f})"
         )
 
