@@ -307,6 +307,13 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         for name in classes("optim/schedule")
     },
     **{
+        f"optim/schedule/{name}.warmup_share": (
+            [*LLAMA, f"optim/schedule={name}", "optim.schedule.warmup_steps=0", "optim.schedule.warmup_share=0.01"],
+            "optim.schedule.warmup_share=0.1",
+        )
+        for name in classes("optim/schedule")
+    },
+    **{
         f"optim/schedule/{name}.{field}": (
             [*LLAMA, f"optim/schedule={name}", "trainer.max_steps=300"],
             f"optim.schedule.{field}={value}",
@@ -354,6 +361,19 @@ CHANGES: dict[str, tuple[list[str], str]] = {
 WORDS = "objective/test_negative_sampling.py"
 
 EFFECTS: dict[str, str] = {
+    **{
+        f"optim/{name}.average": "optim/average/test_average.py::test_it_is_what_its_definition_says_and_training_does_not_see_it"
+        for name in classes("optim")
+    },
+    **{
+        f"optim/average/ema.{name}": "optim/average/test_ema.py::test_equals_a_loop" for name in ("decay", "warmup", "every")
+    },
+    **{
+        f"optim/average/swa.{name}": "optim/average/test_swa.py::test_the_mean_of_what_is_taken"
+        for name in ("start_step", "start_share", "every")
+    },
+    **{f"optim/average/lawa.{name}": "optim/average/test_lawa.py::test_the_mean_of_the_last" for name in ("last", "every")},
+    "job.init_trained": "optim/average/test_average.py::test_both_kinds_of_weights_can_be_taken",
     "precision/fp32.tf32": "precision/test_fp32.py::test_tf32_is_switched_on_where_it_is",
     "precision/bf16_true.keep": "optim/test_narrow.py::test_small_steps",
     "precision/fp8.recipe": "precision/test_fp8.py::test_recipes",

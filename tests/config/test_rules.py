@@ -266,7 +266,10 @@ FIRES = {
         ["stage.embeddings_only_steps=5", "parallel=deepspeed_zero2", "launch=local"],
     ],
     "decay_reaches_the_end": [["trainer.max_steps=10000"], ["optim/schedule=linear", "optim.schedule.horizon=100"]],
-    "warmup_ends_before_the_run": [["optim/schedule=cosine", "optim.schedule.warmup_steps=5", "trainer.max_steps=5"]],
+    "warmup_ends_before_the_run": [
+        ["optim/schedule=cosine", "optim.schedule.warmup_steps=5", "trainer.max_steps=5"],
+        ["optim/schedule=constant", "optim.schedule.warmup_share=1.0"],
+    ],
     "warmup_and_decay_leave_room": [["optim/schedule=wsd", "optim.schedule.warmup_steps=450", "trainer.max_steps=500"]],
     "inverse_sqrt_warms_up": [["optim/schedule=inverse_sqrt"]],
     "best_is_looked_for": [["trainer.eval_every=null"]],

@@ -37,3 +37,10 @@ def test_some_learn_faster() -> None:
     optimizer = torch.optim.SGD(found, lr=1.0)
     set_lr(optimizer, 0.5)
     assert {id(group["params"][0]): group["lr"] for group in optimizer.param_groups} == {id(one): 0.5, id(other): 2.0}
+
+
+def test_a_parameter_may_have_a_decay_of_its_own() -> None:
+    weights = {name: nn.Parameter(torch.ones(2)) for name in "abcd"}
+    found = groups(weights.items(), {"a": True, "b": 0.3, "c": False, "d": 0.1}, 0.1)
+    decay = {id(one): group["weight_decay"] for group in found for one in group["params"]}
+    assert [decay[id(one)] for one in weights.values()] == [0.1, 0.3, 0.0, 0.1]
