@@ -373,6 +373,12 @@ EFFECTS: dict[str, str] = {
         for name in ("start_step", "start_share", "every")
     },
     **{f"optim/average/lawa.{name}": "optim/average/test_lawa.py::test_the_mean_of_the_last" for name in ("last", "every")},
+    "trainer.batch_ramp": "run/batch_ramp/test_linear.py::test_a_run_with_a_growing_batch",
+    **{
+        f"trainer/batch_ramp/linear.{name}": "run/batch_ramp/test_linear.py::test_sizes_are_those_of_megatron"
+        for name in ("start", "increment", "rows", "tokens")
+    },
+    **{f"trainer/batch_ramp/staged.{name}": "run/batch_ramp/test_staged.py::test_parts_of_a_run" for name in ("rows", "until")},
     "job.init_trained": "optim/average/test_average.py::test_both_kinds_of_weights_can_be_taken",
     "precision/fp32.tf32": "precision/test_fp32.py::test_tf32_is_switched_on_where_it_is",
     "precision/bf16_true.keep": "optim/test_narrow.py::test_small_steps",

@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, CONF, TESTS = ROOT / "llmfactory", ROOT / "conf", ROOT / "tests"
-PLACES = {"stage/objective": "objective", "trainer": "run", "hardware": "parallel/plan"}
+PLACES = {"stage/objective": "objective", "trainer": "run", "trainer/batch_ramp": "run/batch_ramp", "hardware": "parallel/plan"}
 """Config groups whose subpackage has another name."""
 NO_PACKAGE = {"experiment"}
 """Groups that only combine others."""

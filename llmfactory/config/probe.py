@@ -21,6 +21,7 @@ from llmfactory.model.spec import ModelSpec
 from llmfactory.optim.schedule.spec import Constant
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.spec import Fp64
+from llmfactory.run.batch_ramp.spec import None_ as NoRamp
 
 STEPS = 2
 """Steps of a probe: the second one sees what the first one did to the weights."""
@@ -69,6 +70,7 @@ def _small(job: Job, counts: bool) -> Job:
         job.trainer,
         max_steps=STEPS,
         batch_size=ranks * 2 * degrees["pp"],
+        batch_ramp=NoRamp(),
         micro_batch_size=1,
         log_every=1,
         eval_every=None,

@@ -25,6 +25,7 @@ from llmfactory.config.rule.average import (
     averages_are_taken_of_our_own_weights,
     who_compares_models_takes_averages,
 )
+from llmfactory.config.rule.batch_ramp import a_growing_batch_has_rows_for_all, ramps_are_of_rows_of_data
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
 from llmfactory.config.rule.context import (
     context_parallel_cuts_attention,
@@ -282,4 +283,6 @@ RULES: tuple[Rule, ...] = (
     averages_are_taken_of_our_own_weights,
     an_average_begins_within_the_run,
     who_compares_models_takes_averages,
+    a_growing_batch_has_rows_for_all,
+    ramps_are_of_rows_of_data,
 )

@@ -14,8 +14,10 @@ from llmfactory.data.tokenizer.spec import ByteBpe, HfFile, WordLevel
 from llmfactory.model.attention.spec import AttentionSpec
 from llmfactory.model.mixer.spec import LinearAttention
 from llmfactory.model.spec import ModelSpec
+from llmfactory.run.spec import Trainer
 
 POSITIONS = 64
+ROWS = 32
 VOCAB = 384
 """More than the 257 ids that bytes take."""
 HEADLESS = 4
@@ -28,7 +30,7 @@ def toy(job: Job) -> Job:
     """The job with a small model, and rows and a vocabulary that fit it. Doing it again changes nothing."""
     fixed_vocab = isinstance(job.data.tokenizer, HfFile)  # its ids are what they are
     model = small_model(job.model, job.model.vocab_size if fixed_vocab else VOCAB)
-    return dataclasses.replace(job, model=model, data=_fitting(job.data, model))
+    return dataclasses.replace(job, model=model, data=_fitting(job.data, model), trainer=_fewer(job.trainer))
 
 
 def small_model(model: ModelSpec, vocab: int = VOCAB) -> ModelSpec:
@@ -55,6 +57,16 @@ def _changes(spec: Spec, scale: float) -> dict[str, Any]:
 
 def _small(part: Spec, scale: float) -> Spec:
     return dataclasses.replace(part, **_changes(part, scale))
+
+
+def _fewer(trainer: Trainer) -> Trainer:
+    """At most `ROWS` rows a step; a ramp keeps its ratios."""
+    rows = min(trainer.batch_size, ROWS)
+    if rows == trainer.batch_size:
+        return trainer
+    ramp = trainer.batch_ramp.smaller(rows, rows / trainer.batch_size)
+    at_once = None if trainer.micro_batch_size is None else min(trainer.micro_batch_size, rows)
+    return dataclasses.replace(trainer, batch_size=rows, batch_ramp=ramp, micro_batch_size=at_once)
 
 
 def _fitting(data: DataSpec, model: ModelSpec) -> DataSpec:

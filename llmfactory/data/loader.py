@@ -17,6 +17,7 @@ from llmfactory.core.batch import IGNORE, NARROW, split
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.data.form.mismatched import OTHER
 from llmfactory.data.mix.mix_order import MixOrder
+from llmfactory.data.sizes import Sizes
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -47,8 +48,11 @@ class StepLoader:
         world: int = 1,
         start_step: int = 0,
         shuffle: bool = True,
+        sizes: Sizes | None = None,
     ) -> None:
-        if batch_size < world:
+        """`sizes`: rows of each step, where they are not all `batch_size`."""
+        self.sizes = sizes or Sizes([(0, batch_size)])
+        if self.sizes.least < world:
             problem = Problem(
                 "trainer.batch_size",
                 batch_size,
@@ -73,16 +77,19 @@ class StepLoader:
         found: dict[str, float] = {}
         if isinstance(self.order, MixOrder):
             for (name, rows), count in zip(
-                self.rows.sources.items(), self.order.drawn(steps * self.batch_size).tolist(), strict=True
+                self.rows.sources.items(), self.order.drawn(self.sizes.before(steps)).tolist(), strict=True
             ):
                 found[f"tokens/{name}"] = round(count * rows.file.inputs / max(len(rows), 1))
                 found[f"epochs/{name}"] = count / max(len(rows), 1)
         return found
 
     def __iter__(self) -> Iterator[Batch]:
-        step, steps = self.start_step, max(1, AHEAD * self.world // self.batch_size)
-        low, high = share(0, self.batch_size, self.rank, self.world)
+        step = self.start_step
         while True:
+            size, left = self.sizes.rows(step), self.sizes.alike(step)
+            steps = max(1, AHEAD * self.world // size)
+            steps = steps if left is None else min(steps, left)
+            low, high = share(0, size, self.rank, self.world)
             # The order of many steps at once costs little more than that of one.
             if self.rows.ragged:
                 yield from self._ragged(step, steps)
@@ -97,16 +104,18 @@ class StepLoader:
 
     def _ragged(self, step: int, steps: int) -> Iterator[Batch]:
         """Batches as wide as the longest row that any rank has."""
-        low, high = share(0, self.batch_size, self.rank, self.world)
-        samples = np.arange(step * self.batch_size, (step + steps) * self.batch_size).reshape(steps, self.batch_size)
+        size, first = self.sizes.rows(step), self.sizes.before(step)
+        low, high = share(0, size, self.rank, self.world)
+        samples = np.arange(first, first + steps * size).reshape(steps, size)
         for whole, numbers in zip(self._rows_of(samples), samples, strict=True):
             batch = self.rows.draw(whole[low:high], numbers[low:high])
             yield _widened(batch, self.rows.width(whole), self.rows.file.end_id)
 
     def _samples_of(self, step: int, steps: int) -> NDArray[np.int64]:
-        """[steps, rows of this rank], numbers in the global order."""
-        low, high = share(0, self.batch_size, self.rank, self.world)
-        first = np.arange(step, step + steps, dtype=np.int64) * self.batch_size
+        """[steps, rows of this rank], numbers in the global order, of steps that have as many rows."""
+        size = self.sizes.rows(step)
+        low, high = share(0, size, self.rank, self.world)
+        first = self.sizes.before(step) + np.arange(steps, dtype=np.int64) * size
         return first[:, None] + np.arange(low, high, dtype=np.int64)
 
     def _rows_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -56,7 +56,8 @@ if TYPE_CHECKING:
 
 
 class MeshStrategy(ParallelStrategy):
-    """Every parallel layout. `samples` names the samples of a step (from 0), for the message when one of them is broken."""
+    """Every parallel layout. `samples` names the samples of a step (from 0), for the message when one of them is broken; `rows`: how
+    many it has, over all processes."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class MeshStrategy(ParallelStrategy):
         layout: Mesh,
         *,
         seed: int,
-        batch_size: int | None = None,
+        rows: Callable[[int], int] | None = None,
         micro_batch_size: int | None = None,
         samples: Callable[[int], str] = lambda step: "unknown",
         smallest_scale: float = 0.0,
@@ -73,7 +74,7 @@ class MeshStrategy(ParallelStrategy):
     ) -> None:
         super().__init__(parallel_devices=[world.device], cluster_environment=Place(world))
         self.world, self.layout, self.seed, self.samples = world, layout, seed, samples
-        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.rows, self.micro_batch_size = rows, micro_batch_size
         self.smallest_scale, self.compile, self.scratch = smallest_scale, compile, scratch
         self._on_disk = False
         self.stop_asked = False
@@ -225,8 +226,8 @@ class MeshStrategy(ParallelStrategy):
         operations must meet: one with fewer rows repeats a micro-batch that counts nothing."""
         pieces = list(split(batch, self.micro_batch_size))
         yield from ((piece, self.share) for piece in pieces)
-        if self.batch_size is not None and self.micro_batch_size is not None:
-            most = -(-self.batch_size // self.world.data_size)
+        if self.rows is not None and self.micro_batch_size is not None:
+            most = -(-self.rows(self._step) // self.world.data_size)
             yield from [(pieces[0], 0.0)] * (-(-most // self.micro_batch_size) - len(pieces))
 
     def _own_rows(self, batch: Batch) -> Batch:

@@ -152,11 +152,12 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         starting = None if job.init is None else checkpoint_of(job, "starting")
         stands_on = world.broadcast(base_of(job.init, starting, job.seed, job.init_trained) if world.rank == 0 else None)
     formats = job.precision.build(world.device.type)
+    sizes = spec.sizes(job.data.seq_len)
     strategy = make_strategy(
         job.parallel,
         world,
         seed=job.seed,
-        batch_size=spec.batch_size,
+        rows=sizes.rows,
         micro_batch_size=spec.micro_batch_size,
         samples=supply.samples,
         smallest_scale=SMALLEST,
@@ -173,6 +174,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         resume=resume,
         record={"environment": surroundings, **({} if stands_on is None else {BASE: stands_on})},
         attach=partial(attach, job, data),
+        samples=sizes.before,
         keep=supply.keep,
     )
     callbacks = [

@@ -42,10 +42,13 @@ class Saving(pl.Callback):
         resume: Path | None,
         record: dict[str, Any],
         attach: Callable[[Path], None],
+        samples: Callable[[int], int],
         keep: Callable[[], Callable[[Path], None]] = lambda: lambda path: None,
     ) -> None:
         self.folder, self.spec, self.progress, self.strategy, self.formats = folder, trainer, progress, strategy, formats
         self.resume, self.record, self.attach, self.keep = resume, record, attach, keep
+        self.samples = samples
+        """Rows that so many steps have read."""
         self.last: Path | None = resume
         self.background: Background | None = None
 
@@ -100,7 +103,7 @@ class Saving(pl.Callback):
     def _save(self, stage: TrainingStage, optimizer: Optimizer) -> None:
         reshard(stage.root)
         step = self.progress.step
-        state = {**self.record, **self.progress.state(), "samples": step * self.spec.batch_size}
+        state = {**self.record, **self.progress.state(), "samples": self.samples(step)}
         if self.formats.loss_scale is not None:
             state["loss_scale"] = self.formats.loss_scale.state()
         if stage.average is not None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
+from llmfactory.run.batch_ramp.spec import BatchRampSpec
+from llmfactory.run.batch_ramp.spec import None_ as NoRamp
+
+if TYPE_CHECKING:
+    from llmfactory.data.sizes import Sizes
 
 
 class Device(Enum):
@@ -26,6 +32,8 @@ class Trainer(Spec):
     """Optimizer steps of the whole run, those before a resume included."""
     batch_size: int
     """Rows of one optimizer step, over all processes. The result does not depend on how they are shared out."""
+    batch_ramp: BatchRampSpec = field(default_factory=NoRamp)
+    """How the batch grows to `batch_size` in the course of the run."""
     micro_batch_size: int | None = None
     """Rows that one process puts through the model at once; None: its whole share. Changes memory and speed, not the result."""
     log_every: int = 10
@@ -63,5 +71,10 @@ class Trainer(Spec):
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "max_steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "eval_rows")
         yield from at_least(self, 1, "save_every", "keep_last", "patience", "threads")
+        yield from self.batch_ramp.against(self.batch_size)
         if self.patience and self.eval_every is None:
             yield Problem("patience", self.patience, "needs evaluations during training", "eval_every=100")
+
+    def sizes(self, seq_len: int) -> Sizes:
+        """Rows of every step; `seq_len`: tokens of a row."""
+        return self.batch_ramp.build(self.batch_size, seq_len)

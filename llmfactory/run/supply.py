@@ -81,15 +81,19 @@ class RowSupply(Supply):
             rank=world.data_rank,
             world=world.data_size,
             start_step=start_step,
+            sizes=job.trainer.sizes(job.data.seq_len),
         )
 
     def samples(self, step: int) -> str:
-        whole = StepLoader(self.rows, batch_size=self.job.trainer.batch_size, seed=self.job.seed, rank=0, world=1, start_step=0)
+        sizes = self.steps.sizes
+        whole = StepLoader(self.rows, batch_size=sizes.rows(step), seed=self.job.seed, sizes=sizes)
         numbers = [str(number) for number in whole.sample_ids(step)]
         return "rows " + ", ".join(numbers[:SHOWN]) + (" ..." if len(numbers) > SHOWN else "")
 
     def drawn(self, step: int) -> dict[str, float]:
-        return self.steps.drawn(step)
+        sizes = self.steps.sizes
+        grown = {"batch_rows": float(sizes.rows(max(0, step - 1)))} if sizes.varies else {}
+        return self.steps.drawn(step) | grown
 
     def measure(self, limit: int | None) -> Measure | None:
         spec, world = self.job.trainer, self.world

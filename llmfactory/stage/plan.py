@@ -98,7 +98,8 @@ DEVICES = 8
 def figures_of(question: Question, seen: Forecast, tokens: float | None, job: Job) -> dict[str, Any]:
     """The plan as numbers: bytes, seconds, operations."""
     work, fullest, slowest = question.work, seen.fullest, seen.slowest
-    wanted = tokens or float(job.trainer.max_steps * work.tokens)
+    rows = job.trainer.sizes(job.data.seq_len).before(job.trainer.max_steps)
+    wanted = tokens or float(rows * work.tokens / work.rows)
     steps = wanted / work.tokens
     hours = steps * seen.seconds / 3600
     price = question.machine.price_per_hour

@@ -37,6 +37,7 @@ from llmfactory.data.loader import StepLoader
 from llmfactory.data.mix.mixed_rows import MixedRows
 from llmfactory.data.mix.spec import Fixed
 from llmfactory.data.prepared import Prepared
+from llmfactory.data.sizes import Sizes
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.skeleton import Skeleton
@@ -82,7 +83,7 @@ class ReweightJob(StageJob):
         for step, (batch, _) in enumerate(_batches(mixed, job), 1):
             loss = reference.step(step, batch, torch.ones_like(batch["labels"], dtype=torch.float32))
             _log(tracker, job, step, {"loss": loss})
-        alike = MixedRows(mixed.sources, Fixed(max_epochs=mixed.spec.max_epochs), steps, size)
+        alike = MixedRows(mixed.sources, Fixed(max_epochs=mixed.spec.max_epochs), steps, Sizes([(0, size)]))
         names, proxy = list(mixed.sources), _Learner(job, mixed.isolated)
         search = Search(self.spec, len(names))
         for step, (batch, source_B) in enumerate(_batches(alike, job), 1):

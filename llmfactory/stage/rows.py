@@ -106,6 +106,6 @@ def packed_rows(job: Job, data: Prepared, part: str, width: int) -> Rows:
     form = job.data.form.build()
     sources = {name: form.rows(job.data.pack, source.part(part), width) for name, source in data.sources.items()}
     if isinstance(job.data, Mixture):
-        return MixedRows(sources, job.data.mix, job.trainer.max_steps, job.trainer.batch_size)
+        return MixedRows(sources, job.data.mix, job.trainer.max_steps, job.trainer.sizes(job.data.seq_len))
     (rows,) = sources.values()
     return rows

@@ -61,6 +61,15 @@ FIRES = {
         ["stage/anchor=l2_sp", "init=.", "peft=lora"],
         ["stage/anchor=l2_sp", "init=.", "parallel=deepspeed_zero1", "launch=local"],
     ],
+    "a_growing_batch_has_rows_for_all": [
+        ["trainer/batch_ramp=linear", "trainer.batch_ramp.start=1", "parallel=ddp", "launch=local", "launch.processes=2"]
+    ],
+    "ramps_are_of_rows_of_data": [
+        ["trainer/batch_ramp=linear", *STAGES],
+        ["trainer/batch_ramp=staged", "model=kneser_ney"],
+        ["trainer/batch_ramp=staged", *WRITES],
+        ["trainer/batch_ramp=staged", "stage=reweight", MIXTURE],
+    ],
     "averages_are_taken_of_our_own_weights": [["optim/average=ema", "parallel=deepspeed_zero1", "launch=local"]],
     "an_average_begins_within_the_run": [
         ["optim/average=lawa", "optim.average.every=900"],

@@ -17,12 +17,13 @@ from llmfactory.data.pack.rows import Int64, Rows
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
     from llmfactory.data.mix.spec import MixSpec
+    from llmfactory.data.sizes import Sizes
 
 
 class MixedRows(Rows):
-    def __init__(self, sources: Mapping[str, Rows], spec: MixSpec, max_steps: int, batch_size: int) -> None:
-        """`max_steps`, `batch_size`: of the run, which weights may change with."""
-        self._sources, self.spec, self.max_steps, self.batch_size = sources, spec, max_steps, batch_size
+    def __init__(self, sources: Mapping[str, Rows], spec: MixSpec, max_steps: int, sizes: Sizes) -> None:
+        """`max_steps`, `sizes` of the steps: of the run, which weights may change with."""
+        self._sources, self.spec, self.max_steps, self.sizes = sources, spec, max_steps, sizes
         self.parts = list(sources.values())
         self.seq_len, self.isolated = self.parts[0].seq_len, any(rows.isolated for rows in self.parts)
         self.file = self.parts[0].file  # whose end token is that of all
@@ -61,7 +62,7 @@ class MixedRows(Rows):
         """Raises UserError: nothing to draw, or not enough."""
         orders = [rows.order(seed_of(seed, name)) if len(rows) else _none for name, rows in self.sources.items()]
         order = MixOrder(self.course(), orders, self.first_S, seed)
-        order.insist_on(self.max_steps * self.batch_size)
+        order.insist_on(self.sizes.before(self.max_steps))
         return order
 
     def course(self) -> Course:
@@ -72,7 +73,7 @@ class MixedRows(Rows):
         # A source without rows has no weight, so that whatever it counts is without effect.
         row_tokens = {name: rows.file.inputs / len(rows) if len(rows) else 1.0 for name, rows in self.sources.items()}
         most_S = [self.spec.max_epochs.get(name, np.inf) * len(rows) if len(rows) else 0 for name, rows in self.sources.items()]
-        span = self.spec.span(self.max_steps) * self.batch_size
+        span = self.sizes.before(self.spec.span(self.max_steps))
         return Course(pieces(knots, list(self.sources), row_tokens, span), np.floor(most_S))
 
 

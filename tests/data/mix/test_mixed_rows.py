@@ -18,6 +18,7 @@ from llmfactory.data.loader import StepLoader
 from llmfactory.data.mix.mixed_rows import MixedRows
 from llmfactory.data.mix.spec import ByTokens, Curriculum, Fixed, FromFile, MixSpec
 from llmfactory.data.pack.spec import BestFit, Concat, Document, PackSpec
+from llmfactory.data.sizes import Sizes
 from llmfactory.data.tokens import TokenFile
 
 T, BATCH, STEPS = 8, 6, 40
@@ -39,7 +40,7 @@ def files(token_file: Callable[..., TokenFile]) -> dict[str, TokenFile]:
 
 
 def mixed(files: dict[str, TokenFile], mix: MixSpec, pack: PackSpec | None = None, steps: int = STEPS) -> MixedRows:
-    return MixedRows({name: (pack or Concat()).build(file, T) for name, file in files.items()}, mix, steps, BATCH)
+    return MixedRows({name: (pack or Concat()).build(file, T) for name, file in files.items()}, mix, steps, Sizes([(0, BATCH)]))
 
 
 def samples(rows: MixedRows, world: int, micro: int | None, starts: list[int]) -> list[list[list[int]]]:
