@@ -93,6 +93,24 @@ def test_branching_takes_the_weights_alone(tmp_path: Path) -> None:
     assert all(torch.equal(one, two) for one, two in zip(net.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("companion", ["critic", "generator"])
+def test_what_stood_beside_a_model_is_left_out_where_there_is_none(companion: str, tmp_path: Path) -> None:
+    """A policy without its critic, a discriminator without its generator; whoever has one gets it, and nothing else is left out."""
+    net, beside = Net(7), Net(8)
+    net.add_module(companion, beside)
+    path = io.save(tmp_path, 1, net, torch.optim.SGD(net.parameters(), lr=0.1), {}, WORLD)
+    alone, both = Net(99), Net(99)
+    both.add_module(companion, Net(99))
+    for model in (alone, both):
+        io.load_weights(path, model)
+        for name, tensor in model.named_parameters():
+            assert torch.equal(tensor, net.get_parameter(name)), name
+    net.add_module("other", Net(5))
+    path = io.save(tmp_path, 2, net, torch.optim.SGD(net.parameters(), lr=0.1), {}, WORLD)
+    with pytest.raises(UserError, match=r"other\.first"):
+        io.load_weights(path, Net(99))
+
+
 def test_into_another_dtype(tmp_path: Path) -> None:
     path, net, _ = write(tmp_path)
     other = Net(5).double()
