@@ -68,6 +68,11 @@ from llmfactory.config.rule.layout import (
     pipelines_gather_once_a_step,
     world_is_the_product_of_degrees,
 )
+from llmfactory.config.rule.memory import (
+    budgets_are_of_one_micro_batch,
+    chosen_recomputation_is_not_compiled,
+    steps_in_backward_need_complete_gradients,
+)
 from llmfactory.config.rule.merging import merging_takes_one_process
 from llmfactory.config.rule.model import cross_attention_stands_at_cross, ids_fit_the_model, rows_fit_the_model
 from llmfactory.config.rule.objective import (
@@ -262,6 +267,9 @@ RULES: tuple[Rule, ...] = (
     the_first_phase_has_tables,
     offload_has_what_to_do,
     compiled_layouts_are_proven,
+    budgets_are_of_one_micro_batch,
+    chosen_recomputation_is_not_compiled,
+    steps_in_backward_need_complete_gradients,
     pipelines_gather_once_a_step,
     rows_of_one_length_where_they_are_asked_for,
     weights_are_drawn_by,

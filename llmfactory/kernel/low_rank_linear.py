@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmfactory.kernel.product import opaque_product, product
+from llmfactory.kernel.product import product_in_graph
 
 
 def reference(x: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
@@ -39,7 +39,7 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(x_NI, weight_OI, a_RI, b_OR)
         ctx.scale = scale
-        return _product(x_NI, weight_OI).addmm_(x_NI @ a_RI.T, b_OR.T, alpha=scale)
+        return product_in_graph(x_NI, weight_OI).addmm_(x_NI @ a_RI.T, b_OR.T, alpha=scale)
 
     @staticmethod
     @once_differentiable
@@ -48,15 +48,9 @@ class _LowRankLinear(torch.autograd.Function):
         grad_z_NR = grad_NO @ b_OR
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = _product(grad_NO, weight_OI.T).addmm_(grad_z_NR, a_RI, alpha=ctx.scale)
+            grad_x = product_in_graph(grad_NO, weight_OI.T).addmm_(grad_z_NR, a_RI, alpha=ctx.scale)
         if ctx.needs_input_grad[2]:
             grad_a = (grad_z_NR.T @ x_NI).mul_(ctx.scale)
         if ctx.needs_input_grad[3]:
             grad_b = (grad_NO.T @ (x_NI @ a_RI.T)).mul_(ctx.scale)
         return grad_x, None, grad_a, grad_b, None
-
-
-def _product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() and x_NI.device.type == "cpu":
-        return opaque_product(x_NI, weight_OI)  # type: ignore[no-any-return]
-    return product(x_NI, weight_OI)

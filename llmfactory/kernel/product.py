@@ -32,6 +32,13 @@ def _(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
     return x_NI.new_empty(x_NI.shape[0], weight_OI.shape[0])
 
 
+def product_in_graph(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """`product` for functions that a compiler may look into."""
+    if torch.compiler.is_compiling() and x_NI.device.type == "cpu":
+        return opaque_product(x_NI, weight_OI)  # type: ignore[no-any-return]
+    return product(x_NI, weight_OI)
+
+
 def one_dnn_serves(x: Tensor, size: int) -> bool:
     """Whether oneDNN takes a product of so many multiply-adds. A compiler is better off with torch's own, which it may fuse."""
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype is not torch.float32 or size < LARGE:

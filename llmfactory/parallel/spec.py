@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from llmfactory.core.errors import MissingExtra, Problem
@@ -113,6 +113,12 @@ class Mesh(ParallelSpec):
     """Stages of each process under the interleaved and zero-bubble schedules."""
     recompute: bool = False
     """Keep the input of each block only and compute the rest again in the backward pass (Chen et al. 2016)."""
+    recompute_every: int = 1
+    """Do so with every n-th block, from the first one on; 1: with all."""
+    recompute_keep: list[str] = field(default_factory=list)
+    """Operations whose outputs are kept all the same: `products` (of matrices), `attention`, or names such as `aten.mm`."""
+    recompute_budget_mb: float | None = None
+    """Do so with as few blocks as let all of them keep at most so many megabytes (10^6 bytes) of a micro-batch; None: with all."""
     offload: Offload = Offload.none
     """What leaves the device between its uses."""
     offload_dir: str | None = None
@@ -124,7 +130,16 @@ class Mesh(ParallelSpec):
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "dp_replicate", "dp_shard", "cp", "tp", "pp", "ep", "virtual_stages")
+        yield from at_least(self, 1, "recompute_every")
         yield from above(self, 0.0, "timeout_s", repair=600)
+        yield from above(self, 0.0, "recompute_budget_mb", repair=1000)
+        wrong = [name for name in self.recompute_keep if name not in ("products", "attention") and name.count(".") != 1]
+        if wrong:
+            reason = f"{', '.join(wrong)} is neither products nor attention, nor <library>.<operation> as in aten.mm"
+            yield Problem("recompute_keep", self.recompute_keep, reason, "recompute_keep=[products,attention]")
+        if self.recompute_budget_mb is not None and self.recompute_every > 1:
+            reason = "says nothing: recompute_budget_mb chooses the blocks"
+            yield Problem("recompute_every", self.recompute_every, reason, "recompute_every=1")
         if self.dp_replicate is None and self.dp_shard is None:
             yield Problem("dp_shard", None, "only one of dp_replicate and dp_shard can be what is left", "dp_shard=1")
 

@@ -32,16 +32,18 @@ from torch.optim import Optimizer
 from llmfactory.core.batch import SURVEY, split
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
+from llmfactory.kernel.linear import quicken
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
 from llmfactory.parallel.context import ContextCut
 from llmfactory.parallel.expert import deal_experts
+from llmfactory.parallel.in_backward import InBackward
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.offload import keep_on_disk
 from llmfactory.parallel.pipeline import Pipeline
 from llmfactory.parallel.place import Place
 from llmfactory.parallel.recompute import recompute
 from llmfactory.parallel.shard import add_gradients_in, next_micro_batch, shard, units
-from llmfactory.parallel.spec import Mesh, Offload, TensorForm
+from llmfactory.parallel.spec import Mesh, Offload, Schedule, TensorForm
 from llmfactory.parallel.stages import Stages
 from llmfactory.parallel.summa import cut_on_grid, own_rows_of
 from llmfactory.parallel.survey import surveyed
@@ -71,12 +73,16 @@ class MeshStrategy(ParallelStrategy):
         smallest_scale: float = 0.0,
         compile: bool = False,
         scratch: Path | None = None,
+        in_backward: bool = False,
     ) -> None:
         super().__init__(parallel_devices=[world.device], cluster_environment=Place(world))
         self.world, self.layout, self.seed, self.samples = world, layout, seed, samples
         self.rows, self.micro_batch_size = rows, micro_batch_size
         self.smallest_scale, self.compile, self.scratch = smallest_scale, compile, scratch
         self._on_disk = False
+        self.in_backward: InBackward | None = None
+        """Who steps parameters while the backward pass goes on; None: the optimizer does, at its end."""
+        self._in_backward = in_backward
         self.stop_asked = False
         """Set by a signal handler of this process: stop after the current step."""
         self.stop_agreed = False
@@ -116,8 +122,10 @@ class MeshStrategy(ParallelStrategy):
             self._cut(root)
         if stages is not None:
             stages.drop()
+        if layout.pp == 1 or layout.schedule not in (Schedule.zero_bubble, Schedule.zero_bubble_v):
+            quicken(root)  # zero bubble takes the backward pass of a linear map apart, which has to be torch's own
         if layout.recompute:
-            recompute(root)
+            recompute(root, layout)
         if self.compile:  # before the layout: FSDP2 gathers weights outside of what is compiled
             for module in [root] if dense is None else units(root):
                 module.compile()
@@ -132,6 +140,8 @@ class MeshStrategy(ParallelStrategy):
         if self.formats.gradients is not None:
             add_gradients_in(root, self.formats.gradients)
         self.setup_optimizers(trainer)
+        if self._in_backward:
+            self.in_backward = InBackward(self.optimizers[0])
 
     def fill(self, root: nn.Module) -> None:
         """Memory for the parameters of the laid out model, and their first values."""
@@ -191,6 +201,8 @@ class MeshStrategy(ParallelStrategy):
             next_micro_batch(root, number == len(pieces), self.layout.zero)
             with self.formats.forward_context():
                 loss = self._loss(root(self._own_rows(piece)), share)
+            if self.in_backward is not None and not loss.isfinite():
+                self._stop(self._step + 1, loss.item(), math.nan)
             torch.autograd.backward(self.formats.scaled(loss))
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
@@ -270,7 +282,10 @@ class MeshStrategy(ParallelStrategy):
         scale = self.formats.loss_scale
         self.stage.pull(None if scale is None else scale.value)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        raw_norm = global_norm(gradients) if self.pipeline is None else self.pipeline.norm()
+        if self.in_backward is not None:
+            raw_norm = self.in_backward.finish()
+        else:
+            raw_norm = global_norm(gradients) if self.pipeline is None else self.pipeline.norm()
         self.norm = raw_norm if scale is None else raw_norm / scale.value
         broken, overflow = ~self.loss.isfinite(), ~self.norm.isfinite()
         if scale is None:
@@ -292,7 +307,8 @@ class MeshStrategy(ParallelStrategy):
             if not overflow:
                 if factor != 1.0:
                     scale_(gradients, factor)
-                optimizer.step()
+                if self.in_backward is None:
+                    optimizer.step()
         self.stage.stepped(self._step, ~(broken | overflow))
         if scale is not None:
             scale.update(overflow)
@@ -307,7 +323,8 @@ class MeshStrategy(ParallelStrategy):
     def _defers(self, optimizer: Optimizer) -> bool:
         """Whether the step's verdict stays on the device: not on the CPU, and only if the optimizer's kernel takes a flag."""
         offloaded = self.layout.offload is not Offload.none
-        return self.world.device.type != "cpu" and not offloaded and getattr(optimizer, "_step_supports_amp_scaling", False)
+        at_the_end = not offloaded and self.in_backward is None
+        return self.world.device.type != "cpu" and at_the_end and getattr(optimizer, "_step_supports_amp_scaling", False)
 
     def _remember(self, broken: Tensor) -> None:
         """Keep the first broken step as [its number from 1, loss, norm] on the device; the number is 0 as long as there is none."""

@@ -163,6 +163,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         smallest_scale=SMALLEST,
         compile=spec.compile,
         scratch=scratch_of(job, folder),
+        in_backward=spec.in_backward,
     )
     supply.begin(stage, strategy, formats)
     saving = Saving(

@@ -56,6 +56,8 @@ class Trainer(Spec):
     """Bit-equal repetition (slower on a GPU); None: on the CPU only."""
     compile: bool = False
     """Put model and loss through torch.compile: slow to start, faster a step."""
+    in_backward: bool = False
+    """Step each parameter as soon as its gradient is there, and free the gradient: memory for a few gradients instead of all."""
     device: Device = Device.auto
     """Where to run."""
     threads: int | None = None

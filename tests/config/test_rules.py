@@ -21,6 +21,7 @@ MIXTURE = "data/source=[pydocs,pycode]"
 PREFERENCE = ["stage=preference", "data=preference", "data.source.files=[a.jsonl]"]
 PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=256"]
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
+IN_BACKWARD, UNCLIPPED = "trainer.in_backward=true", "optim.clip_norm=null"
 FIRES = {
     "formats_have_their_hardware": [
         ["precision=fp32", "precision.tf32=true", "trainer.device=cpu"],
@@ -164,6 +165,22 @@ FIRES = {
         ["parallel.schedule=gpipe"],
         ["parallel.tensor_form=summa"],
         ["parallel=zero3", "parallel.offload_dir=/tmp", "launch=local"],
+        ["parallel.recompute_every=2"],
+        ["parallel.recompute_keep=[products]"],
+        ["parallel.recompute_budget_mb=1"],
+    ],
+    "budgets_are_of_one_micro_batch": [["parallel.recompute=true", "parallel.recompute_budget_mb=1", *STAGES]],
+    "chosen_recomputation_is_not_compiled": [
+        ["parallel.recompute=true", "parallel.recompute_budget_mb=1", "trainer.compile=true"],
+        ["parallel.recompute=true", "parallel.recompute_keep=[attention]", "trainer.compile=true"],
+    ],
+    "steps_in_backward_need_complete_gradients": [
+        [IN_BACKWARD],
+        [IN_BACKWARD, UNCLIPPED, "trainer.micro_batch_size=1"],
+        [IN_BACKWARD, UNCLIPPED, "precision=fp16_mixed"],
+        [IN_BACKWARD, UNCLIPPED, "parallel=ddp", "launch=local", "launch.processes=2"],
+        [IN_BACKWARD, UNCLIPPED, "stage.embeddings_only_steps=2"],
+        [IN_BACKWARD, UNCLIPPED, "peft=adalora"],
     ],
     "tensor_parallel_cuts_evenly": [
         ["model=falcon_7b", "toy=true", "data.seq_len=32", *TWO],

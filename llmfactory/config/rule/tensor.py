@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from enum import Enum
 
 from llmfactory.config.rule.degrees import degrees_of, with_degrees
 from llmfactory.config.spec import Job
@@ -192,9 +193,13 @@ def keys_of_an_axis_need_the_axis(job: Job) -> Iterator[Problem]:
         ("schedule", Schedule.one_f_one_b, "pp", layout.pp > 1),
         ("zero", Zero.parameters, "dp_shard", layout.dp_shard != 1),
         ("offload_dir", None, "offload=disk", layout.offload is Offload.disk),
+        ("recompute_every", 1, "recompute=true", layout.recompute),
+        ("recompute_keep", [], "recompute=true", layout.recompute),
+        ("recompute_budget_mb", None, "recompute=true", layout.recompute),
     ):
         value = getattr(layout, key)
         if value != neutral and not there:
-            shown, rest = (value if isinstance(value, str) else value.name), "null" if neutral is None else neutral.name
+            shown = value.name if isinstance(value, Enum) else value
+            rest = "null" if neutral is None else neutral.name if isinstance(neutral, Enum) else neutral
             missing = f"parallel.{axis}" + ("=1" if "=" not in axis else " is not set")
             yield Problem(f"parallel.{key}", shown, f"says nothing: {missing}", f"parallel.{key}={rest}")

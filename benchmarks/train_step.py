@@ -1,0 +1,159 @@
+"""A training step of 20 to 30 M parameters: ours, the same model in `transformers`, and the floor, its matrix products alone.
+
+    python benchmarks/train_step.py                                 eager variants, both sizes, 5 rounds
+    python benchmarks/train_step.py --compiled --sizes llama        those under torch.compile
+    python benchmarks/train_step.py --same-allocator                every side with our `mallopt` settings
+
+`llama`: L6 D384 H6 FF1024 V32000, `gpt2`: L6 D384 H6 FF1536 V50257; heads tied, 8 rows of 256 random tokens, float32, AdamW (fused),
+gradients clipped at norm 1. `ours` and `hf` are bare loops, `trainer` is transformers' Trainer with its defaults but for the clock.
+`floor` replays the model's own linear maps with nothing between them: of each the product of the forward pass and both of the
+backward pass, into memory that is there already; what attention multiplies is not in it. Ours sets `mallopt` as a run does; the
+others run as they come, or with the same settings under `--same-allocator`. Seconds of CPU time a step, median over steps, one
+thread, one process a sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.model_step import ours, sizes, transformers
+
+WARM, STEPS = 2, 4
+"""Steps that are not counted (compilers take theirs there), and those that are."""
+EAGER = ("hf", "trainer", "ours", "floor")
+COMPILED = ("hf_compiled", "ours_compiled", "floor")
+
+
+def shapes(name: str, size: dict[str, int]) -> list[tuple[int, int, int]]:
+    """(rows, inputs, outputs) of every linear map of the model, the head's included."""
+    rows, dim, hidden = size["rows"] * size["length"], size["dim"], size["hidden"]
+    maps = [(dim, dim)] * 4 + ([(dim, hidden)] if name == "gpt2" else [(dim, hidden)] * 2) + [(hidden, dim)]
+    return [(rows, i, o) for i, o in maps * size["layers"] + [(dim, size["vocab"])]]
+
+
+def floor(name: str, size: dict[str, int]) -> Callable[[Any], None]:
+    import torch
+
+    maps = shapes(name, size)
+    x = {(n, i): torch.randn(n, i) for n, i, _ in maps}
+    y = {(n, o): torch.randn(n, o) for n, _, o in maps}
+    w = {(o, i): torch.randn(o, i) for _, i, o in maps}
+    out_x, out_y, out_w = ({key: torch.empty_like(value) for key, value in group.items()} for group in (x, y, w))
+
+    def step(tokens: Any) -> None:
+        for n, i, o in maps:
+            torch.mm(x[n, i], w[o, i].t(), out=out_y[n, o])
+            torch.mm(y[n, o], w[o, i], out=out_x[n, i])
+            torch.mm(y[n, o].t(), x[n, i], out=out_w[o, i])
+
+    return step
+
+
+def trained(name: str, size: dict[str, int], variant: str) -> Callable[[Any], None]:
+    """A bare loop's step."""
+    import torch
+
+    from llmfactory.kernel.linear import quicken
+
+    model, loss = ours(name, size, fused=True) if variant.startswith("ours") else transformers(name, size)
+    model.train()
+    if variant == "ours":
+        quicken(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
+    loss = torch.compile(loss) if variant.endswith("_compiled") else loss
+
+    def step(tokens: Any) -> None:
+        loss(tokens).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def trainer(name: str, size: dict[str, int], tokens: list[Any]) -> list[float]:
+    """CPU seconds of the steps of transformers' Trainer."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    rows = [{"input_ids": row[:-1], "labels": row[:-1]} for step in tokens for row in step]
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            times.append(time.process_time())
+
+    model, _ = transformers(name, size)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=size["rows"],
+            max_steps=len(tokens),
+            learning_rate=1e-4,
+            weight_decay=0.1,
+            max_grad_norm=1.0,
+            logging_steps=50,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Clock()]).train()
+    return [after - before for before, after in itertools.pairwise(times)]
+
+
+def measure(name: str, variant: str, same: bool) -> float:
+    import torch
+
+    from llmfactory.run.allocator import keep_freed_memory
+
+    if same or variant.startswith("ours"):
+        keep_freed_memory()
+    size = sizes(name)
+    generator = torch.Generator().manual_seed(0)
+    tokens = [
+        torch.randint(0, size["vocab"], (size["rows"], size["length"] + 1), generator=generator) for _ in range(WARM + STEPS)
+    ]
+    if variant == "trainer":
+        return statistics.median(trainer(name, size, tokens)[-STEPS:])
+    step = floor(name, size) if variant == "floor" else trained(name, size, variant)
+    seconds = []
+    for some in tokens:
+        start = time.process_time()
+        step(some)
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds[WARM:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=("llama", "gpt2"), default=["llama", "gpt2"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="the variants under torch.compile instead")
+    parser.add_argument("--same-allocator", action="store_true", help="our mallopt settings on every side")
+    parser.add_argument("--sample", nargs=2, metavar=("SIZE", "VARIANT"), help="one measurement in this process")
+    arguments = parser.parse_args()
+    if arguments.sample:
+        print(measure(*arguments.sample, same=arguments.same_allocator))
+        return
+    from benchmarks.harness import interleave
+
+    for name in arguments.sizes:
+        print(f"\n## {name}\n")
+        compared = COMPILED if arguments.compiled else EAGER
+        more = ["--same-allocator"] if arguments.same_allocator else []
+        variants = {variant: [__file__, *more, "--sample", name, variant] for variant in compared}
+        interleave(variants, compared[0], arguments.rounds, "CPU s/step")
+
+
+if __name__ == "__main__":
+    main()
