@@ -372,6 +372,31 @@ EFFECTS: dict[str, str] = {
         f"optim/average/swa.{name}": "optim/average/test_swa.py::test_the_mean_of_what_is_taken"
         for name in ("start_step", "start_share", "every")
     },
+    "job.guard": "run/test_guarding.py::test_a_poisoned_run_ends_like_a_clean_one",
+    **{
+        f"guard/{name}.{field}": f"guard/test_detector.py::test_{what}"
+        for name in ("report", "stop", "skip", "clip", "lower_lr", "rewind")
+        for field, what in {
+            "window": "center_and_unit_are_those_of_the_window",
+            "statistic": "center_and_unit_are_those_of_the_window",
+            "least": "nothing_is_a_spike_before_there_were_enough",
+            "loss_z": "either_value_may_stand_out",
+            "norm_z": "either_value_may_stand_out",
+            "floor": "what_never_moved_has_a_smallest_unit",
+        }.items()
+    },
+    **{
+        f"guard/{name}.name_rows": "run/test_guarding.py::test_rows_are_named_if_asked_for"
+        for name in ("report", "stop", "skip", "clip", "lower_lr", "rewind")
+    },
+    **{
+        f"guard/{name}.limit": "run/test_guarding.py::test_a_guard_does_not_act_for_ever"
+        for name in ("skip", "clip", "lower_lr", "rewind")
+    },
+    "guard/clip.factor": "run/test_guarding.py::test_a_clipped_spike_moves_weights_as_far_as_it_says",
+    "guard/lower_lr.factor": "run/test_guarding.py::test_the_rate_is_lower_for_a_while",
+    "guard/lower_lr.steps": "run/test_guarding.py::test_the_rate_is_lower_for_a_while",
+    **{f"guard/rewind.{name}": "guard/test_remedies.py::test_where_a_rewind_goes" for name in ("back", "before", "after")},
     **{f"optim/average/lawa.{name}": "optim/average/test_lawa.py::test_the_mean_of_the_last" for name in ("last", "every")},
     "trainer.batch_ramp": "run/batch_ramp/test_linear.py::test_a_run_with_a_growing_batch",
     **{

@@ -15,7 +15,7 @@ LAYERS = [
     {"objective", "inference", "checkpoint", "metric"},
     {"peft", "optim"},  # change a model from outside, as it lies over processes
     {"parallel"},  # walks over the parts of a model
-    {"model", "data", "precision", "tracking", "launch"},
+    {"model", "data", "precision", "tracking", "launch", "guard"},
     {"kernel"},
     {"core"},
 ]

@@ -51,6 +51,11 @@ from llmfactory.config.rule.extend import (
     more_tokens_are_learned_from_documents,
     the_first_phase_has_tables,
 )
+from llmfactory.config.rule.guard import (
+    a_rewind_finds_a_checkpoint,
+    deepspeed_judges_its_own_steps,
+    what_is_left_out_was_to_be_read,
+)
 from llmfactory.config.rule.init import (
     a_family_can_say_the_model,
     a_text_is_continued_from_the_left,
@@ -266,6 +271,11 @@ RULES: tuple[Rule, ...] = (
     more_tokens_are_learned_from_documents,
     the_first_phase_has_tables,
     offload_has_what_to_do,
+    deepspeed_judges_its_own_steps,
+    deepspeed_steps_number_by_number,
+    layers_learn_at_different_rates,
+    what_is_left_out_was_to_be_read,
+    a_rewind_finds_a_checkpoint,
     compiled_layouts_are_proven,
     budgets_are_of_one_micro_batch,
     chosen_recomputation_is_not_compiled,

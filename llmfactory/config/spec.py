@@ -10,6 +10,8 @@ from pathlib import Path
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
 from llmfactory.data.spec import DataSpec
+from llmfactory.guard.spec import GuardSpec
+from llmfactory.guard.spec import None_ as NoGuard
 from llmfactory.launch.spec import LaunchSpec
 from llmfactory.model.spec import ModelSpec
 from llmfactory.optim.spec import OptimSpec
@@ -44,6 +46,8 @@ class Job(Spec):
     precision: PrecisionSpec
     peft: PeftSpec
     trainer: Trainer
+    guard: GuardSpec = field(default_factory=NoGuard)
+    """What is done about steps that go wrong."""
     tracking: TrackingSpec
     launch: LaunchSpec
     name: str | None = None

@@ -1,13 +1,15 @@
 """Batches: which rows a process reads at which step.
 
-The state is one number, the step: step s of batch size b reads the samples [s*b, (s+1)*b) of the global order, and each rank its
-share of them. So a run that resumes on another number of processes goes on with the samples that it would have seen.
+The state is one number, the step: step s of batch size b reads the samples [s*b, (s+1)*b) of the global order (where the batch grows,
+those behind the ones that the steps before it read: `data/sizes.py`), and each rank its share of them. So a run that resumes on another number of processes goes on with the samples that it would have seen.
+
+Stretches of the order may be left out (`left_out`): then the steps read what is left, in the same order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,7 @@ from llmfactory.core.batch import IGNORE, NARROW, split
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.data.form.mismatched import OTHER
 from llmfactory.data.mix.mix_order import MixOrder
+from llmfactory.data.order import Stretch, passing_over
 from llmfactory.data.sizes import Sizes
 
 if TYPE_CHECKING:
@@ -48,9 +51,11 @@ class StepLoader:
         world: int = 1,
         start_step: int = 0,
         shuffle: bool = True,
+        left_out: Sequence[Stretch] = (),
         sizes: Sizes | None = None,
     ) -> None:
-        """`sizes`: rows of each step, where they are not all `batch_size`."""
+        """`left_out`: stretches of the order that nobody reads, ascending and apart. `sizes`: rows of each step, where they are not
+        all `batch_size`."""
         self.sizes = sizes or Sizes([(0, batch_size)])
         if self.sizes.least < world:
             problem = Problem(
@@ -62,11 +67,24 @@ class StepLoader:
             raise ConfigError([problem])
         self.rows, self.batch_size, self.rank, self.world, self.start_step = rows, batch_size, rank, world, start_step
         self.order = rows.order(seed) if shuffle else None
+        self.left_out = tuple(left_out)
 
     def sample_ids(self, step: int) -> NDArray[np.int64]:
         """Row numbers that this rank reads at a step."""
         found: NDArray[np.int64] = self._rows_of(self._samples_of(step, 1))[0]
         return found
+
+    def step(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(samples of the global order, rows) of a step, over all ranks."""
+        samples = self._samples_of(step, 1, (0, self.sizes.rows(step)))
+        return samples[0], self._rows_of(samples)[0]
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of a step."""
+        samples = self._samples_of(step, 1)
+        if self.rows.ragged:
+            return next(self._ragged(step, 1))
+        return self.rows.draw(self._rows_of(samples)[0], samples[0])
 
     def drawn(self, steps: int) -> dict[str, float]:
         """Tokens (padding not counted) and epochs of each source of a mixture in the first so many steps, over all ranks.
@@ -76,9 +94,12 @@ class StepLoader:
         """
         found: dict[str, float] = {}
         if isinstance(self.order, MixOrder):
-            for (name, rows), count in zip(
-                self.rows.sources.items(), self.order.drawn(self.sizes.before(steps)).tolist(), strict=True
-            ):
+            read = np.array([self.sizes.before(steps)])
+            counts = self.order.drawn(int(passing_over(read, self.left_out)[0]))
+            for first, last in self.left_out:
+                if first < passing_over(read, self.left_out)[0]:
+                    counts = counts - (self.order.drawn(last) - self.order.drawn(first))
+            for (name, rows), count in zip(self.rows.sources.items(), counts.tolist(), strict=True):
                 found[f"tokens/{name}"] = round(count * rows.file.inputs / max(len(rows), 1))
                 found[f"epochs/{name}"] = count / max(len(rows), 1)
         return found
@@ -104,19 +125,20 @@ class StepLoader:
 
     def _ragged(self, step: int, steps: int) -> Iterator[Batch]:
         """Batches as wide as the longest row that any rank has."""
-        size, first = self.sizes.rows(step), self.sizes.before(step)
+        size = self.sizes.rows(step)
         low, high = share(0, size, self.rank, self.world)
-        samples = np.arange(first, first + steps * size).reshape(steps, size)
+        samples = self._samples_of(step, steps, (0, size))
         for whole, numbers in zip(self._rows_of(samples), samples, strict=True):
             batch = self.rows.draw(whole[low:high], numbers[low:high])
             yield _widened(batch, self.rows.width(whole), self.rows.file.end_id)
 
-    def _samples_of(self, step: int, steps: int) -> NDArray[np.int64]:
-        """[steps, rows of this rank], numbers in the global order, of steps that have as many rows."""
+    def _samples_of(self, step: int, steps: int, places: tuple[int, int] | None = None) -> NDArray[np.int64]:
+        """[steps, rows of this rank], numbers in the global order, of steps that have as many rows; `places`: other rows of each
+        step."""
         size = self.sizes.rows(step)
-        low, high = share(0, size, self.rank, self.world)
+        low, high = share(0, size, self.rank, self.world) if places is None else places
         first = self.sizes.before(step) + np.arange(steps, dtype=np.int64) * size
-        return first[:, None] + np.arange(low, high, dtype=np.int64)
+        return passing_over(first[:, None] + np.arange(low, high, dtype=np.int64), self.left_out)
 
     def _rows_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         if self.order is None:

@@ -7,6 +7,7 @@ order of 10^12 rows costs as much as that of ten.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -44,6 +45,28 @@ class Order:
             left, right = right, left ^ (mix(key + right + (np.uint64(number) << np.uint64(32))) & mask)
         mixed: Words = (left << bits) | right
         return mixed
+
+
+Stretch = tuple[int, int]
+"""[first, last) of global sample numbers."""
+
+
+def passing_over(samples: NDArray[np.int64], left_out: Sequence[Stretch]) -> NDArray[np.int64]:
+    """The numbers in the order of what is left when stretches, ascending and apart, are left out, as numbers in the order itself."""
+    for first, last in left_out:
+        samples = np.where(samples >= first, samples + (last - first), samples)
+    return samples
+
+
+def joined(stretches: Iterable[Stretch]) -> tuple[Stretch, ...]:
+    """The same numbers, ascending and apart."""
+    found: list[Stretch] = []
+    for first, last in sorted((first, last) for first, last in stretches if first < last):
+        if found and first <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], last)
+        else:
+            found.append((first, last))
+    return tuple(found)
 
 
 def mix(x: Words) -> Words:

@@ -111,6 +111,9 @@ class SourcedRows(Rows):
     def order(self, seed: int) -> Drawn:
         return self.inner.order(seed)
 
+    def documents(self, row: int) -> list[int]:
+        return self.inner.documents(row)
+
     def width(self, indices: Int64) -> int:
         return self.inner.width(indices)
 

@@ -86,6 +86,14 @@ class World:
         dist.all_reduce(total, group=self.everyone)
         return total
 
+    def first_of(self, tensor: Tensor) -> Tensor:
+        """Rank 0's values of a tensor, on every process, on its device."""
+        if self.size == 1:
+            return tensor
+        values = tensor.clone()
+        dist.broadcast(values, 0, group=self.everyone)
+        return values
+
     def barrier(self) -> None:
         """Wait for all processes."""
         self.sum_numbers([0.0])

@@ -11,7 +11,8 @@ never holds more than its pieces.
 
 A step whose loss or gradient norm is not finite never reaches the weights. On the CPU that is decided at once. A GPU would
 have to be waited for, so there the decision stays on it: the optimizer's kernel takes a flag and leaves the weights alone,
-and `check` (called when metrics are read anyway) ends the run.
+and `check` (called when metrics are read anyway) ends the run. Where there is a guard, it has the verdict, also on steps that
+are finite, and whoever asks it decides what becomes of the run. All processes judge by the numbers of the first one.
 
 Lightning runs training_step, then zero_grad, then backward; the first has done the backward pass here, so the second must
 do nothing (the stage's `optimizer_zero_grad`) and so must the third.
@@ -48,7 +49,7 @@ from llmfactory.parallel.stages import Stages
 from llmfactory.parallel.summa import cut_on_grid, own_rows_of
 from llmfactory.parallel.survey import surveyed
 from llmfactory.parallel.tensor import cut_rows, cut_tensors, towers
-from llmfactory.parallel.trainable import Formats, Trainable
+from llmfactory.parallel.trainable import Formats, Judge, Trainable
 from llmfactory.parallel.weights import allocate
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ class MeshStrategy(ParallelStrategy):
         """Loss and gradient norm (before clipping) of the last step, over all processes."""
         self.pipeline: Pipeline | None = None
         """Who goes through the micro-batches where layers are dealt to several processes."""
+        self.guard: Judge | None = None
+        """Who judges steps; None: one that is not finite ends the run."""
         self._denominators: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         """Of each term of the current step's loss, and of what is watched, this process's part."""
@@ -287,29 +290,36 @@ class MeshStrategy(ParallelStrategy):
         else:
             raw_norm = global_norm(gradients) if self.pipeline is None else self.pipeline.norm()
         self.norm = raw_norm if scale is None else raw_norm / scale.value
+        if self.guard is not None:  # a last digit that differs must not make processes decide differently
+            self.loss, self.norm = self.world.first_of(self.loss), self.world.first_of(self.norm)
         broken, overflow = ~self.loss.isfinite(), ~self.norm.isfinite()
         if scale is None:
             broken, overflow = broken | overflow, torch.zeros_like(overflow)
         else:
             broken = broken | (scale.value < self.smallest_scale)
-        factor = clip_factor(self.norm, self.stage.clip_norm)
+        factor, held = clip_factor(self.norm, self.stage.clip_norm), broken
+        if self.guard is not None:
+            held, most = self.guard.judge(self._step + 1, self.loss, self.norm, broken, overflow)
+            factor = factor if most is None else torch.minimum(factor, clip_factor(self.norm, most))
         if scale is not None:
             factor = factor / scale.value
         if self._defers(optimizer):
-            self._remember(broken)
+            if self.guard is None:
+                self._remember(broken)
             scale_(gradients, factor)
-            optimizer.found_inf = (broken | overflow).float()  # type: ignore[attr-defined]
+            self._bound(gradients)
+            optimizer.found_inf = (held | overflow).float()  # type: ignore[attr-defined]
             optimizer.grad_scale = None  # type: ignore[attr-defined]
             optimizer.step()
         else:
-            if broken:
+            if self.guard is None and broken:
                 self._stop(self._step + 1, self.loss.item(), self.norm.item())
-            if not overflow:
+            if not (held | overflow):
                 if factor != 1.0:
                     scale_(gradients, factor)
                 if self.in_backward is None:
                     optimizer.step()
-        self.stage.stepped(self._step, ~(broken | overflow))
+        self.stage.stepped(self._step, ~(held | overflow))
         if scale is not None:
             scale.update(overflow)
         optimizer.zero_grad()

@@ -53,6 +53,14 @@ class Trainable(Protocol):
 
 class Scale(Protocol):
     """Of a loss scale."""
+class Judge(Protocol):
+    """Of a guard against divergence (`guard/guard.py`)."""
+
+    def judge(self, step: int, loss: Tensor, norm: Tensor, broken: Tensor, overflow: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(whether a step, counted from 1, must not reach the weights, its largest gradient norm or None)."""
+        ...
+
+
 
     value: Tensor
 

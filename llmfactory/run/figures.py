@@ -55,6 +55,10 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         best = result.get("best_step")
         lowest = f"lowest held-out loss on the way: {result['best_loss']:.4f} at step {best:,}" if best else ""
         rows.append(("optimizer steps", f"{result['step']:,}", lowest))
+    if result.get("decisions"):
+        made = ", ".join(f"{count} x {action}" for action, count in result["decisions"].items())
+        lost = f"{result['samples_not_learned']:,} samples not learned, {result['samples_left_out']:,} left out ({made})"
+        rows.append(("decisions of the guard", f"{sum(result['decisions'].values()):,}", lost))
     row("skipped steps", "skipped_steps", ",", "gradients were not finite") if result.get("skipped_steps") else None
     if rows and result.get("seconds") is not None:
         training = f"training took {duration(result['train_seconds'])}" if result.get("train_seconds") is not None else ""

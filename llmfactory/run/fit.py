@@ -46,10 +46,12 @@ from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.allocator import keep_freed_memory
 from llmfactory.run.asking import Asking
 from llmfactory.run.determinism import settings
+from llmfactory.run.decisions import Decisions, open_decisions
 from llmfactory.run.display import Display
 from llmfactory.run.environment import changed_bits, environment
 from llmfactory.run.evaluating import Evaluating
 from llmfactory.run.laid_out import LaidOut
+from llmfactory.run.guarding import Guarding, Rewound, make_guard
 from llmfactory.run.plain_file import write_yaml
 from llmfactory.run.progress import Progress
 from llmfactory.run.saving import Saving
@@ -93,6 +95,8 @@ class Fitted:
     """Where its batches came from; None: it was counted."""
 
     @property
+    decisions: Decisions | None = None
+    """What a guard decided; None: it was counted."""
     def model(self) -> Skeleton:
         """A plain module with the whole weights. Where it lies over several processes, all of them must ask for it."""
         if not isinstance(self.trained, LaidOut):
@@ -119,7 +123,12 @@ def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, 
     if kind == "cpu":
         keep_freed_memory()
     with settings(job.trainer, kind), open_world(job.parallel.mesh(), kind) if world is None else nullcontext(world) as where:
-        return _fit(job, data, folder, tracker, display, where)
+        while True:
+            try:
+                return _fit(job, data, folder, tracker, display, where)
+            except Rewound as rewound:
+                display.stop()
+                display.note(str(rewound))
 
 
 def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, world: World) -> Fitted:
@@ -127,6 +136,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
     checkpoints = folder / "checkpoints"
     resume = world.broadcast(io.latest(checkpoints))
     surroundings = environment(world.device, world.size)
+    decisions = open_decisions(folder, world)
     progress = Progress()
     if resume is not None:
         state = io.read_state(resume)
@@ -143,7 +153,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
 
     assert isinstance(job.stage, TrainingSpec)
     objective = job.stage.trained(job)
-    supply = open_supply(job, objective, data, world, progress, resume, last_step)
+    supply = open_supply(job, objective, data, world, progress, resume, last_step, decisions.left_out)
     stands_on = None if resume is None else state.get(BASE)
     base = None if resume is None or stands_on is None else find_base(resume, stands_on, job.init)
     encode = data.tokenizer.encode
@@ -168,6 +178,8 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
     supply.begin(stage, strategy, formats)
     saving = Saving(
         checkpoints,
+    strategy.guard = guard = make_guard(job, world, None if resume is None else state, decisions)
+    guarding = None if guard is None else Guarding(guard, decisions, job, data, supply, strategy, progress, display)
         spec,
         progress,
         strategy,
@@ -179,10 +191,12 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         keep=supply.keep,
     )
     callbacks = [
+        more=dict if guarding is None else guarding.state,
         *asking(job, data, supply, strategy, display, folder, resume),
         Watching(progress, strategy, formats, tracker, display, spec.log_every, supply.drawn),
         Evaluating(progress, supply.measure, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
         Stopping(progress, strategy, spec.patience),
+        *([] if guarding is None else [guarding]),
         saving,
     ]
     display.start(spec.max_steps, progress.step)
@@ -210,6 +224,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         supply=supply,
     )
 
+        decisions=decisions,
 
 def asking(
     job: Job, data: Data, supply: Supply, strategy: MeshStrategy, display: Display, folder: Path, resume: Path | None

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from llmfactory.run.account import account_of
 from llmfactory.run.curves import Points, curves
 from llmfactory.run.figures import figures
+from llmfactory.run.decisions import FILE, Decisions, read_lines
 from llmfactory.run.folder import read_config, read_overrides, read_result
 from llmfactory.run.plain_file import write_whole
 from llmfactory.stage.plan import DRAWING
@@ -67,6 +68,9 @@ def bandwidths(measured: Mapping[str, Any] | None) -> list[str]:
 def write_report(folder: Path) -> None:
     config, result = read_config(folder), read_result(folder) or {}
     drawing = folder / DRAWING
+    if decided := read_lines(folder / FILE):
+        tables = result.get("tables", [])
+        result = {**result, "tables": [*tables, ("decisions of the guard", Decisions(folder / FILE, decided).table())]}
     page = render(
         "report.html.jinja",
         name=folder.name,

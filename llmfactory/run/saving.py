@@ -28,7 +28,7 @@ class Saving(pl.Callback):
     """Writes a checkpoint every `save_every` steps, at a new lowest held-out loss, when the run is stopped, and at its end.
 
     `resume` is the checkpoint to go on from, `record` what state.json holds beside the progress, `attach` writes what
-    travels along (tokenizer, config), and what `keep` gives at that moment writes what else the run has to remember.
+    travels along (tokenizer, config), `more` gives what state.json holds of that moment besides, and what `keep` gives at that moment writes what else the run has to remember.
     """
 
     def __init__(
@@ -44,9 +44,11 @@ class Saving(pl.Callback):
         attach: Callable[[Path], None],
         samples: Callable[[int], int],
         keep: Callable[[], Callable[[Path], None]] = lambda: lambda path: None,
+        more: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.folder, self.spec, self.progress, self.strategy, self.formats = folder, trainer, progress, strategy, formats
         self.resume, self.record, self.attach, self.keep = resume, record, attach, keep
+        self.more = more
         self.samples = samples
         """Rows that so many steps have read."""
         self.last: Path | None = resume
@@ -103,7 +105,7 @@ class Saving(pl.Callback):
     def _save(self, stage: TrainingStage, optimizer: Optimizer) -> None:
         reshard(stage.root)
         step = self.progress.step
-        state = {**self.record, **self.progress.state(), "samples": self.samples(step)}
+        state = {**self.record, **self.more(), **self.progress.state(), "samples": self.samples(step)}
         if self.formats.loss_scale is not None:
             state["loss_scale"] = self.formats.loss_scale.state()
         if stage.average is not None:

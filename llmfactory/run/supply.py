@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmfactory.config.spec import Job
 from llmfactory.data.form.referenced import ReferencedRows
 from llmfactory.data.loader import StepLoader, held_out_by_source
+from llmfactory.data.order import Stretch
 from llmfactory.objective.answers import AnswersObjective
 from llmfactory.objective.objective import Objective
 from llmfactory.objective.preference_spec import Reference
@@ -68,7 +69,10 @@ class RowSupply(Supply):
     rows: Rows
     held_out: Rows
 
-    def __init__(self, job: Job, objective: Objective, data: Data, world: World, start_step: int) -> None:
+    def __init__(
+        self, job: Job, objective: Objective, data: Data, world: World, start_step: int, left_out: Sequence[Stretch] = ()
+    ) -> None:
+        """`left_out`: stretches of the order of samples that are not read."""
         self.job, self.world = job, world
         self.rows, self.held_out = (task_rows(job, objective, data, part) for part in ("train", "held_out"))
         if isinstance(objective, AnswersObjective) and objective.reference is Reference.precomputed:
@@ -81,13 +85,12 @@ class RowSupply(Supply):
             rank=world.data_rank,
             world=world.data_size,
             start_step=start_step,
+            left_out=left_out,
             sizes=job.trainer.sizes(job.data.seq_len),
         )
 
     def samples(self, step: int) -> str:
-        sizes = self.steps.sizes
-        whole = StepLoader(self.rows, batch_size=sizes.rows(step), seed=self.job.seed, sizes=sizes)
-        numbers = [str(number) for number in whole.sample_ids(step)]
+        numbers = [str(number) for number in self.steps.step(step)[1]]
         return "rows " + ", ".join(numbers[:SHOWN]) + (" ..." if len(numbers) > SHOWN else "")
 
     def drawn(self, step: int) -> dict[str, float]:
@@ -103,11 +106,18 @@ class RowSupply(Supply):
 
 
 def open_supply(
-    job: Job, objective: Objective, data: Data, world: World, progress: Progress, resume: Path | None, last_step: int
+    job: Job,
+    objective: Objective,
+    data: Data,
+    world: World,
+    progress: Progress,
+    resume: Path | None,
+    last_step: int,
+    left_out: Sequence[Stretch] = (),
 ) -> Supply:
-    """`resume`: the checkpoint that the run goes on from; `last_step`: at which it ends."""
+    """`resume`: the checkpoint that the run goes on from; `last_step`: at which it ends; `left_out`: see `RowSupply`."""
     if isinstance(job.stage, RlSpec):
         from llmfactory.run.answers import AnswerSupply
 
         return AnswerSupply(job, data, world, progress, resume, last_step)
-    return RowSupply(job, objective, data, world, progress.step)
+    return RowSupply(job, objective, data, world, progress.step, left_out)

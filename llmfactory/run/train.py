@@ -79,6 +79,7 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
             "skipped_steps": fitted.skipped_steps,
             "checkpoint": str(fitted.checkpoint),
             "train_seconds": fitted.train_seconds,
+            **({} if fitted.decisions is None else fitted.decisions.counted()),
             **here,
         }
         if counted:  # done is done: there are no steps to go on with

@@ -129,7 +129,9 @@ class TrainingStage(pl.LightningModule):
         self.matrices = frozenset(matrices) if optim.matrices_apart else frozenset()
         self.schedule = optim.schedule.build(max_steps)
         self.average = optim.averaging(max_steps)
-        self.clip_norm = optim.clip_norm
+        self.clip_norm, self.clip_value = optim.clip_norm, optim.clip_value
+        self.lr_factor: Callable[[int], float] = lambda step: 1.0
+        """What the learning rate of a step is multiplied by besides: a guard may lower it for a while."""
         self.watched, self.surveys = objective.watched, objective.surveys
 
     @property
@@ -175,7 +177,7 @@ class TrainingStage(pl.LightningModule):
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        return self.optim.lr * self.schedule(step)
+        return self.optim.lr * self.schedule(step) * self.lr_factor(step)
 
     def count(self, batch: Batch) -> dict[str, float]:
         denominators = {name: value.item() for name, value in self.objective.denominators(batch).items()}

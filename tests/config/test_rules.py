@@ -23,6 +23,9 @@ PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 IN_BACKWARD, UNCLIPPED = "trainer.in_backward=true", "optim.clip_norm=null"
 FIRES = {
+    "deepspeed_judges_its_own_steps": [["guard=skip", "parallel=deepspeed_zero1", "launch=local"]],
+    "what_is_left_out_was_to_be_read": [["guard=rewind", *WRITES]],
+    "a_rewind_finds_a_checkpoint": [["guard=rewind", "trainer.save_every=null"], ["guard=rewind", "trainer.save_every=30"]],
     "formats_have_their_hardware": [
         ["precision=fp32", "precision.tf32=true", "trainer.device=cpu"],
         ["precision=fp8", "trainer.device=cpu"],
@@ -417,6 +420,7 @@ FIRES = {
         [
             "parallel=cp_gather",
             "launch=local",
+        ["model=kneser_ney", "guard=skip"],
             "launch.processes=4",
             "data.seq_len=60",
             "parallel.tp=2",

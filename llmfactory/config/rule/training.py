@@ -11,6 +11,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.data.spec import Labelled
+from llmfactory.guard.spec import None_ as NoGuard
 from llmfactory.objective.spec import BlankInfilling, Causal, PolicySpec, Prefix, Tilted
 from llmfactory.optim.schedule.spec import DecaySpec, InverseSqrt, Wsd
 from llmfactory.parallel.spec import Auto, Mesh
@@ -102,6 +103,8 @@ def counting_is_no_optimization(job: Job) -> Iterator[Problem]:
         yield Problem("trainer.compile", True, why, "trainer.compile=false")
     if isinstance(job.stage.objective, Causal) and job.stage.objective.label_smoothing:
         yield Problem(
+    if not isinstance(job.guard, NoGuard):
+        yield Problem("guard", stem(type(job.guard)), f"{why}: there are no steps to watch", "guard=none")
             "stage.objective.label_smoothing", job.stage.objective.label_smoothing, why, "stage.objective.label_smoothing=0.0"
         )
 

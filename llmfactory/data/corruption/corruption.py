@@ -55,6 +55,9 @@ class CorruptedRows(Rows):
     def sources(self) -> Mapping[str, Rows]:
         return self.rows.sources
 
+    def documents(self, row: int) -> list[int]:
+        return self.rows.documents(row)
+
     def cut_documents(self) -> int:
         return self.rows.cut_documents()
 

@@ -54,6 +54,9 @@ class RecordRows(Rows):
     def __len__(self) -> int:
         return len(self.size_R)
 
+    def documents(self, row: int) -> list[int]:
+        return [int(self.record_R[row])]
+
     def width(self, indices: Int64) -> int:
         return (
             self.seq_len if self.spec is None else self.spec.width(int(self.size_R[self.record_R[indices]].max()), self.seq_len)

@@ -41,6 +41,10 @@ class MixedRows(Rows):
     def targets(self) -> int:
         return sum(rows.targets for rows in self.parts)
 
+    def documents(self, row: int) -> list[int]:
+        source = int(self.last_S.searchsorted(row, side="right"))
+        return self.parts[source].documents(row - int(self.first_S[source]))
+
     def read(self, indices: Int64) -> Batch:
         self.check(indices)
         source_B = self.last_S.searchsorted(indices, side="right")

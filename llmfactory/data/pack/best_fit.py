@@ -32,6 +32,9 @@ class BestFitRows(Rows):
     def __len__(self) -> int:
         return len(self.plan.first) - 1
 
+    def documents(self, row: int) -> list[int]:
+        return self.plan.documents(row, self.offsets)
+
     def read(self, indices: Int64) -> Batch:
         self.check(indices)
         return laid_out(self.file, *self.plan.pieces(indices), self.seq_len)

@@ -35,6 +35,11 @@ class ConcatRows(Rows):
         T = self.seq_len
         return sum(int((start // T != (stop - 1) // T).sum()) for start, stop in spans(self.offsets))
 
+    def documents(self, row: int) -> list[int]:
+        start = row * self.seq_len
+        first, last = self.offsets.searchsorted(start, side="right") - 1, self.offsets.searchsorted(start + self.seq_len)
+        return list(range(int(first), min(int(last), self.file.documents)))
+
     def read(self, indices: Int64) -> Batch:
         return read_streams([self], np.zeros(len(indices), np.int64), indices)
 

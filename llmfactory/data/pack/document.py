@@ -30,18 +30,24 @@ class DocumentRows(Rows):
     def __len__(self) -> int:
         return int(self._first_K[-1])
 
-    def read(self, indices: Int64) -> Batch:
-        self.check(indices)
-        B, T = len(indices), self.seq_len
+    def documents(self, row: int) -> list[int]:
+        return [int(self._found(np.array([row]))[0][0])]
+
+    def _found(self, indices: Int64) -> tuple[Int64, Int64]:
+        """[B] each: the document of a row, and how many rows it has from this one on."""
         block_B = self._first_K.searchsorted(indices, side="right") - 1
         document_BD = (block_B * BLOCK)[:, None] + np.arange(BLOCK + 1)
         offset_BD = self.offsets[document_BD.clip(max=self.file.documents)]
-        last_BD = (-(-np.diff(offset_BD) // T)).cumsum(1) + self._first_K[block_B][:, None]  # rows up to and with a document
+        rows_BD = -(-np.diff(offset_BD) // self.seq_len)
+        last_BD = rows_BD.cumsum(1) + self._first_K[block_B][:, None]  # rows up to and with a document
         document_B = (last_BD <= indices[:, None]).sum(1)
-        row_B = np.arange(B)
-        stop_B = offset_BD[row_B, document_B + 1]
-        size_B = stop_B - offset_BD[row_B, document_B]
-        left_B = last_BD[row_B, document_B] - indices  # rows of the document from this one on
+        return block_B * BLOCK + document_B, last_BD[np.arange(len(indices)), document_B] - indices
+
+    def read(self, indices: Int64) -> Batch:
+        self.check(indices)
+        B, T = len(indices), self.seq_len
+        document_B, left_B = self._found(indices)
+        size_B = self.offsets[document_B + 1] - self.offsets[document_B]
         done_B = (-(-size_B // T) - left_B) * T
-        start_B = offset_BD[row_B, document_B] + done_B
+        start_B = self.offsets[document_B] + done_B
         return laid_out(self.file, start_B, np.minimum(size_B - done_B, T), np.ones(B, np.int64), T)

@@ -45,6 +45,12 @@ class Plan:
         piece_P = np.arange(int(pieces_B.sum())) + (first_B - before_B).repeat(pieces_B)
         return self.start[piece_P], self.size[piece_P], pieces_B
 
+    def documents(self, row: int, offsets: Int64) -> list[int]:
+        """Numbers of the documents that a row has pieces of; `offsets`: where documents begin in the stream."""
+        start_P = self.start[self.first[row] : self.first[row + 1]]
+        found: list[int] = (offsets.searchsorted(start_P, side="right") - 1).tolist()
+        return found
+
 
 def plan(tokens: TokenFile, name: str, seq_len: int, arrange: Arrange) -> Plan:
     """The plan of a packing called `name`. Raises UserError: it has to be written, and cannot be."""

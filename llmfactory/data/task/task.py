@@ -103,6 +103,9 @@ class ExampleRows(Rows):
     def targets(self) -> int:
         return sum(label != IGNORE for row in self.rows for label in row.fields["labels"])
 
+    def documents(self, row: int) -> list[int]:
+        return [self.rows[row].example]
+
     def read(self, indices: Int64) -> Batch:
         import torch
 

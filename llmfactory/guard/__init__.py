@@ -1,0 +1,1 @@
+"""What watches over the course of a training, and what it does when a step goes wrong."""
