@@ -13,6 +13,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false", MPLBACKEND="agg")
 
+# Before Triton is imported: without a GPU its kernels run in its interpreter.
+if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -1188,6 +1188,7 @@ EFFECTS: dict[str, str] = {
     "trainer.patience": "run/test_stopping.py::test_early_stopping",
     "trainer.deterministic": "run/test_determinism.py::test_deterministic",
     "trainer.compile": "run/test_fit.py::test_compiled",
+    "trainer.kernel": "kernel/test_choice.py::test_the_key_reaches_all_parts",
     "trainer.in_backward": "run/test_in_backward.py::test_the_same_run_with_fewer_gradients",
     "trainer.device": "run/test_determinism.py::test_devices",
     "trainer.threads": "run/test_determinism.py::test_the_process_is_left_as_it_was",

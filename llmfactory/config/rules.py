@@ -64,6 +64,12 @@ from llmfactory.config.rule.init import (
     the_head_makes_vectors,
     trained_model_is_given,
 )
+from llmfactory.config.rule.kernel import (
+    counts_have_no_kernels,
+    kernels_are_proven_on_this_layout,
+    one_compiler_at_a_time,
+    triton_compiles_for_gpus,
+)
 from llmfactory.config.rule.launch import mpi_starts_its_own_processes
 from llmfactory.config.rule.layout import (
     balance_over_the_batch_sees_all_of_it,
@@ -233,6 +239,10 @@ RULES: tuple[Rule, ...] = (
     nccl_needs_gpus,
     mpi_starts_its_own_processes,
     one_number_of_threads,
+    triton_compiles_for_gpus,
+    one_compiler_at_a_time,
+    kernels_are_proven_on_this_layout,
+    counts_have_no_kernels,
     rows_fit_the_model,
     ids_fit_the_model,
     trained_model_is_given,

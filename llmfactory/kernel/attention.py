@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmfactory.core.context import CausalMask, CutMask, Documents, FullMask, Mask
+from llmfactory.kernel.choice import Kernel, way
+from llmfactory.kernel.flash import flash_attention, form_of
 
 
 def attend(
@@ -26,6 +28,7 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     dropout: float = 0.0,
+    kernel: Kernel = Kernel.torch,
 ) -> Tensor:
     """softmax(cap(q k^T scale) + bias, where seen) v -> [B, H, T, E].
 
@@ -33,11 +36,16 @@ def attend(
         bias: [1 or B, H, T, S], added to the scores; None: nothing is added.
         scale: None: 1 / sqrt(D).
         window: tokens that a query sees at most, see `Mask.dense`.
-        softcap: scores are bounded to softcap * tanh(score / softcap); no fused kernel does this.
+        softcap: scores are bounded to softcap * tanh(score / softcap); no fused kernel of PyTorch does this.
         dropout: share of probabilities dropped.
+        kernel: who computes it, where there is no bias and no dropout; elsewhere PyTorch does.
     """
     if isinstance(mask, CutMask):
         return mask.attend(q_BHTD, k_BGSD, v_BGSE, bias, scale=scale, window=window, softcap=softcap, dropout=dropout)
+    if way(kernel, q_BHTD, fused_in_torch=softcap is None) is Kernel.triton and bias is None and not dropout:
+        form = form_of(mask, window)
+        if form is not None:
+            return flash_attention(q_BHTD, k_BGSD, v_BGSE, form, scale=scale, window=window, softcap=softcap)
     if softcap is not None:
         return plain(q_BHTD, k_BGSD, v_BGSE, mask.dense(window), bias, scale, softcap, dropout)
     unlimited = window is None or window >= k_BGSD.shape[2]

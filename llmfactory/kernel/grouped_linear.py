@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmfactory.kernel.choice import Kernel, way
 from llmfactory.kernel.product import one_dnn_serves, product
 
 ALIGNMENT = 16
@@ -33,12 +34,13 @@ def reference(x_NI: Tensor, weight_GOI: Tensor, ends_G: Tensor) -> Tensor:
 
 # The compiler's idea of torch's grouped product (2.13) is for bfloat16 only.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def grouped_linear(x_NI: Tensor, weight_GOI: Tensor, ends_G: Tensor) -> Tensor:
+def grouped_linear(x_NI: Tensor, weight_GOI: Tensor, ends_G: Tensor, kernel: Kernel = Kernel.torch) -> Tensor:
     """Rows times their groups' weights: [N, O].
 
     Args:
         x_NI: rows, those of group 0 first.
         ends_G: int32, the row after the last one of each group; the last is N.
+        kernel: who computes it. On a GPU `auto` takes torch's own grouped product, where it serves the format.
 
     Returns:
         [N, O], in autocast's dtype where autocast is on, as of any linear map.
@@ -47,6 +49,9 @@ def grouped_linear(x_NI: Tensor, weight_GOI: Tensor, ends_G: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_NI, weight_GOI = x_NI.to(dtype), weight_GOI.to(dtype)
+    own = x_NI.dtype is torch.bfloat16 or not x_NI.is_cuda
+    if way(kernel, x_NI, fused_in_torch=own) is Kernel.triton:
+        return _InTriton.apply(x_NI, weight_GOI, ends_G)  # type: ignore[no-any-return,no-untyped-call]
     groups, *widths = weight_GOI.shape
     if one_dnn_serves(x_NI, len(x_NI) * math.prod(widths) // groups):
         return _ByProducts.apply(x_NI, weight_GOI, ends_G)  # type: ignore[no-any-return,no-untyped-call]
@@ -92,4 +97,27 @@ class _ByProducts(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight_GOI)
             for g, rows in ctx.groups:
                 grad_weight[g] = product(grad_NO[rows].T, x_NI[rows].T)
+        return grad_x, grad_weight, None
+
+
+class _InTriton(torch.autograd.Function):
+    """dx_n = dy_n W_g, and dW_g the sum over the group's rows of dy x^T."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_GOI: Tensor, ends_G: Tensor) -> Tensor:
+        from llmfactory.kernel.tile import grouped
+
+        x_NI = x_NI.contiguous()
+        ctx.save_for_backward(x_NI, weight_GOI, ends_G)
+        return grouped.rows(x_NI, weight_GOI, ends_G)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        from llmfactory.kernel.tile import grouped
+
+        x_NI, weight_GOI, ends_G = ctx.saved_tensors
+        grad_NO = grad_NO.contiguous()
+        grad_x = grouped.rows(grad_NO, weight_GOI.transpose(1, 2), ends_G) if ctx.needs_input_grad[0] else None
+        grad_weight = grouped.weights(grad_NO, x_NI, ends_G) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, None

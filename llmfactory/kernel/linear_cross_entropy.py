@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from llmfactory.core.batch import IGNORE
+from llmfactory.kernel.choice import Kernel, way
 from llmfactory.kernel.product import product
 
 CPU_ROWS = 512
@@ -62,11 +63,12 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     softcap: float | None = None,
     chunk_rows: int | None = None,
+    kernel: Kernel = Kernel.torch,
 ) -> Tensor:
     """Sum over tokens of weight x smoothed cross-entropy of `labels` under softmax(z), z = hidden @ weight.T + bias.
 
     `hidden` [..., D], `labels` [...] (`IGNORE` where there is no target), `weights` [...] or None for all ones. With
-    `softcap` c, z becomes c tanh(z / c). A scalar in float32 or better. Differentiable once, with respect to hidden, weight and bias.
+    `softcap` c, z becomes c tanh(z / c). `kernel`: who makes losses and gradients of a chunk of logits. A scalar in float32 or better. Differentiable once, with respect to hidden, weight and bias.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -75,7 +77,7 @@ def linear_cross_entropy(
     rows = chunk_rows or chunk_size(hidden.device.type, weight_VD.shape[0])
     scale = None if weights is None else weights.flatten()
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, -2), weight_VD, bias_V, labels.flatten(), scale, label_smoothing, softcap, rows, dtype
+        hidden.flatten(0, -2), weight_VD, bias_V, labels.flatten(), scale, label_smoothing, softcap, rows, dtype, way(kernel, hidden)
     )
     return loss
 
@@ -88,6 +90,39 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def chunk_size(device_type: str, vocab_size: int) -> int:
     """Rows of a chunk."""
     return CPU_ROWS if device_type == "cpu" else max(CPU_ROWS, GPU_ELEMENTS // vocab_size)
+
+
+def _losses(
+    logits_CV: Tensor, target_C1: Tensor, smoothing: float, softcap: float | None, exact: torch.dtype, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Of each row the loss [C, 1], and its gradient with respect to the logits [C, V] if that is `wanted`."""
+    tanh_CV = None
+    if softcap is not None:
+        tanh_CV = (logits_CV.to(exact) / softcap).tanh_()
+        logits_CV = softcap * tanh_CV
+    logp_CV = torch.log_softmax(logits_CV, -1, dtype=exact)
+    loss_C1 = logp_CV.gather(-1, target_C1).mul_(smoothing - 1)
+    if smoothing:
+        loss_C1 -= smoothing * logp_CV.mean(-1, keepdim=True)
+    if not wanted:
+        return loss_C1, None
+    grad_CV = logp_CV.exp_()
+    if smoothing:
+        grad_CV -= smoothing / grad_CV.shape[1]
+    grad_CV.scatter_add_(-1, target_C1, torch.full_like(loss_C1, smoothing - 1))
+    if tanh_CV is not None:
+        grad_CV *= tanh_CV.square_().neg_().add_(1)
+    return loss_C1, grad_CV
+
+
+def _losses_in_triton(
+    logits_CV: Tensor, target_C1: Tensor, smoothing: float, softcap: float | None, exact: torch.dtype, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same by one kernel, the gradient where the logits stood."""
+    from llmfactory.kernel.tile.cross_entropy import losses_
+
+    loss_C = losses_(logits_CV, target_C1[:, 0], smoothing, softcap, 0.0, wanted)
+    return loss_C[:, None].to(exact), logits_CV if wanted else None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -103,6 +138,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softcap: float | None,
         rows: int,
         dtype: torch.dtype,
+        kernel: Kernel,
     ) -> Tensor:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         exact = accumulator(dtype)
@@ -110,7 +146,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale_N = kept_N.to(exact) if weights_N is None else weights_N.to(exact) * kept_N
         target_N = labels_N.where(kept_N, 0)
         h_ND, w_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-        vocab_size = w_VD.shape[0]
 
         loss = torch.zeros((), dtype=exact, device=h_ND.device)
         grad_hidden = torch.empty_like(h_ND) if need_hidden else None
@@ -123,22 +158,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits_CV = product(h_CD, w_VD)
                 if bias_V is not None:
                     logits_CV = logits_CV.to(exact) + bias_V.to(exact)
-                if softcap is not None:
-                    tanh_CV = (logits_CV.to(exact) / softcap).tanh_()
-                    logits_CV = softcap * tanh_CV
-                logp_CV = torch.log_softmax(logits_CV, -1, dtype=exact)
-                loss_C1 = logp_CV.gather(-1, target_C1).mul_(smoothing - 1)
-                if smoothing:
-                    loss_C1 -= smoothing * logp_CV.mean(-1, keepdim=True)
+                wanted = need_hidden or need_weight or grad_bias is not None
+                losses = _losses_in_triton if kernel is Kernel.triton else _losses
+                loss_C1, grad_CV = losses(logits_CV, target_C1, smoothing, softcap, exact, wanted)
                 loss += (loss_C1 * scale_C1).sum()
-                if not (need_hidden or need_weight or grad_bias is not None):
+                if grad_CV is None:
                     continue
-                grad_CV = logp_CV.exp_()
-                if smoothing:
-                    grad_CV -= smoothing / vocab_size
-                grad_CV.scatter_add_(-1, target_C1, torch.full_like(loss_C1, smoothing - 1))
-                if softcap is not None:
-                    grad_CV *= tanh_CV.square_().neg_().add_(1)
                 grad_low_CV = grad_CV.to(dtype)
                 # The weight of a token scales D numbers here instead of V there.
                 if grad_hidden is not None:
@@ -147,7 +172,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     scaled_CD = h_CD * scale_C1.to(dtype)
                     grad_weight += product(grad_low_CV.t(), scaled_CD.t())
                 if grad_bias is not None:
-                    grad_bias += (grad_CV.t() @ scale_C1)[:, 0]
+                    grad_bias += (grad_CV.to(exact).t() @ scale_C1)[:, 0]
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         return loss
@@ -159,4 +184,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad is None else grad.to(dtype) * grad_loss
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*scaled, None, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None, None)

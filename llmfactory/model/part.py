@@ -7,6 +7,7 @@ from abc import abstractmethod
 from torch import nn
 
 from llmfactory.core.sharding import Constant, Layout, Normal, Parameter
+from llmfactory.kernel.choice import Kernel
 
 
 class Part(nn.Module):
@@ -18,6 +19,8 @@ class Part(nn.Module):
 
     reads: tuple[str, ...] = ()
     """Linear maps within it whose matrices it works with by itself, instead of calling them."""
+    kernel: Kernel = Kernel.torch
+    """Who computes those of its operations that have several implementations; `use` sets it."""
     adds_up: bool = False
     """What the parts within it return is only weighed and added up in what it returns: partial results over a tensor-parallel
     group may be summed there, once."""
@@ -41,6 +44,13 @@ class Part(nn.Module):
         """
         own = (self.get_parameter(name) for name in self.declare())
         return sum(weight.numel() for weight in own if weight.dim() >= 2) + sum(map(visited, self.children()))
+
+
+def use(model: nn.Module, kernel: Kernel) -> None:
+    """Let these kernels compute all parts of a model."""
+    for module in model.modules():
+        if isinstance(module, Part):
+            module.kernel = kernel
 
 
 def visited(module: nn.Module) -> float:

@@ -33,6 +33,7 @@ from llmfactory.data.form.referenced import ReferencedRows
 from llmfactory.model.count import parameters
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
+from llmfactory.model.part import use
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.shard import reshard
@@ -273,6 +274,7 @@ def build_stage(
         model = job.model.build()
         job.peft.apply(model)
         objective.equip(model)
+    use(model, job.trainer.kernel)
     declared = declarations(model)
     job.precision.build("meta").convert_module(model)  # first: float64 weights must not pass through float32
     # What is borrowed is not in the checkpoint of a run that goes on, so that it starts as a fresh one does.

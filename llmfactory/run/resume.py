@@ -46,6 +46,7 @@ ROUNDING = {
     "trainer.deterministic": "the same sums, perhaps in another order",
     "trainer.compile": "the same sums by other kernels",
     "trainer.in_backward": "the same steps, parameter by parameter",
+    "trainer.kernel": "the same sums by other kernels",
     "trainer.device": "the same sums by other kernels",
     "trainer.threads": "the same sums in other pieces",
     "launch.*": "the same global batch on other processes",

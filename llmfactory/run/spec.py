@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
+from llmfactory.kernel.choice import Kernel
 from llmfactory.run.batch_ramp.spec import BatchRampSpec
 from llmfactory.run.batch_ramp.spec import None_ as NoRamp
 
@@ -58,6 +59,8 @@ class Trainer(Spec):
     """Put model and loss through torch.compile: slow to start, faster a step."""
     in_backward: bool = False
     """Step each parameter as soon as its gradient is there, and free the gradient: memory for a few gradients instead of all."""
+    kernel: Kernel = Kernel.torch
+    """Who computes the parts of a model that have several implementations (docs/kernels.md)."""
     device: Device = Device.auto
     """Where to run."""
     threads: int | None = None

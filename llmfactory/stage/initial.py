@@ -23,6 +23,7 @@ from llmfactory.data.tokenizer.bytes import ByteTokenizer
 from llmfactory.data.tokenizer.spec import Bytes, GgufFile, HfFile, TokenizerSpec
 from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, load
 from llmfactory.model.packed import packed
+from llmfactory.model.part import use
 from llmfactory.model.skeleton import COMPANION, Skeleton
 from llmfactory.model.spec import ModelSpec
 from llmfactory.objective.objective import Objective
@@ -117,6 +118,7 @@ def model_of(job: Job) -> Skeleton:
     model = job.model.build()
     if not job.peft.merges:
         job.peft.apply(model)
+    use(model, job.trainer.kernel)
     return model
 
 

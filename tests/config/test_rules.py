@@ -267,6 +267,13 @@ FIRES = {
     ],
     "every_process_gets_a_row": [["launch=local", "launch.processes=4", "parallel=ddp", "trainer.batch_size=3"]],
     "nccl_needs_gpus": [["parallel.backend=nccl", "trainer.device=cpu"]],
+    "triton_compiles_for_gpus": [["trainer.kernel=triton", "trainer.device=cpu"]],
+    "one_compiler_at_a_time": [["trainer.kernel=triton", "trainer.compile=true"], ["trainer.kernel=compile", "trainer.compile=true"]],
+    "kernels_are_proven_on_this_layout": [
+        ["trainer.kernel=auto", "parallel=deepspeed_zero1", "launch=local"],
+        ["trainer.kernel=triton", "parallel=tp_summa", "launch=local", "launch.processes=4"],
+    ],
+    "counts_have_no_kernels": [["trainer.kernel=auto", "model=kneser_ney"]],
     "one_number_of_threads": [["launch=local", "parallel=ddp", "launch.threads=2", "trainer.threads=1"]],
     "rows_fit_the_model": [["data.seq_len=2000"], ["model.max_positions=100"]],
     "ids_fit_the_model": [
@@ -479,6 +486,12 @@ FIRES = {
     "an_axis_has_several_processes": [["stage=bench_comm", "stage.axis=tp", "launch=local", "parallel=ddp"]],
 }
 CASES = [(rule, line) for rule, lines in FIRES.items() for line in lines]
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of tests, where Triton's kernels are compiled."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
 def test_every_rule_has_a_case() -> None:

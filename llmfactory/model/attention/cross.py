@@ -46,7 +46,7 @@ class CrossAttention(Part):
         q_BHTD = split_heads(self.q(x_BTM), self.head_dim)
         k_BHMD, v_BHMD = self._of_memory(context)
         dropout = self.dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD, k_BHMD, v_BHMD, context.memory_mask, scale=self.scale, dropout=dropout)
+        y_BHTD = attend(q_BHTD, k_BHMD, v_BHMD, context.memory_mask, scale=self.scale, dropout=dropout, kernel=self.kernel)
         return self.o(y_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _of_memory(self, context: Context) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,7 @@ class GroupedQueryAttention(Part):
             window=self.window,
             softcap=self.softcap,
             dropout=self.dropout if self.training else 0.0,
+            kernel=self.kernel,
         )
         return self.o(y_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 

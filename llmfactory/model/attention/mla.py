@@ -94,4 +94,4 @@ class LatentAttention(Part):
 
     def _attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, context: Context) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return attend(q_BHTD, k_BGSD, v_BGSE, context.mask, context.bias, scale=self.scale, dropout=dropout)
+        return attend(q_BHTD, k_BGSD, v_BGSE, context.mask, context.bias, scale=self.scale, dropout=dropout, kernel=self.kernel)

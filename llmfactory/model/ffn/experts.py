@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from llmfactory.core.sharding import Layout, Normal, Parameter
+from llmfactory.kernel.gated import gated
 from llmfactory.kernel.grouped_linear import grouped_linear
+from llmfactory.kernel.permutation import back_to_tokens, to_experts
 from llmfactory.model.activation import FUNCTIONS
 from llmfactory.model.ffn.spec import MoeSpec
 from llmfactory.model.frame import Site
@@ -32,7 +34,7 @@ class Experts(Part):
         super().__init__()
         self.count, dim, hidden = spec.n_experts, site.frame.dim, spec.hidden
         self.k, self.std, self.out_std = k, site.frame.branch_std, site.frame.out_std
-        self.activation = FUNCTIONS[spec.activation]
+        self.activation, self.activation_name = FUNCTIONS[spec.activation], spec.activation.name
         self.gate = nn.Parameter(torch.empty(self.count, hidden, dim)) if spec.gated else None
         self.up = nn.Parameter(torch.empty(self.count, hidden, dim))
         self.down = nn.Parameter(torch.empty(self.count, dim, hidden))
@@ -53,9 +55,9 @@ class Experts(Part):
         sorted_N, order_N = experts_Tk.flatten().sort(stable=True)
         experts_E = torch.arange(self.count, device=x_TD.device)
         ends_E = torch.searchsorted(sorted_N, experts_E, right=True, out_int32=True)  # a bincount would make a GPU wait
-        x_ND = x_TD.index_select(0, order_N // self.k)
+        x_ND = to_experts(x_TD, order_N, self.k, self.kernel)
         y_ND = self.visit(x_ND, ends_E) if self.dispatch is None else self.dispatch(x_ND, ends_E, self.visit)
-        return y_ND.index_select(0, order_N.argsort())  # no view of it: FSDP puts a hook on what a unit returns
+        return back_to_tokens(y_ND, order_N, self.kernel)  # no view of it: FSDP puts a hook on what a unit returns
 
     def visit(self, x_ND: Tensor, ends_E: Tensor) -> Tensor:
         """Visits to the experts that are here, those of the first one first; `ends_E`: the visit after each one's last."""
@@ -63,9 +65,9 @@ class Experts(Part):
         if self.gate is None:
             hidden_NH = self.activation(hidden_NH)
         else:
-            hidden_NH = self.activation(self.product("gate", x_ND, ends_E)) * hidden_NH
+            hidden_NH = gated(self.product("gate", x_ND, ends_E), hidden_NH, self.activation, self.activation_name, self.kernel)
         return self.product("down", hidden_NH, ends_E)
 
     def product(self, name: str, x_ND: Tensor, ends_E: Tensor) -> Tensor:
         """Visits times the matrices of a stack."""
-        return grouped_linear(x_ND, getattr(self, name), ends_E)  # type: ignore[no-any-return]
+        return grouped_linear(x_ND, getattr(self, name), ends_E, self.kernel)  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Layout, Parameter
+from llmfactory.kernel.gated import gated
 from llmfactory.model.activation import FUNCTIONS
 from llmfactory.model.ffn.spec import Glu
 from llmfactory.model.frame import Site
@@ -18,7 +19,7 @@ class GatedLinearUnit(Part):
     def __init__(self, spec: Glu, site: Site) -> None:
         super().__init__()
         dim, self.std, self.out_std = site.frame.dim, site.frame.branch_std, site.frame.out_std
-        self.activation = FUNCTIONS[spec.activation]
+        self.activation, self.activation_name = FUNCTIONS[spec.activation], spec.activation.name
         self.gate = nn.Linear(dim, spec.hidden, bias=spec.bias)
         self.up = nn.Linear(dim, spec.hidden, bias=spec.bias)
         self.down = nn.Linear(spec.hidden, dim, bias=spec.bias)
@@ -31,4 +32,5 @@ class GatedLinearUnit(Part):
         }
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))  # type: ignore[no-any-return]
+        hidden_BTH = gated(self.gate(x_BTD), self.up(x_BTD), self.activation, self.activation_name, self.kernel)
+        return self.down(hidden_BTH)  # type: ignore[no-any-return]

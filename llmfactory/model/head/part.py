@@ -58,6 +58,7 @@ class Head(Part):
             weights=weights,
             label_smoothing=label_smoothing,
             softcap=self.softcap,
+            kernel=self.kernel,
         )
 
     def log_probs(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:

@@ -6,10 +6,10 @@ Half-precision input is normalized in float32 and cast back once, after gain and
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfactory.core.sharding import Constant, Parameter
+from llmfactory.kernel.norm import layer_norm
 from llmfactory.model.norm.spec import LayerNorm
 from llmfactory.model.part import Part
 
@@ -19,7 +19,7 @@ class LayerNormalization(Part):
 
     def __init__(self, spec: LayerNorm, dim: int) -> None:
         super().__init__()
-        self.eps, self.shape = spec.eps, (dim,)
+        self.eps = spec.eps
         self.weight = nn.Parameter(torch.ones(dim)) if spec.gain else None
         self.bias = nn.Parameter(torch.zeros(dim)) if spec.bias else None
 
@@ -28,7 +28,4 @@ class LayerNormalization(Part):
         return gain if self.bias is None else {**gain, "bias": Parameter(Constant(0.0), decay=False)}
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        gain = None if self.weight is None else self.weight.to(wide)
-        bias = None if self.bias is None else self.bias.to(wide)
-        return F.layer_norm(x.to(wide), self.shape, gain, bias, self.eps).to(x.dtype)
+        return layer_norm(x, self.weight, self.bias, self.eps, self.kernel)

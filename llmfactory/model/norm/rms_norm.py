@@ -7,10 +7,10 @@ Half-precision input is normalized in float32 and cast back once, after the gain
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfactory.core.sharding import Constant, Parameter
+from llmfactory.kernel.norm import rms_norm
 from llmfactory.model.norm.spec import RmsNorm
 from llmfactory.model.part import Part
 
@@ -27,6 +27,4 @@ class RootMeanSquareNorm(Part):
         return {"weight": Parameter(Constant(1.0 - self.offset), decay=False)}
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        gain = self.weight.to(wide) + self.offset if self.offset else self.weight.to(wide)
-        return F.rms_norm(x.to(wide), self.weight.shape, gain, self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, self.offset, self.kernel)

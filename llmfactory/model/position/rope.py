@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Parameter
+from llmfactory.kernel.rotary import turn
 from llmfactory.model.frame import Frame
 from llmfactory.model.position.part import Position, one_axis
 from llmfactory.model.position.spec import Rope
@@ -26,8 +27,8 @@ class RotaryPosition(Position):
     def __init__(self, spec: Rope, frame: Frame) -> None:
         super().__init__()
         self.theta, self.scaling = spec.theta, spec.scaling.build()
-        self.turn = turn_neighbors if spec.interleaved else turn_halves
-        self.width = spec.rotated(frame.head_dim)
+        width = spec.rotated(frame.head_dim)
+        self.width, self.group = width, 2 if spec.interleaved else width
         self.repeat = repeat_neighbors if spec.interleaved else repeat_halves
 
     def declare(self) -> dict[str, Parameter]:
@@ -45,35 +46,14 @@ class RotaryPosition(Position):
     def rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         assert context.rotary is not None, "prepare comes first"
         cos, sin = context.rotary
-        return self._rotated(q_BHTD, cos, sin), self._rotated(k_BHTD, cos, sin)
-
-    def _rotated(self, x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
-        if x_BHTD.shape[-1] == self.width:
-            return self.turn(x_BHTD, cos_B1TD, sin_B1TD)
-        turned = self.turn(x_BHTD[..., : self.width], cos_B1TD, sin_B1TD)
-        return torch.cat((turned, x_BHTD[..., self.width :]), -1)
-
-
-def turn_halves(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
-    """Turn each pair by its angle: (x_i cos - x_j sin, x_j cos + x_i sin), the table of sines with these signs.
-
-    Half precision is turned in float32 and cast back.
-    """
-    swapped_BHTD = x_BHTD.roll(x_BHTD.shape[-1] // 2, -1)
-    return torch.addcmul(x_BHTD * cos_B1TD, swapped_BHTD, sin_B1TD).to(x_BHTD.dtype)
-
-
-def turn_neighbors(x_BHTD: Tensor, cos_B1TD: Tensor, sin_B1TD: Tensor) -> Tensor:
-    """The same where j = i + 1."""
-    swapped_BHTD = x_BHTD.reshape(*x_BHTD.shape[:-1], -1, 2).flip(-1).flatten(-2)
-    return torch.addcmul(x_BHTD * cos_B1TD, swapped_BHTD, sin_B1TD).to(x_BHTD.dtype)
+        return turn(q_BHTD, cos, sin, self.group, self.kernel), turn(k_BHTD, cos, sin, self.group, self.kernel)
 
 
 def repeat_halves(first: Tensor, second: Tensor) -> Tensor:
-    """[..., D/2] twice -> [..., D], the values of each pair where `turn_halves` looks for them."""
+    """[..., D/2] twice -> [..., D], the values of each pair where its coordinates stand: half a head apart."""
     return torch.cat((first, second), -1)
 
 
 def repeat_neighbors(first: Tensor, second: Tensor) -> Tensor:
-    """The same for `turn_neighbors`."""
+    """The same where they stand side by side."""
     return torch.stack((first, second), -1).flatten(-2)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Parameter
+from llmfactory.kernel.rotary import turn
 from llmfactory.model.frame import Frame
 from llmfactory.model.position.part import Position, two_axes
-from llmfactory.model.position.rope import repeat_halves, turn_halves
+from llmfactory.model.position.rope import repeat_halves
 from llmfactory.model.position.scaling.part import plain
 from llmfactory.model.position.spec import Rope2d
 
@@ -34,13 +35,9 @@ class TwoAxesRotaryPosition(Position):
         frequency_D = plain(self.theta, self.width, positions_B2T.device, wide)
         angle_B1T2D = positions_B2T.transpose(1, 2)[:, None, :, :, None].to(wide) * frequency_D
         cos, sin = angle_B1T2D.cos(), angle_B1T2D.sin()
-        return context.with_(rotary=(repeat_halves(cos, cos), repeat_halves(-sin, sin)))
+        return context.with_(rotary=(repeat_halves(cos, cos).flatten(-2), repeat_halves(-sin, sin).flatten(-2)))
 
     def rotate(self, q_BHTD: Tensor, k_BHTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         assert context.rotary is not None, "prepare comes first"
         cos, sin = context.rotary
-        return self._rotated(q_BHTD, cos, sin), self._rotated(k_BHTD, cos, sin)
-
-    def _rotated(self, x_BHTD: Tensor, cos_B1T2D: Tensor, sin_B1T2D: Tensor) -> Tensor:
-        halves_BHT2D = x_BHTD.reshape(*x_BHTD.shape[:-1], 2, self.width)
-        return turn_halves(halves_BHT2D, cos_B1T2D, sin_B1T2D).flatten(-2)
+        return turn(q_BHTD, cos, sin, self.width, self.kernel), turn(k_BHTD, cos, sin, self.width, self.kernel)
