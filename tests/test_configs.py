@@ -95,6 +95,7 @@ NEEDS = {
         }.items()
     },
     "stage=fisher": ["init=."],
+    "stage=pretrain_spans": ["model=t5_small"],
     "stage/objective=tilted": [MIXTURE],
     "stage/anchor=l2_sp": ["init=."],
     "stage/anchor=ewc": ["init=.", "stage.anchor.file=fisher.safetensors"],

@@ -30,6 +30,7 @@ from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.objective.objective import Outputs
 from llmfactory.optim.groups import groups as parameter_groups
+from llmfactory.optim.schedule.spec import DecaySpec
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
 
 TESTS = Path(__file__).resolve().parent
@@ -321,6 +322,10 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         for name in ("linear", "cosine", "wsd", "polynomial", "cosine_restarts", "one_cycle")
         for field, value in (("horizon", 400), ("floor", 0.3))
     },
+    "optim/schedule/inverse_sqrt.flat": (
+        [*LLAMA, "optim/schedule=inverse_sqrt", "optim.schedule.warmup_steps=40"],
+        "optim.schedule.flat=true",
+    ),
     "optim/schedule/wsd.decay": ([*LLAMA, "optim/schedule=wsd"], "optim.schedule.decay=cosine"),
     "optim/schedule/polynomial.power": ([*LLAMA, "optim/schedule=polynomial"], "optim.schedule.power=3"),
     "optim/schedule/cosine_restarts.periods": ([*LLAMA, "optim/schedule=cosine_restarts"], "optim.schedule.periods=3"),
@@ -404,6 +409,11 @@ EFFECTS: dict[str, str] = {
         for name in ("start", "increment", "rows", "tokens")
     },
     **{f"trainer/batch_ramp/staged.{name}": "run/batch_ramp/test_staged.py::test_parts_of_a_run" for name in ("rows", "until")},
+    **{
+        f"optim/schedule/{name}.goes_on": "config/test_published_settings.py::test_a_run_may_go_on_at_the_floor"
+        for name, cls in classes("optim/schedule").items()
+        if issubclass(cls, DecaySpec)
+    },
     "job.init_trained": "optim/average/test_average.py::test_both_kinds_of_weights_can_be_taken",
     "precision/fp32.tf32": "precision/test_fp32.py::test_tf32_is_switched_on_where_it_is",
     "precision/bf16_true.keep": "optim/test_narrow.py::test_small_steps",

@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from llmfactory.run.account import account_of
 from llmfactory.run.curves import Points, curves
-from llmfactory.run.figures import figures
 from llmfactory.run.decisions import FILE, Decisions, read_lines
+from llmfactory.run.figures import figures
 from llmfactory.run.folder import read_config, read_overrides, read_result
 from llmfactory.run.plain_file import write_whole
 from llmfactory.stage.plan import DRAWING

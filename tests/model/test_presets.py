@@ -110,6 +110,9 @@ PAPERS: dict[str, tuple[float, float]] = {
     "chinchilla_70b": (70e9, 0.01),
     # Smith et al. 2022, section 2.3
     "mt_nlg_530b": (530e9, 0.01),
+    "pangu_alpha": (207e9, 0.01),  # Zeng et al. 2021, table 1
+    "jurassic1_178b": (178e9, 0.01),
+    "lamda_137b": (137e9, 0.01),
     # Taylor et al. 2022, table 5, whose numbers are names: 12 n_layers dim^2 alone is 1.208e9 and 120.8e9
     "galactica_125m": (125e6, 0.01),
     "galactica_1_3b": (1.3e9, 0.012),

@@ -23,7 +23,7 @@ def decay_reaches_the_end(job: Job) -> Iterator[Problem]:
     schedule, steps = job.optim.schedule, job.trainer.max_steps
     if not isinstance(job.stage, TrainingSpec) or not isinstance(schedule, DecaySpec) or schedule.horizon is None:
         return
-    if schedule.horizon < steps and not _goes_on(job):
+    if schedule.horizon < steps and not schedule.goes_on and not _goes_on(job):
         reason = f"the learning rate would stay at its floor for the last {steps - schedule.horizon} of trainer.max_steps={steps}"
         yield Problem("optim.schedule.horizon", schedule.horizon, reason, f"optim.schedule.horizon={steps}")
 

@@ -17,7 +17,7 @@ def inverse_sqrt(spec: InverseSqrt) -> Schedule:
 
     def factor(step: int) -> float:
         if step < peak:
-            return warmup(step, spec.warmup_steps)
+            return 1.0 if spec.flat else warmup(step, spec.warmup_steps)
         return math.sqrt(peak / (step + 1))
 
     return factor

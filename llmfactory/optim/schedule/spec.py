@@ -62,9 +62,13 @@ class DecaySpec(ScheduleSpec):
     """Step at which the decay ends; None: trainer.max_steps. A number makes every shorter run a prefix of the longer one."""
     floor: float = 0.1
     """Factor at the horizon and from there on."""
+    goes_on: bool = False
+    """The run may go on at the floor after the horizon (GPT-3); otherwise a longer run is refused."""
 
     def problems(self) -> Iterator[Problem]:
         yield from ScheduleSpec.problems(self)
+        if self.goes_on and self.horizon is None:
+            yield Problem("goes_on", True, "the schedule ends with the run, unless a horizon is given", "goes_on=false")
         yield from at_least(self, 1, "horizon")
         yield from between(self, 0.0, 1.0, "floor")
         if self.horizon is not None and self.horizon <= (steps := self.warmup(self.horizon)):
@@ -195,6 +199,9 @@ class Wsd(DecaySpec):
 @dataclass(kw_only=True, slots=True)
 class InverseSqrt(ScheduleSpec):
     """sqrt(warmup / step) after the warm-up (Vaswani et al. 2017, equation 3); without an end, so a run can always go on."""
+
+    flat: bool = False
+    """The steps of the warm-up are made at the peak rate: 1 / sqrt(max(step, warmup)) but for a factor (T5, PaLM)."""
 
     def build(self, max_steps: int) -> Schedule:
         from llmfactory.optim.schedule.inverse_sqrt import inverse_sqrt

@@ -17,3 +17,10 @@ def test_is_the_papers_up_to_its_scale(check_warmup) -> None:
 def test_without_warmup() -> None:
     schedule = InverseSqrt().build(100)
     assert (schedule(0), schedule(3)) == (1.0, 0.5)
+
+
+def test_a_flat_start() -> None:
+    """T5's and PaLM's: 1 / sqrt(max(n, k)), relative to its value at k."""
+    schedule = InverseSqrt(warmup_steps=100, flat=True).build(1000)
+    for step in range(1000):
+        assert schedule(step) == pytest.approx((100 / max(step + 1, 100)) ** 0.5, rel=1e-14)
