@@ -144,7 +144,12 @@ FOREIGN: dict[str, str] = {
     # precision, hardware, tracking
     "bf16": "precision=bf16_mixed",
     "fp16": "precision=fp16_mixed",
-    "tf32": "the number format is a group: precision=bf16_mixed",
+    "tf32": "precision.tf32",
+    "pure_bf16": "precision=bf16_true",
+    "bf16_full": "precision=bf16_true",
+    "loss_scale_window": "precision.growth_interval",
+    "hysteresis": "precision.backoff_interval",
+    "initial_scale_power": "precision.init_scale says the scale itself: precision=fp16_mixed precision.init_scale=65536",
     "dtype": "the number format is a group: precision=bf16_mixed",
     "mixed_precision": "the number format is a group: precision=bf16_mixed",
     "torch_dtype": "the number format is a group: precision=bf16_mixed",

@@ -130,6 +130,7 @@ from llmfactory.config.rule.preceding import (
 from llmfactory.config.rule.precision import (
     eight_bits_have_maps_to_multiply,
     formats_have_their_hardware,
+    formats_that_are_compiled_are_proven,
     narrow_weights_are_stepped_one_by_one,
     narrow_weights_keep_their_state,
 )
@@ -187,6 +188,7 @@ def check(job: Job) -> list[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
+    formats_that_are_compiled_are_proven,
     formats_have_their_hardware,
     narrow_weights_are_stepped_one_by_one,
     narrow_weights_keep_their_state,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from llmfactory.core.sharding import Parameter
+from llmfactory.kernel.eight_bit_linear import EightBit
 from llmfactory.kernel.linear import Product
 from llmfactory.model.ffn.experts import Experts
 from llmfactory.model.packed import Packed
@@ -107,8 +108,9 @@ class Adapted(Product):
         return product(x)
 
     def alone(self) -> Tensor | None:
-        """The matrix [O, I], where it is frozen, in full precision, and one adapter alone changes its product; else None."""
-        if isinstance(self, Packed) or len(self.on()) > 1 or self.weight.requires_grad:
+        """The matrix [O, I], where it is frozen, multiplies in full precision, and one adapter alone changes its product; else
+        None."""
+        if isinstance(self, (Packed, EightBit)) or len(self.on()) > 1 or self.weight.requires_grad:
             return None
         return self.weight
 

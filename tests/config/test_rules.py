@@ -23,6 +23,10 @@ PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 IN_BACKWARD, UNCLIPPED = "trainer.in_backward=true", "optim.clip_norm=null"
 FIRES = {
+    "formats_that_are_compiled_are_proven": [
+        ["precision=int8_mixed", "trainer.compile=true"],
+        ["precision=bf16_true", "trainer.in_backward=true", "optim.clip_norm=null"],
+    ],
     "deepspeed_judges_its_own_steps": [["guard=skip", "parallel=deepspeed_zero1", "launch=local"]],
     "what_is_left_out_was_to_be_read": [["guard=rewind", *WRITES]],
     "a_rewind_finds_a_checkpoint": [["guard=rewind", "trainer.save_every=null"], ["guard=rewind", "trainer.save_every=30"]],

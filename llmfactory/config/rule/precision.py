@@ -38,6 +38,16 @@ def narrow_weights_are_stepped_one_by_one(job: Job) -> Iterator[Problem]:
         yield Problem("precision", "bf16_true", reason, "precision=bf16_mixed")
 
 
+def formats_that_are_compiled_are_proven(job: Job) -> Iterator[Problem]:
+    """The compiler may leave out a rounding that these products are about."""
+    if isinstance(job.precision, EightBitSpec) and job.trainer.compile and isinstance(job.stage, TrainingSpec):
+        reason = f"compiled blocks are not proven to round as precision={stem(type(job.precision))} says"
+        yield Problem("trainer.compile", True, reason, "trainer.compile=false")
+    if isinstance(job.precision, Bf16True) and job.trainer.in_backward and isinstance(job.stage, TrainingSpec):
+        reason = "steps of weights that are kept in bfloat16 are not proven within the backward pass"
+        yield Problem("trainer.in_backward", True, reason, "trainer.in_backward=false")
+
+
 def narrow_weights_keep_their_state(job: Job) -> Iterator[Problem]:
     """It is widened for each step, which files mapped into memory are not made for."""
     if not isinstance(job.precision, Bf16True):
