@@ -247,9 +247,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, world: World, avera
     _read(path, {**trained_in(tensors, saved), **room}, world)
 
 
-def load_weights(
-    path: Path, model: nn.Module, new: str | None = None, world: World | None = None, trained: bool = False
-) -> None:
+def load_weights(path: Path, model: nn.Module, new: str | None = None, world: World | None = None, trained: bool = False) -> None:
     """Only the weights. Names and shapes must match exactly.
 
     A second model that was trained beside it (`COMPANIONS`) is left out where this one has none.

@@ -192,7 +192,9 @@ def tensors_behind(checkpoint: Path, trained: bool = False) -> Iterator[tuple[st
     donor = part.donor()
     changes = Changes(donor, own if part.peft.merges else {})
     base = part.stands_on()
-    for name, tensor in tensors_behind(base, part.base.get(TRAINED, False)) if base is not None else _drawn(part.model, part.base["seed"]):
+    for name, tensor in (
+        tensors_behind(base, part.base.get(TRAINED, False)) if base is not None else _drawn(part.model, part.base["seed"])
+    ):
         yield name, own.pop(name) if name in own else changes.made(name, tensor)
     yield from ((name, tensor) for name, tensor in own.items() if not (part.peft.merges and name in donor.added))
 

@@ -48,9 +48,7 @@ HEAD = "head."
 """Names of a head's tensors begin so."""
 
 
-def fill(
-    model: Skeleton, checkpoint: Path, new: str | None = None, world: World | None = None, trained: bool = False
-) -> None:
+def fill(model: Skeleton, checkpoint: Path, new: str | None = None, world: World | None = None, trained: bool = False) -> None:
     """The weights of a checkpoint into a model, in the model's own format.
 
     `new`: beginning of the names of a part that is not the checkpoint's: it is left alone. `world`: the processes over which

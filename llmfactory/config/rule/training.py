@@ -39,7 +39,9 @@ def warmup_ends_before_the_run(job: Job) -> Iterator[Problem]:
         if schedule.warmup_share is not None:
             yield Problem("optim.schedule.warmup_share", schedule.warmup_share, reason, "optim.schedule.warmup_share=0.1")
         else:
-            yield Problem("optim.schedule.warmup_steps", schedule.warmup_steps, reason, f"optim.schedule.warmup_steps={steps // 10}")
+            yield Problem(
+                "optim.schedule.warmup_steps", schedule.warmup_steps, reason, f"optim.schedule.warmup_steps={steps // 10}"
+            )
 
 
 def warmup_and_decay_leave_room(job: Job) -> Iterator[Problem]:
@@ -101,10 +103,10 @@ def counting_is_no_optimization(job: Job) -> Iterator[Problem]:
         yield Problem("trainer.patience", job.trainer.patience, why, "trainer.patience=null")
     if job.trainer.compile:
         yield Problem("trainer.compile", True, why, "trainer.compile=false")
-    if isinstance(job.stage.objective, Causal) and job.stage.objective.label_smoothing:
-        yield Problem(
     if not isinstance(job.guard, NoGuard):
         yield Problem("guard", stem(type(job.guard)), f"{why}: there are no steps to watch", "guard=none")
+    if isinstance(job.stage.objective, Causal) and job.stage.objective.label_smoothing:
+        yield Problem(
             "stage.objective.label_smoothing", job.stage.objective.label_smoothing, why, "stage.objective.label_smoothing=0.0"
         )
 
