@@ -30,8 +30,10 @@ from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.objective.objective import Outputs
 from llmfactory.optim.groups import groups as parameter_groups
+from llmfactory.optim.groups import set_lr
 from llmfactory.optim.schedule.spec import DecaySpec
-from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+from llmfactory.parallel.clip import bound_, clip_factor, global_norm, scale_
+from llmfactory.stage import rates
 
 TESTS = Path(__file__).resolve().parent
 SMALL = ["model.vocab_size=300", "model.dim=16", "model.n_layers=2", "model.attention.n_heads=2", "model.ffn.hidden=24"]
@@ -46,6 +48,7 @@ LINEAR = ["model=linear_transformer_tiny", *RECURRENT, "model.ffn.hidden=24"]
 NGRAM = ["model=neural_ngram_tiny", "model.vocab_size=300", "model.dim=16", "model.hidden=24", *RECURRENT[3:]]
 XL = [*LLAMA, "model/attention=relative", "model/position=relative"]
 COSINE = ["optim/schedule=cosine"]
+OPTIMIZERS = {name: name for name in ("adafactor", "adam", "adamw", "lamb", "lion", "muon", "sgd")} | {"adamw8bit": "adamw_8bit", "schedule_free": "schedule_free"}
 TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
 WORD_LEVEL, CAPITALS = "data/tokenizer=word_level", ["data=text", "data.source.files=[capitals.txt]", "data.held_out=0.3"]
 LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
@@ -282,6 +285,26 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         for field, value in (("momentum", 0.5), ("update_clip", 0.1), ("scale_by_weights", "false"), ("least_scale", 0.9))
     },
     **{
+        f"optim/{name}.{field}": ([*LLAMA, f"optim={option}"], f"optim.{field}={value}")
+        for name, option in OPTIMIZERS.items()
+        for field, value in (
+            ("clip_value", "1e-3"),
+            ("layer_decay", "0.5"),
+            ("lr_factors", "{embedding:0.1}"),
+            ("weight_decays", "{norm:20}"),
+        )
+    },
+    **{
+        f"optim/schedule_free.{field}": ([*LLAMA, "optim=schedule_free"], f"optim.{field}={value}")
+        for field, value in (
+            ("lr", 0.02),
+            ("weight_decay", 0.5),
+            ("clip_norm", 0.01),
+            ("betas", "[0.5,0.95]"),
+            ("eps", 0.01),
+        )
+    },
+    **{
         f"optim/adamw8bit.{field}": ([*LLAMA, "optim=adamw_8bit"], f"optim{value}")
         for field, value in (
             ("lr", ".lr=0.02"),
@@ -299,13 +322,6 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     **{
         f"optim/schedule/{name}.warmup_steps": ([*LLAMA, f"optim/schedule={name}"], "optim.schedule.warmup_steps=40")
         for name in ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "polynomial", "cosine_restarts", "one_cycle")
-    },
-    **{
-        f"optim/schedule/{name}.warmup_share": (
-            [*LLAMA, f"optim/schedule={name}", "optim.schedule.warmup_steps=0", "optim.schedule.warmup_share=0.01"],
-            "optim.schedule.warmup_share=0.1",
-        )
-        for name in classes("optim/schedule")
     },
     **{
         f"optim/schedule/{name}.warmup_share": (
@@ -366,17 +382,6 @@ CHANGES: dict[str, tuple[list[str], str]] = {
 WORDS = "objective/test_negative_sampling.py"
 
 EFFECTS: dict[str, str] = {
-    **{
-        f"optim/{name}.average": "optim/average/test_average.py::test_it_is_what_its_definition_says_and_training_does_not_see_it"
-        for name in classes("optim")
-    },
-    **{
-        f"optim/average/ema.{name}": "optim/average/test_ema.py::test_equals_a_loop" for name in ("decay", "warmup", "every")
-    },
-    **{
-        f"optim/average/swa.{name}": "optim/average/test_swa.py::test_the_mean_of_what_is_taken"
-        for name in ("start_step", "start_share", "every")
-    },
     "job.guard": "run/test_guarding.py::test_a_poisoned_run_ends_like_a_clean_one",
     **{
         f"guard/{name}.{field}": f"guard/test_detector.py::test_{what}"
@@ -402,26 +407,7 @@ EFFECTS: dict[str, str] = {
     "guard/lower_lr.factor": "run/test_guarding.py::test_the_rate_is_lower_for_a_while",
     "guard/lower_lr.steps": "run/test_guarding.py::test_the_rate_is_lower_for_a_while",
     **{f"guard/rewind.{name}": "guard/test_remedies.py::test_where_a_rewind_goes" for name in ("back", "before", "after")},
-    **{f"optim/average/lawa.{name}": "optim/average/test_lawa.py::test_the_mean_of_the_last" for name in ("last", "every")},
-    "trainer.batch_ramp": "run/batch_ramp/test_linear.py::test_a_run_with_a_growing_batch",
-    **{
-        f"trainer/batch_ramp/linear.{name}": "run/batch_ramp/test_linear.py::test_sizes_are_those_of_megatron"
-        for name in ("start", "increment", "rows", "tokens")
-    },
-    **{f"trainer/batch_ramp/staged.{name}": "run/batch_ramp/test_staged.py::test_parts_of_a_run" for name in ("rows", "until")},
-    **{
-        f"optim/schedule/{name}.goes_on": "config/test_published_settings.py::test_a_run_may_go_on_at_the_floor"
-        for name, cls in classes("optim/schedule").items()
-        if issubclass(cls, DecaySpec)
-    },
-    "job.init_trained": "optim/average/test_average.py::test_both_kinds_of_weights_can_be_taken",
-    "precision/fp32.tf32": "precision/test_fp32.py::test_tf32_is_switched_on_where_it_is",
-    "precision/bf16_true.keep": "optim/test_narrow.py::test_small_steps",
-    "precision/fp8.recipe": "precision/test_fp8.py::test_recipes",
-    "precision/fp8.emulate": "precision/test_fp8.py::test_hardware_without_float8_is_refused",
-    "precision/fp8.skip": "precision/test_fp8.py::test_which_maps",
-    "precision/int8_mixed.skip": "precision/test_int8_mixed.py::test_maps_that_are_skipped",
-    "precision/int8_mixed.stochastic": "precision/test_int8_mixed.py::test_rounding_at_random",
+    "optim/schedule_free.schedule": "optim/test_schedule_free.py::test_a_run_hands_on_the_mean_and_goes_on_from_where_it_trained",
     **{
         f"optim/{name}.average": "optim/average/test_average.py::test_it_is_what_its_definition_says_and_training_does_not_see_it"
         for name in classes("optim")
@@ -434,6 +420,17 @@ EFFECTS: dict[str, str] = {
         for name in ("start_step", "start_share", "every")
     },
     **{f"optim/average/lawa.{name}": "optim/average/test_lawa.py::test_the_mean_of_the_last" for name in ("last", "every")},
+    "trainer.batch_ramp": "run/batch_ramp/test_linear.py::test_a_run_with_a_growing_batch",
+    **{
+        f"trainer/batch_ramp/linear.{name}": "run/batch_ramp/test_linear.py::test_sizes_are_those_of_megatron"
+        for name in ("start", "increment", "rows", "tokens")
+    },
+    **{f"trainer/batch_ramp/staged.{name}": "run/batch_ramp/test_staged.py::test_parts_of_a_run" for name in ("rows", "until")},
+    **{
+        f"optim/schedule/{name}.goes_on": "config/test_published_settings.py::test_a_run_may_go_on_at_the_floor"
+        for name, cls in classes("optim/schedule").items()
+        if issubclass(cls, DecaySpec)
+    },
     "job.init_trained": "optim/average/test_average.py::test_both_kinds_of_weights_can_be_taken",
     "precision/fp32.tf32": "precision/test_fp32.py::test_tf32_is_switched_on_where_it_is",
     "precision/bf16_true.keep": "optim/test_narrow.py::test_small_steps",
@@ -763,6 +760,7 @@ EFFECTS: dict[str, str] = {
     "stage/preference.objective": "stage/test_preference.py::test_answers_are_told_apart",
     "stage/preference.sample_prompt": "run/test_sample.py::test_a_question_of_one_s_own",
     "stage/reward.objective": "stage/test_reward.py::*",
+    "stage/reward.shared_prompt": "data/form/test_shared_prompt.py::test_rewards_of_answers_that_share_their_prompt",
     "stage/reward.sample_prompt": "config/test_rules.py::test_it_fires_and_its_repair_works",
     **dict.fromkeys(
         ("stage/objective/bradley_terry.margin_scale", "stage/objective/bradley_terry.center"),
@@ -1199,6 +1197,7 @@ EFFECTS: dict[str, str] = {
     "trainer.deterministic": "run/test_determinism.py::test_deterministic",
     "trainer.compile": "run/test_fit.py::test_compiled",
     "trainer.kernel": "kernel/test_choice.py::test_the_key_reaches_all_parts",
+    "optim/adamw.kernel": "kernel/test_adamw.py::test_the_optimizer_takes_it",
     "trainer.in_backward": "run/test_in_backward.py::test_the_same_run_with_fewer_gradients",
     "trainer.device": "run/test_determinism.py::test_devices",
     "trainer.threads": "run/test_determinism.py::test_the_process_is_left_as_it_was",
@@ -1267,10 +1266,11 @@ def numbers_of_training(job: Job) -> list[Any]:
     """Parameter names and shapes, losses and weights of three optimizer steps with dropout on, the learning rates."""
     model = job.model.build()
     initialize(model, job.seed)
-    decays = {name: declared.decay for name, declared in declarations(model).items()}
-    matrices = [name for name, p in model.named_parameters() if p.dim() >= 2] if job.optim.matrices_apart else []
-    named = model.named_parameters()
-    optimizer = job.optim.build(parameter_groups(named, decays, job.optim.weight_decay, matrices=matrices))
+    declared = declarations(model)
+    matrices = rates.matrices(model, declared) if job.optim.matrices_apart else []
+    decays, factors = rates.decays(model, job.optim, declared), rates.lr_factors(model, job.optim, {})
+    found = parameter_groups(model.named_parameters(), decays, job.optim.weight_decay, factors, matrices)
+    optimizer = job.optim.build(found)
     schedule = job.optim.schedule.build(job.trainer.max_steps)
     objective, length = job.stage.objective.build(), 12  # type: ignore[attr-defined]
     torch.manual_seed(0)
@@ -1284,8 +1284,9 @@ def numbers_of_training(job: Job) -> list[Any]:
         (total / count + sum(record.sums.values()) / (2 * length)).backward()
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         scale_(gradients, clip_factor(global_norm(gradients), job.optim.clip_norm))
-        for group in optimizer.param_groups:
-            group["lr"] = job.optim.lr * schedule(step)
+        if job.optim.clip_value is not None:
+            bound_(gradients, job.optim.clip_value)
+        set_lr(optimizer, job.optim.lr * schedule(step))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total.item())

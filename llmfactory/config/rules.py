@@ -95,6 +95,11 @@ from llmfactory.config.rule.objective import (
     rewards_are_of_answers_or_of_steps,
     tilted_losses_are_of_several_sources,
 )
+from llmfactory.config.rule.optim import (
+    deepspeed_steps_number_by_number,
+    layers_learn_at_different_rates,
+    schedule_free_has_no_schedule,
+)
 from llmfactory.config.rule.packing import (
     records_stand_in_rows_of_their_own,
     reweighting_compares_two_small_models,
@@ -272,6 +277,12 @@ RULES: tuple[Rule, ...] = (
     deepspeed_keeps_float32,
     deepspeed_is_not_compiled,
     deepspeed_is_proven_for_decoders,
+    deepspeed_judges_its_own_steps,
+    deepspeed_steps_number_by_number,
+    layers_learn_at_different_rates,
+    schedule_free_has_no_schedule,
+    what_is_left_out_was_to_be_read,
+    a_rewind_finds_a_checkpoint,
     keys_of_an_axis_need_the_axis,
     tensor_parallel_has_matrices_to_cut,
     tensor_parallel_cuts_evenly,
@@ -283,11 +294,6 @@ RULES: tuple[Rule, ...] = (
     more_tokens_are_learned_from_documents,
     the_first_phase_has_tables,
     offload_has_what_to_do,
-    deepspeed_judges_its_own_steps,
-    deepspeed_steps_number_by_number,
-    layers_learn_at_different_rates,
-    what_is_left_out_was_to_be_read,
-    a_rewind_finds_a_checkpoint,
     compiled_layouts_are_proven,
     budgets_are_of_one_micro_batch,
     chosen_recomputation_is_not_compiled,

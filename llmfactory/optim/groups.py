@@ -21,24 +21,25 @@ MATRIX = "matrix"
 
 def groups(
     parameters: Iterable[tuple[str, nn.Parameter]],
-    decays: Mapping[str, bool],
+    decays: Mapping[str, bool | float],
     weight_decay: float,
     factors: Mapping[str, float] = MappingProxyType({}),
     matrices: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """A group for each learning rate, decayed and not (an empty one is left out), of the named parameters that require gradients.
 
-    `decays` says for each name whether decay applies; a name without an entry is a `KeyError`, never a guess. `factors`: multiples
-    of the learning rate, of names that do not learn at 1. `matrices`: names of those that stand in groups of their own.
+    `decays` says for each name whether decay applies, or a number of its own; a name without an entry is a `KeyError`, never a guess.
+    `factors`: multiples of the learning rate, of names that do not learn at 1. `matrices`: names of those that stand in groups of
+    their own.
     """
-    found: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[float, bool | float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            found.setdefault((factors.get(name, 1.0), decays[name], name in matrices), []).append(parameter)
-    order = sorted(found, key=lambda key: (key[0] != 1.0, key[0], not key[1], not key[2]))
-    return [
-        {"params": found[key], "weight_decay": weight_decay if key[1] else 0.0, FACTOR: key[0], MATRIX: key[2]} for key in order
-    ]
+            says = decays[name]
+            decay = says if not isinstance(says, bool) else weight_decay if says else 0.0
+            found.setdefault((factors.get(name, 1.0), decay, name in matrices), []).append(parameter)
+    order = sorted(found, key=lambda key: (key[0] != 1.0, key[0], -key[1], not key[2]))
+    return [{"params": found[key], "weight_decay": key[1], FACTOR: key[0], MATRIX: key[2]} for key in order]
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, above, at_least, between
+from llmfactory.kernel.choice import Kernel
 from llmfactory.optim.average.spec import AverageSpec
 from llmfactory.optim.average.spec import None_ as NoAverage
 from llmfactory.optim.schedule.spec import ScheduleSpec
@@ -29,6 +30,8 @@ class OptimSpec(Spec):
 
     matrices_apart: ClassVar[bool] = False
     """It treats matrices from features to features in a way of their own: they stand in groups apart."""
+    elementwise: ClassVar[bool] = False
+    """Each number of a weight is updated by itself, so that it does not matter where weights are cut."""
     lr: float
     """Peak learning rate; the schedule multiplies it."""
     schedule: ScheduleSpec
@@ -38,11 +41,29 @@ class OptimSpec(Spec):
     """Decay of matrices; norms, biases and what parts declare as such are never decayed."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; larger ones are scaled down to it. None: no clipping (the norm is still reported)."""
+    clip_value: float | None = None
+    """Largest number in a gradient, either way, after clip_norm; what lies beyond is set to it. None: no bound."""
+    layer_decay: float | None = None
+    """Each layer learns at this multiple of the rate of the one above it, for fine-tuning (ELECTRA: 0.8); None: all at the same."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """By patterns of parameters' names, multiples of their learning rate; the last one that means a parameter. '{embedding: 0.1}'"""
+    weight_decays: dict[str, float] = field(default_factory=dict)
+    """By patterns too, their weight decay in the place of the usual one. '{*norm: 0.1, bias: 0.1, head: 0}'"""
 
     def problems(self) -> Iterator[Problem]:
         yield from above(self, 0.0, "lr", repair=3e-4)
         yield from at_least(self, 0.0, "weight_decay")
-        yield from above(self, 0.0, "clip_norm", repair=1.0)
+        yield from above(self, 0.0, "clip_norm", "clip_value", repair=1.0)
+        if self.clip_norm is not None and self.clip_value is not None and self.clip_value >= self.clip_norm:
+            reason = f"no number of a gradient is larger once its norm is at most clip_norm={self.clip_norm:g}"
+            yield Problem("clip_value", self.clip_value, reason, "clip_norm=null")
+        if self.layer_decay is not None and not 0.0 < self.layer_decay < 1.0:
+            yield Problem("layer_decay", self.layer_decay, "must lie between 0 and 1, both excluded", "layer_decay=0.8")
+        for name in ("lr_factors", "weight_decays"):
+            if wrong := {key: number for key, number in getattr(self, name).items() if number < 0}:
+                kept = {key: number for key, number in getattr(self, name).items() if number >= 0}
+                shown = ",".join(f"{key}:{number:g}" for key, number in kept.items())
+                yield Problem(name, wrong, "must be at least 0", f"{name}={{{shown}}}")
 
     def state_copies(self) -> int:
         """How many numbers the optimizer keeps for each weight."""
@@ -85,6 +106,15 @@ def _two_rates(betas: list[float], repair: str) -> Iterator[Problem]:
 class Adamw(MomentsSpec):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), PyTorch's fused implementation."""
 
+    elementwise: ClassVar[bool] = True
+    kernel: Kernel = Kernel.torch
+    """Who computes the step; triton: a kernel of ours, tensor by tensor (docs/kernels.md)."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from MomentsSpec.problems(self)
+        if self.kernel not in (Kernel.torch, Kernel.triton):
+            yield Problem("kernel", self.kernel.name, "a step is computed by PyTorch or by Triton", "kernel=torch")
+
     def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         from llmfactory.optim.adamw import adamw
 
@@ -120,9 +150,36 @@ class Adamw8bit(MomentsSpec):
 
 
 @dataclass(kw_only=True, slots=True)
+class ScheduleFree(MomentsSpec):
+    """AdamW that needs no schedule: it trains at one point and hands on a mean of many (Defazio et al. 2024, algorithm 1). Wants a
+    rate one to ten times AdamW's."""
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """How near the mean the model is trained, and the decay rate of the running mean of the gradient's square."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from MomentsSpec.problems(self)
+        if self.betas and self.betas[0] == 0.0:
+            yield Problem(
+                "betas", self.betas, "the first must be above 0: the mean is found from it", f"betas=[0.9,{self.betas[-1]:g}]"
+            )
+
+    def averaging(self, max_steps: int) -> Average | None:
+        from llmfactory.optim.schedule_free import ScheduleFreeAverage
+
+        return ScheduleFreeAverage(self)
+
+    def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
+        from llmfactory.optim.schedule_free import ScheduleFree as ScheduleFreeOptimizer
+
+        return ScheduleFreeOptimizer(groups, self)
+
+
+@dataclass(kw_only=True, slots=True)
 class Adam(MomentsSpec):
     """Adam (Kingma and Ba 2015, algorithm 1), PyTorch's fused implementation; weight decay is added to the gradient."""
 
+    elementwise: ClassVar[bool] = True
     weight_decay: float = 0.0
     """Added to the gradient of matrices as a multiple of them, so that it passes through the running means; adamw's does not."""
 
@@ -224,6 +281,7 @@ class Lion(OptimSpec):
     """The sign of a mean of gradients (Chen et al. 2023, algorithm 2): one number of state for each weight; wants a rate three to ten
     times below Adam's, and as many times its weight decay."""
 
+    elementwise: ClassVar[bool] = True
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
     """Share of the running mean in the update, and in the next running mean."""
 
@@ -244,6 +302,7 @@ class Lion(OptimSpec):
 class Sgd(OptimSpec):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013); weight decay is added to the gradient, as in PyTorch."""
 
+    elementwise: ClassVar[bool] = True
     momentum: float = 0.9
     """Share of the last update that is kept."""
     nesterov: bool = False

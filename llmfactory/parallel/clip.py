@@ -104,3 +104,12 @@ def scale_(gradients: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply all gradients by a scalar, in place."""
     if gradients:
         torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
+
+
+@torch.no_grad()
+def bound_(gradients: Sequence[Tensor], largest: float) -> None:
+    """Set numbers beyond `largest`, either way, to it, in place."""
+    if gradients:
+        pieces = [local(gradient) for gradient in gradients]
+        torch._foreach_clamp_max_(pieces, largest)
+        torch._foreach_clamp_min_(pieces, -largest)

@@ -34,7 +34,7 @@ from llmfactory.core.batch import SURVEY, split
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.kernel.linear import quicken
-from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+from llmfactory.parallel.clip import bound_, clip_factor, global_norm, scale_
 from llmfactory.parallel.context import ContextCut
 from llmfactory.parallel.expert import deal_experts
 from llmfactory.parallel.in_backward import InBackward
@@ -317,6 +317,7 @@ class MeshStrategy(ParallelStrategy):
             if not (held | overflow):
                 if factor != 1.0:
                     scale_(gradients, factor)
+                self._bound(gradients)
                 if self.in_backward is None:
                     optimizer.step()
         self.stage.stepped(self._step, ~(held | overflow))
@@ -324,6 +325,10 @@ class MeshStrategy(ParallelStrategy):
             scale.update(overflow)
         optimizer.zero_grad()
         return self.loss
+
+    def _bound(self, gradients: list[Tensor]) -> None:
+        if self.stage.clip_value is not None:
+            bound_(gradients, self.stage.clip_value)
 
     @property
     def _step(self) -> int:

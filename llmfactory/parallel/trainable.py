@@ -25,6 +25,8 @@ class Trainable(Protocol):
     """What it trains, a part of `root`."""
     clip_norm: float | None
     """Largest global gradient norm."""
+    clip_value: float | None
+    """Largest number in a gradient after that."""
     watched: Collection[str]
     """Names of sums that are no terms of the loss: they are only reported."""
     surveys: bool
@@ -51,8 +53,6 @@ class Trainable(Protocol):
         ...
 
 
-class Scale(Protocol):
-    """Of a loss scale."""
 class Judge(Protocol):
     """Of a guard against divergence (`guard/guard.py`)."""
 
@@ -61,6 +61,8 @@ class Judge(Protocol):
         ...
 
 
+class Scale(Protocol):
+    """Of a loss scale."""
 
     value: Tensor
 

@@ -97,7 +97,12 @@ def chosen_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     Raises:
         UserError: a pattern that means none; the message names what there is.
     """
-    names = [name for name, _ in model.named_parameters() if f".{ADAPTERS}." not in f".{name}."]
+    return parameters_below(model, patterns, [name for name, _ in model.named_parameters() if f".{ADAPTERS}." not in f".{name}."])
+
+
+def parameters_below(model: nn.Module, patterns: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
+    """The same among these names of parameters; None: all, also those of adapters."""
+    names = [name for name, _ in model.named_parameters()] if names is None else names
     found: set[str] = set()
     for pattern in patterns:
         meant = [name for name in names if any(matches(part, pattern) for part in _prefixes(name))]

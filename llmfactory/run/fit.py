@@ -46,13 +46,13 @@ from llmfactory.precision.loss_scale import SMALLEST
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.allocator import keep_freed_memory
 from llmfactory.run.asking import Asking
-from llmfactory.run.determinism import settings
 from llmfactory.run.decisions import Decisions, open_decisions
+from llmfactory.run.determinism import settings
 from llmfactory.run.display import Display
 from llmfactory.run.environment import changed_bits, environment
 from llmfactory.run.evaluating import Evaluating
-from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.guarding import Guarding, Rewound, make_guard
+from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.plain_file import write_yaml
 from llmfactory.run.progress import Progress
 from llmfactory.run.saving import Saving
@@ -62,6 +62,7 @@ from llmfactory.run.watching import Watching
 from llmfactory.stage.anchor.spec import None_ as NoAnchor
 from llmfactory.stage.base import BASE, base_of, find_base, trained_part
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
+from llmfactory.stage.rates import decays, lr_factors, matrices
 from llmfactory.stage.rows import Data
 from llmfactory.stage.spec import Ppo, Pretrain, TrainingSpec
 from llmfactory.stage.training import TrainingStage
@@ -94,10 +95,10 @@ class Fitted:
     """Tokens and epochs of each source of a mixture, as `StepLoader.drawn` gives them."""
     supply: Supply | None = None
     """Where its batches came from; None: it was counted."""
-
-    @property
     decisions: Decisions | None = None
     """What a guard decided; None: it was counted."""
+
+    @property
     def model(self) -> Skeleton:
         """A plain module with the whole weights. Where it lies over several processes, all of them must ask for it."""
         if not isinstance(self.trained, LaidOut):
@@ -135,9 +136,9 @@ def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, 
 def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, world: World) -> Fitted:
     spec = job.trainer
     checkpoints = folder / "checkpoints"
+    decisions = open_decisions(folder, world)
     resume = world.broadcast(io.latest(checkpoints))
     surroundings = environment(world.device, world.size)
-    decisions = open_decisions(folder, world)
     progress = Progress()
     if resume is not None:
         state = io.read_state(resume)
@@ -177,10 +178,10 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         in_backward=spec.in_backward,
     )
     supply.begin(stage, strategy, formats)
-    saving = Saving(
-        checkpoints,
     strategy.guard = guard = make_guard(job, world, None if resume is None else state, decisions)
     guarding = None if guard is None else Guarding(guard, decisions, job, data, supply, strategy, progress, display)
+    saving = Saving(
+        checkpoints,
         spec,
         progress,
         strategy,
@@ -190,14 +191,14 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         attach=partial(attach, job, data),
         samples=sizes.before,
         keep=supply.keep,
+        more=dict if guarding is None else guarding.state,
     )
     callbacks = [
-        more=dict if guarding is None else guarding.state,
         *asking(job, data, supply, strategy, display, folder, resume),
         Watching(progress, strategy, formats, tracker, display, spec.log_every, supply.drawn),
+        *([] if guarding is None else [guarding]),
         Evaluating(progress, supply.measure, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
         Stopping(progress, strategy, spec.patience),
-        *([] if guarding is None else [guarding]),
         saving,
     ]
     display.start(spec.max_steps, progress.step)
@@ -223,9 +224,9 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         checkpoint=saving.last,
         drawn=supply.drawn(progress.step),
         supply=supply,
+        decisions=decisions,
     )
 
-        decisions=decisions,
 
 def asking(
     job: Job, data: Data, supply: Supply, strategy: MeshStrategy, display: Display, folder: Path, resume: Path | None
@@ -315,7 +316,7 @@ def build_stage(
         model,
         objective,
         job.optim,
-        decays={name: one.decay for name, one in declared.items()},
+        decays=decays(model, job.optim, declared),
         max_steps=job.trainer.max_steps,
         isolated=isolated,
         first_weights=first_weights,
@@ -323,8 +324,8 @@ def build_stage(
         resting=[name for name, one in declared.items() if one.layout is not Layout.vocab],
         resting_steps=job.stage.embeddings_only_steps if isinstance(job.stage, Pretrain) else 0,
         anchor=anchor,
-        lr_factors=job.peft.lr_factors(model),
-        matrices=[name for name, p in model.named_parameters() if p.dim() >= 2 and declared[name].layout is not Layout.vocab],
+        lr_factors=lr_factors(model, job.optim, job.peft.lr_factors(model)),
+        matrices=matrices(model, declared),
         rounding=job.precision.rounding(),
         seed=job.seed,
     )

@@ -42,10 +42,11 @@ from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.objective.spec import Causal
-from llmfactory.optim.groups import groups
-from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+from llmfactory.optim.groups import groups, set_lr
+from llmfactory.parallel.clip import bound_, clip_factor, global_norm, scale_
 from llmfactory.parallel.mesh import device_type
 from llmfactory.stage.job import StageJob
+from llmfactory.stage.rates import decays, lr_factors, matrices
 from llmfactory.stage.rows import packed_rows, read_data
 from llmfactory.stage.spec import Reweight
 from llmfactory.tracking.tracker import Tracker
@@ -155,8 +156,16 @@ class _Learner:
         self.model: Skeleton = job.model.build()
         initialize(self.model, job.seed)
         self.model.to(self.device).train()
-        decays = {name: one.decay for name, one in declarations(self.model).items()}
-        self.optimizer = job.optim.build(groups(self.model.named_parameters(), decays, job.optim.weight_decay))
+        declared = declarations(self.model)
+        self.optimizer = job.optim.build(
+            groups(
+                self.model.named_parameters(),
+                decays(self.model, job.optim, declared),
+                job.optim.weight_decay,
+                lr_factors(self.model, job.optim, {}),
+                matrices(self.model, declared) if job.optim.matrices_apart else (),
+            )
+        )
         self.schedule = job.optim.schedule.build(job.trainer.max_steps)
 
     def step(self, number: int, batch: Batch, weights_BT: Tensor) -> float:
@@ -174,8 +183,9 @@ class _Learner:
         if not torch.isfinite(norm):
             raise UserError(f"step {number} has gradients that are not finite: try a smaller optim.lr than {self.job.optim.lr}")
         scale_(gradients, clip_factor(norm, self.job.optim.clip_norm))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.job.optim.lr * self.schedule(number - 1)
+        if self.job.optim.clip_value is not None:
+            bound_(gradients, self.job.optim.clip_value)
+        set_lr(self.optimizer, self.job.optim.lr * self.schedule(number - 1))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss

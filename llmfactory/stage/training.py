@@ -26,8 +26,8 @@ from llmfactory.optim.narrow import NarrowWeights
 from llmfactory.optim.spec import OptimSpec
 from llmfactory.parallel.context import ContextCut, padded
 from llmfactory.parallel.mesh import World
-from llmfactory.parallel.shard import reshard
 from llmfactory.precision.spec import Rounding
+from llmfactory.parallel.shard import reshard
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -93,7 +93,7 @@ class Root(nn.Module):
 class TrainingStage(pl.LightningModule):
     """Trains `model` on `objective`.
 
-    `decays` says for each parameter name of the model whether weight decay applies. `isolated`: rows hold several documents
+    `decays` says for each parameter name of the model whether weight decay applies, or how much. `isolated`: rows hold several documents
     or padding, which attention must keep apart. `first_weights` fills the parameters of the model that it is given, once it is
     laid out over the processes of a world. Parameters named in `resting` do not learn in the first `resting_steps` steps.
     `lr_factors`: multiples of the learning rate, of parameters that do not learn at 1. `matrices`: names of those from features to
@@ -107,7 +107,7 @@ class TrainingStage(pl.LightningModule):
         objective: Objective,
         optim: OptimSpec,
         *,
-        decays: Mapping[str, bool],
+        decays: Mapping[str, bool | float],
         max_steps: int,
         isolated: bool,
         first_weights: Callable[[Skeleton, World], None] = lambda model, world: None,

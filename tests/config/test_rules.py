@@ -188,6 +188,7 @@ FIRES = {
         [IN_BACKWARD, UNCLIPPED, "parallel=ddp", "launch=local", "launch.processes=2"],
         [IN_BACKWARD, UNCLIPPED, "stage.embeddings_only_steps=2"],
         [IN_BACKWARD, UNCLIPPED, "peft=adalora"],
+        [IN_BACKWARD, UNCLIPPED, "optim.clip_value=1"],
     ],
     "tensor_parallel_cuts_evenly": [
         ["model=falcon_7b", "toy=true", "data.seq_len=32", *TWO],
@@ -369,6 +370,7 @@ FIRES = {
         [*PREFERENCE, "stage.shared_prompt=true", "model/attention=relative", "model/position=relative"],
         [*PREFERENCE, "stage.shared_prompt=true", "model/ffn=moe"],
         [*PREFERENCE, "stage.shared_prompt=true", "parallel=cp_ring", "launch=local"],
+        ["stage=reward", "model/head=reward", *PREFERENCE[1:], "stage.shared_prompt=true", "model.head.pooling=mean"],
     ],
     "rewards_are_of_answers_or_of_steps": [
         ["stage=reward", "model/head=value", "data=preference", "data.source.files=[a.jsonl]"],
@@ -423,6 +425,7 @@ FIRES = {
         ["model=kneser_ney", "trainer.patience=3"],
         ["model=kneser_ney", "init=."],
         ["model=kneser_ney", "trainer.compile=true"],
+        ["model=kneser_ney", "guard=skip"],
         ["model=kneser_ney", "stage.objective.label_smoothing=0.1"],
     ],
     "cross_attention_stands_at_cross": [["model/attention=cross"]],
@@ -431,7 +434,6 @@ FIRES = {
         [
             "parallel=cp_gather",
             "launch=local",
-        ["model=kneser_ney", "guard=skip"],
             "launch.processes=4",
             "data.seq_len=60",
             "parallel.tp=2",
@@ -475,6 +477,16 @@ FIRES = {
         ["parallel=hsdp", "parallel.ep=4", "model/ffn=moe", "launch=local", "launch.processes=4"],
     ],
     "talking_takes_two": [["stage=bench_comm"], ["stage=bench_comm", "stage.axis=tp"]],
+    "deepspeed_steps_number_by_number": [
+        ["optim=muon", "parallel=deepspeed_zero1", "launch=local"],
+        ["optim.clip_value=0.1", "parallel=deepspeed_zero2", "launch=local"],
+        ["optim.layer_decay=0.9", "parallel=deepspeed_zero3", "launch=local"],
+    ],
+    "schedule_free_has_no_schedule": [
+        ["optim=schedule_free", "optim/schedule=cosine"],
+        ["optim=schedule_free", "optim/average=ema"],
+    ],
+    "layers_learn_at_different_rates": [["model=neural_ngram_tiny", "optim.layer_decay=0.9"]],
     "deepspeed_shares_over_several": [["parallel=deepspeed_zero1"]],
     "deepspeed_keeps_float32": [
         ["parallel=deepspeed_zero1", "launch=local", "precision=fp64"],

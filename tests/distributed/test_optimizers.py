@@ -11,7 +11,7 @@ from toy_job import Memory, Notes, prepared, toy_job
 
 from llmfactory.config.spec import Job
 from llmfactory.optim.schedule.spec import Constant
-from llmfactory.optim.spec import Adafactor, Adam, Adamw8bit, Lamb, Lion, Muon, OptimSpec, Sgd
+from llmfactory.optim.spec import Adafactor, Adam, Adamw, Adamw8bit, Lamb, Lion, Muon, OptimSpec, ScheduleFree, Sgd
 from llmfactory.parallel.spec import Mesh
 from llmfactory.precision.spec import Fp64
 from llmfactory.run.fit import fit
@@ -20,9 +20,19 @@ OPTIMIZERS: dict[str, OptimSpec] = {
     "adafactor": Adafactor(lr=1e-2, schedule=Constant(), momentum=0.5, clip_norm=0.05),
     "lamb": Lamb(lr=1e-2, schedule=Constant(), weight_decay=0.1, clip_norm=0.05),
     "adamw8bit": Adamw8bit(lr=1e-3, schedule=Constant(), block_size=5, least_size=0, clip_norm=0.05),
+    "groups": Adamw(
+        lr=1e-3,
+        schedule=Constant(),
+        clip_norm=0.05,
+        clip_value=2e-3,
+        layer_decay=0.5,
+        lr_factors={"embedding": 0.3},
+        weight_decays={"norm": 0.2},
+    ),
     "adam": Adam(lr=1e-3, schedule=Constant(), weight_decay=0.1, clip_norm=0.05),
     "lion": Lion(lr=1e-3, schedule=Constant(), clip_norm=0.05),
     "muon": Muon(lr=1e-3, schedule=Constant(), clip_norm=0.05),
+    "schedule_free": ScheduleFree(lr=1e-3, schedule=Constant(), clip_norm=0.05),
     "sgd": Sgd(lr=0.1, schedule=Constant(), clip_norm=0.05),
 }
 LAYOUTS = {"zero3": Mesh(dp_shard=2), "tensor": Mesh(tp=2)}

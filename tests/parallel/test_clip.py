@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+from llmfactory.parallel.clip import bound_, clip_factor, global_norm, scale_
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])
@@ -29,3 +29,11 @@ def test_no_clipping() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_broken_gradient_shows_in_the_norm(bad: float) -> None:
     assert not global_norm([torch.ones(3), torch.tensor([1.0, bad])]).isfinite()
+
+
+def test_numbers_beyond_a_bound_are_set_to_it() -> None:
+    gradients = [torch.tensor([-3.0, -0.5, 0.0]), torch.tensor([[0.5, 2.0]])]
+    bound_(gradients, 1.0)
+    assert torch.equal(gradients[0], torch.tensor([-1.0, -0.5, 0.0]))
+    assert torch.equal(gradients[1], torch.tensor([[0.5, 1.0]]))
+    bound_([], 1.0)
