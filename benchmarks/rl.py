@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/rl.py --stage ppo
 
 `grpo`: all answers to one prompt, one step, against TRL's GRPOTrainer. `ppo`: an answer to each of 8 prompts, four epochs of one step,
-against a plain loop that does what TRL's PPOTrainer did (`plain_ppo.py`; TRL 1.16 has none any more). Both sides take turns, each round
-a few iterations; what is compared is the CPU time of the process from one iteration's end to the next.
+against a plain loop that does what TRL's PPOTrainer did (`plain_ppo.py`; TRL 1.16 has none any more). Both sides take turns, each
+sample a process of its own that runs a few iterations; what is compared is its CPU time from one iteration's end to the next.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from benchmarks.harness import sample_words
 from llmfactory.config.compose import compose_job
 from llmfactory.run.display import Silent
 from llmfactory.run.fit import fit
@@ -35,6 +36,7 @@ from llmfactory.tracking.tracker import Tracker
 VOCABULARY, LAYERS, DIM, HEADS, HIDDEN, ANSWERS, TOKENS, KL = 49152, 4, 128, 4, 384, 8, 64, 0.04
 EPOCHS = 4
 """Of PPO."""
+PARTS = ("rollout", "score", "update")
 PROMPT = " ".join(f"w{number}" for number in range(100, 116))
 
 
@@ -101,7 +103,7 @@ def ours(folder: Path, steps: int, stage: str = "grpo") -> tuple[list[float], di
         fitted = fit(job, read_data(job, None, ()), Path(run), clock, Silent(notes=False))
     assert fitted.supply is not None
     figures = fitted.supply.figures()
-    return between(clock.times[epochs - 1 :: epochs]), {name: figures[f"{name}_share"] for name in ("rollout", "score", "update")}
+    return between(clock.times[epochs - 1 :: epochs]), {name: figures[f"{name}_share"] for name in PARTS}
 
 
 def theirs(folder: Path, steps: int, stage: str = "grpo") -> tuple[list[float], dict[str, float]]:
@@ -192,35 +194,40 @@ def grpo(folder: Path, steps: int) -> tuple[list[float], dict[str, float]]:
     return between(times), {"rollout": spent["rollout"] / spent["whole"]}
 
 
+def sample(name: str, stage: str, steps: int) -> None:
+    """One side in this process: what the other one tells the allocator must not help it. Prints seconds, then the shares."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        files(Path(place))
+        seconds, shares = {"ours": ours, "theirs": theirs}[name](Path(place), steps, stage)
+    print(statistics.median(seconds), *(shares.get(part, 0.0) for part in PARTS))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--stage", choices=("grpo", "ppo"), default="grpo")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--only", choices=("ours", "theirs"))
+    parser.add_argument("--sample", choices=("ours", "theirs"), help="one measurement in this process")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    sides = {"ours": ours, "theirs": theirs}
-    if options.only:
-        sides = {options.only: sides[options.only]}
-    found: dict[str, list[float]] = {name: [] for name in sides}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        files(folder)
-        for number in range(options.rounds):
-            for name in list(sides)[:: 1 if number % 2 else -1]:
-                seconds, shares = sides[name](folder, options.steps, options.stage)
-                found[name].append(statistics.median(seconds))
-                split = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
-                print(f"round {number + 1} {name}: {found[name][-1]:.2f} s an iteration ({split})", flush=True)
-    if len(found) == 2:
-        ratios = [b / a for a, b in zip(found["ours"], found["theirs"], strict=True)]
-        medians = {name: statistics.median(some) for name, some in found.items()}
-        print(
-            f"ours {medians['ours']:.2f} s, theirs {medians['theirs']:.2f} s: x {medians['theirs'] / medians['ours']:.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+    if options.sample:
+        sample(options.sample, options.stage, options.steps)
+        return
+    found: dict[str, list[float]] = {"ours": [], "theirs": []}
+    own = ["--stage", options.stage, "--steps", str(options.steps)]
+    for number in range(options.rounds):
+        for name in list(found)[:: 1 if number % 2 else -1]:
+            seconds, *shares = sample_words([__file__, "--sample", name, *own], 1 + len(PARTS))
+            found[name].append(seconds)
+            split = ", ".join(f"{part} {share:.0%}" for part, share in zip(PARTS, shares, strict=True) if share)
+            print(f"round {number + 1} {name}: {seconds:.2f} s an iteration ({split})", flush=True)
+    ratios = [b / a for a, b in zip(found["ours"], found["theirs"], strict=True)]
+    medians = {name: statistics.median(some) for name, some in found.items()}
+    print(
+        f"ours {medians['ours']:.2f} s, theirs {medians['theirs']:.2f} s: x {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
 
 if __name__ == "__main__":
