@@ -7,7 +7,8 @@
 `llama`: L6 D384 H6 FF1024 V32000, `gpt2`: L6 D384 H6 FF1536 V50257; heads tied, 8 rows of 256 random tokens, float32, AdamW (fused),
 gradients clipped at norm 1. `ours` and `hf` are bare loops, `trainer` is transformers' Trainer with its defaults but for the clock.
 `floor` replays the model's own linear maps with nothing between them: of each the product of the forward pass and both of the
-backward pass, into memory that is there already; what attention multiplies is not in it. Ours sets `mallopt` as a run does; the
+backward pass, by `torch.mm` into memory that is there already (`floor_one_dnn`: by oneDNN, which on an AMD processor is the faster
+library); what attention multiplies is not in it. Ours sets `mallopt` as a run does; the
 others run as they come, or with the same settings under `--same-allocator`. Seconds of CPU time a step, median over steps, one
 thread, one process a sample.
 """
@@ -28,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.model_step import ours, sizes, transformers
 
-WARM, STEPS = 2, 4
+WARM, STEPS = 1, 3
 """Steps that are not counted (compilers take theirs there), and those that are."""
-EAGER = ("hf", "trainer", "ours", "floor")
-COMPILED = ("hf_compiled", "ours_compiled", "floor")
+EAGER = ("hf", "trainer", "ours", "floor", "floor_one_dnn")
+COMPILED = ("hf_compiled", "ours_compiled", "floor", "floor_one_dnn")
 
 
 def shapes(name: str, size: dict[str, int]) -> list[tuple[int, int, int]]:
@@ -41,8 +42,10 @@ def shapes(name: str, size: dict[str, int]) -> list[tuple[int, int, int]]:
     return [(rows, i, o) for i, o in maps * size["layers"] + [(dim, size["vocab"])]]
 
 
-def floor(name: str, size: dict[str, int]) -> Callable[[Any], None]:
+def floor(name: str, size: dict[str, int], one_dnn: bool) -> Callable[[Any], None]:
     import torch
+
+    from llmfactory.kernel.product import product
 
     maps = shapes(name, size)
     x = {(n, i): torch.randn(n, i) for n, i, _ in maps}
@@ -50,13 +53,19 @@ def floor(name: str, size: dict[str, int]) -> Callable[[Any], None]:
     w = {(o, i): torch.randn(o, i) for _, i, o in maps}
     out_x, out_y, out_w = ({key: torch.empty_like(value) for key, value in group.items()} for group in (x, y, w))
 
+    def by_one_dnn(tokens: Any) -> None:
+        for n, i, o in maps:
+            product(x[n, i], w[o, i])
+            product(y[n, o], w[o, i].t())
+            product(y[n, o].t(), x[n, i].t())
+
     def step(tokens: Any) -> None:
         for n, i, o in maps:
             torch.mm(x[n, i], w[o, i].t(), out=out_y[n, o])
             torch.mm(y[n, o], w[o, i], out=out_x[n, i])
             torch.mm(y[n, o].t(), x[n, i], out=out_w[o, i])
 
-    return step
+    return by_one_dnn if one_dnn else step
 
 
 def trained(name: str, size: dict[str, int], variant: str) -> Callable[[Any], None]:
@@ -116,7 +125,7 @@ def measure(name: str, variant: str, same: bool) -> float:
 
     from llmfactory.run.allocator import keep_freed_memory
 
-    if same or variant.startswith("ours"):
+    if same or variant.startswith(("ours", "floor")):
         keep_freed_memory()
     size = sizes(name)
     generator = torch.Generator().manual_seed(0)
@@ -125,7 +134,7 @@ def measure(name: str, variant: str, same: bool) -> float:
     ]
     if variant == "trainer":
         return statistics.median(trainer(name, size, tokens)[-STEPS:])
-    step = floor(name, size) if variant == "floor" else trained(name, size, variant)
+    step = floor(name, size, variant == "floor_one_dnn") if variant.startswith("floor") else trained(name, size, variant)
     seconds = []
     for some in tokens:
         start = time.process_time()

@@ -166,14 +166,14 @@ class Budget:
 
 @contextmanager
 def counted(block: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of the storages that the backward pass will need, by address; those of the block's own parameters left out."""
-    own = {local(parameter).untyped_storage().data_ptr() for parameter in block.parameters()}
+    """Bytes of the storages that the backward pass will need, by storage; those of the block's own parameters left out."""
+    own = {local(parameter).untyped_storage()._cdata for parameter in block.parameters()}
     found: dict[int, int] = {}
 
     def seen(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:  # not its address: tensors without memory have none
+            found[storage._cdata] = storage.nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x):

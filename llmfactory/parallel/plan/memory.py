@@ -134,12 +134,16 @@ def is_layer(bundle: Bundle) -> bool:
 def _activations(bundles: Sequence[Bundle], under_way: float, at: Arrangement, rate: Pace, work: Work) -> float:
     layers = [bundle for bundle in bundles if is_layer(bundle)]
     others = sum(bundle.uses * kept_by(bundle.piece, rate.rows, at, work) for bundle in bundles if not is_layer(bundle))
-    if not at.mesh.recompute:
-        kept = sum(bundle.uses * kept_by(bundle.piece, rate.rows, at, work) for bundle in layers)
+    kept = sum(bundle.uses * kept_by(bundle.piece, rate.rows, at, work) for bundle in layers)
+    if not at.mesh.recompute or at.mesh.recompute_keep:  # what chosen operations keep is not forecast: at most this
         return under_way * (others + kept + copies_of(layers, at, work))
     inputs = sum(bundle.uses * input_of(bundle.piece, rate.rows, at, work) for bundle in layers)
+    share = 1 / at.mesh.recompute_every
+    blocks = inputs * share + (kept + copies_of(layers, at, work)) * (1 - share)
+    if at.mesh.recompute_budget_mb is not None:
+        blocks = min(kept, max(inputs, 1e6 * at.mesh.recompute_budget_mb))
     again = [kept_by(bundle.piece, rate.rows, at, work) + bundle.piece.casts(at.tp, at.ep) * form_low(work) for bundle in layers]
-    return under_way * (others + inputs) + max(again, default=0.0)
+    return under_way * (others + blocks) + max(again, default=0.0)
 
 
 def form_low(work: Work) -> int:

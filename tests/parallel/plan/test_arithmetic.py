@@ -122,6 +122,14 @@ def test_offload_and_recomputation_trade_memory() -> None:
     assert disk.fullest.memory.host == state.optimizer
     again = seen(Mesh(dp_shard=None, recompute=True), 4)
     assert again.fullest.memory.activations < state.activations / 2
+    kept, least = state.activations, again.fullest.memory.activations
+    half = seen(Mesh(dp_shard=None, recompute=True, recompute_every=2), 4).fullest.memory.activations
+    assert least < half < kept
+    budgets = [Mesh(dp_shard=None, recompute=True, recompute_budget_mb=mb) for mb in (1e-6, kept / 2e6, 1e9)]
+    tight, middle, wide = (seen(budget, 4).fullest.memory.activations for budget in budgets)
+    assert tight == pytest.approx(least)
+    assert least < middle < wide
+    assert seen(Mesh(dp_shard=None, recompute=True, recompute_keep=["products"]), 4).fullest.memory.activations == kept
     assert again.seconds > plain.seconds
     assert away.seconds > plain.seconds
 
