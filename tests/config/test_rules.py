@@ -70,7 +70,8 @@ FIRES = {
         ["stage/anchor=l2_sp", "init=.", "parallel=deepspeed_zero1", "launch=local"],
     ],
     "a_growing_batch_has_rows_for_all": [
-        ["trainer/batch_ramp=linear", "trainer.batch_ramp.start=1", "parallel=ddp", "launch=local", "launch.processes=2"]
+        ["trainer/batch_ramp=linear", "trainer.batch_ramp.start=1", "parallel=ddp", "launch=local", "launch.processes=2"],
+        ["trainer/batch_ramp=staged", "trainer.batch_ramp.rows=[1]", "parallel=ddp", "launch=local", "launch.processes=2"],
     ],
     "ramps_are_of_rows_of_data": [
         ["trainer/batch_ramp=linear", *STAGES],

@@ -9,6 +9,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.parallel.spec import Mesh
+from llmfactory.run.batch_ramp.spec import Linear, Staged
 from llmfactory.run.batch_ramp.spec import None_ as NoRamp
 from llmfactory.stage.spec import Reweight, RlSpec, TrainingSpec
 
@@ -21,10 +22,17 @@ def a_growing_batch_has_rows_for_all(job: Job) -> Iterator[Problem]:
         return
     degrees = job.parallel.degrees_for(job.launch.world())
     ranks = math.prod(size for name, size in degrees.items() if name.startswith("dp_"))
-    least = job.trainer.batch_ramp.least(job.trainer.batch_size)
+    ramp = job.trainer.batch_ramp
+    least = ramp.least(job.trainer.batch_size)
     if least < ranks <= job.trainer.batch_size:
         reason = f"its smallest step has {least} row{'s' if least > 1 else ''}, to be shared out among {ranks} processes"
-        yield Problem("trainer.batch_ramp", stem(type(job.trainer.batch_ramp)), reason, NO_RAMP)
+        if isinstance(ramp, Linear) and ranks < job.trainer.batch_size:
+            yield Problem("trainer.batch_ramp.start", ramp.start, reason, f"trainer.batch_ramp.start={ranks}")
+        elif isinstance(ramp, Staged):
+            rows = "[" + ",".join(str(max(ranks, rows)) for rows in ramp.rows) + "]"
+            yield Problem("trainer.batch_ramp.rows", ramp.rows, reason, f"trainer.batch_ramp.rows={rows}")
+        else:
+            yield Problem("trainer.batch_ramp", stem(type(ramp)), reason, NO_RAMP)
 
 
 def ramps_are_of_rows_of_data(job: Job) -> Iterator[Problem]:
