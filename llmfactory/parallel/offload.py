@@ -47,10 +47,10 @@ def keep_on_disk(optimizer: Optimizer, folder: Path) -> None:
 def _first_state(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
     """What the optimizer makes for a parameter before its first step: that of a step of length zero, with its counter set back."""
     gradient, parameter.grad = parameter.grad, torch.zeros_like(parameter)
-    alone = type(optimizer)([{**group, "params": [parameter], "lr": 0.0}])  # type: ignore[call-arg]
-    alone.step()
-    parameter.grad = gradient
-    state = dict(alone.state[parameter])
+    groups, optimizer.param_groups = optimizer.param_groups, [{**group, "params": [parameter], "lr": 0.0}]
+    optimizer.step()
+    optimizer.param_groups, parameter.grad = groups, gradient
+    state = dict(optimizer.state[parameter])
     if isinstance(state.get("step"), Tensor):
         state["step"].zero_()
     return state

@@ -9,7 +9,8 @@ import torch
 from toy_job import toy_job, train, weights
 
 from llmfactory.optim.schedule.spec import Constant
-from llmfactory.optim.spec import Adafactor, Adamw8bit, Lamb, Lion, Muon, OptimSpec
+from llmfactory.optim.spec import Adafactor, Adamw, Adamw8bit, Lamb, Lion, Muon, OptimSpec, ScheduleFree, Sgd
+from llmfactory.parallel.offload import keep_on_disk
 from llmfactory.precision.spec import Fp64
 
 OPTIMIZERS: dict[str, OptimSpec] = {
@@ -18,6 +19,12 @@ OPTIMIZERS: dict[str, OptimSpec] = {
     "lamb": Lamb(lr=1e-2, schedule=Constant()),
     "lion": Lion(lr=1e-3, schedule=Constant()),
     "muon": Muon(lr=1e-3, schedule=Constant()),
+}
+ON_DISK = {
+    **OPTIMIZERS,
+    "adamw": Adamw(lr=1e-3, schedule=Constant()),
+    "schedule_free": ScheduleFree(lr=1e-3, schedule=Constant()),
+    "sgd": Sgd(lr=1e-2, schedule=Constant()),
 }
 
 
@@ -30,3 +37,23 @@ def test_a_run_goes_on_as_if_it_had_not_ended(name: str, tmp_path: Path) -> None
     expected = weights(whole)
     for key, weight in weights(parts).items():
         assert torch.equal(weight, expected[key]), key
+
+
+@pytest.mark.parametrize("name", ON_DISK)
+def test_state_that_is_made_on_disk_gives_the_same_steps(name: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = [[torch.randn(shape, generator=generator) for shape in ((6, 10), (10,))] for _ in range(4)]
+    found = []
+    for on_disk in (False, True):
+        weights = [first.clone().requires_grad_() for first in given[0]]
+        groups = [{"params": [one], "weight_decay": 0.1, "matrix": one.dim() == 2} for one in weights]
+        optimizer = ON_DISK[name].build(groups)
+        if on_disk:
+            keep_on_disk(optimizer, tmp_path)
+            assert [group["params"] for group in optimizer.param_groups] == [[one] for one in weights]
+        for gradients in given[1:]:
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient.clone()
+            optimizer.step()
+        found.append([one.detach() for one in weights])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
