@@ -77,7 +77,16 @@ def linear_cross_entropy(
     rows = chunk_rows or chunk_size(hidden.device.type, weight_VD.shape[0])
     scale = None if weights is None else weights.flatten()
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, -2), weight_VD, bias_V, labels.flatten(), scale, label_smoothing, softcap, rows, dtype, way(kernel, hidden)
+        hidden.flatten(0, -2),
+        weight_VD,
+        bias_V,
+        labels.flatten(),
+        scale,
+        label_smoothing,
+        softcap,
+        rows,
+        dtype,
+        way(kernel, hidden),
     )
     return loss
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmfactory.kernel.choice import Kernel, way
 from llmfactory.kernel.product import product
 
 CODE_BOOK = (
@@ -141,12 +142,14 @@ def pieces(packed: Packed, width: int, dtype: torch.dtype) -> Iterator[tuple[sli
 
 # The compiler cannot look into 8-bit floats on every device.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def quantized_linear(x: Tensor, packed: Packed) -> Tensor:
+def quantized_linear(x: Tensor, packed: Packed, kernel: Kernel = Kernel.torch) -> Tensor:
     """[..., I] -> [..., O], in autocast's dtype where autocast is on, as of any linear map."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
-    y_NO = _Linear.apply(x.reshape(-1, x.shape[-1]), *packed)  # type: ignore[no-untyped-call]
+    # Of many rows, making a slab of W and multiplying by it with BLAS costs less than making its tiles anew for each tile of rows.
+    by_tile = way(kernel, x, fused_in_torch=True) is Kernel.triton
+    y_NO = (_InTriton if by_tile else _Linear).apply(x.reshape(-1, x.shape[-1]), *packed)  # type: ignore[no-untyped-call]
     return y_NO.view(*x.shape[:-1], y_NO.shape[1])  # type: ignore[no-any-return]
 
 
@@ -169,3 +172,28 @@ class _Linear(torch.autograd.Function):
             part = product(grad_NO[:, chosen].contiguous(), weight.T)
             grad_x = part if grad_x is None else grad_x.add_(part)
         return (grad_x, *[None] * len(packed))
+
+
+class _InTriton(torch.autograd.Function):
+    """W exists in tiles only, in registers."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, *packed: Tensor) -> Tensor:
+        ctx.save_for_backward(*packed)
+        ctx.width = x_NI.shape[1]
+        return _by_tiles(x_NI.contiguous(), packed, ctx.width, back=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
+        packed: Packed = tuple(ctx.saved_tensors)
+        return (_by_tiles(grad_NO.contiguous(), packed, ctx.width, back=True), *[None] * len(packed))
+
+
+def _by_tiles(x: Tensor, packed: Packed, width: int, back: bool) -> Tensor:
+    from llmfactory.kernel.tile import quantized
+
+    if packed[0].dtype is torch.int8:
+        return quantized.product(x, packed[0], packed[1], None, width, BLOCK, back)
+    book = quantized.code_book(CODE_BOOK, x.dtype, x.device)
+    return quantized.product(x, packed[0], nf4_scales(packed, book.dtype), book, width, BLOCK, back)

@@ -6,7 +6,7 @@ takes a `found_inf` flag, see `parallel/strategy.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.adamw import adamw as fused_step
 
+from llmfactory.kernel.adamw import adamw_step_
+from llmfactory.kernel.choice import Kernel
 from llmfactory.optim.spec import Adamw, MomentsSpec
 from llmfactory.parallel.weights import local
 
@@ -21,7 +23,41 @@ from llmfactory.parallel.weights import local
 def adamw(spec: Adamw, groups: Iterable[dict[str, Any]]) -> AdamW:
     """The optimizer over `groups`, each with its own weight decay."""
     betas = spec.betas[0], spec.betas[1]
-    return AdamW(groups, lr=spec.lr, betas=betas, eps=spec.eps, weight_decay=spec.weight_decay, fused=True)
+    kind = KernelAdamW if spec.kernel is Kernel.triton else AdamW
+    return kind(groups, lr=spec.lr, betas=betas, eps=spec.eps, weight_decay=spec.weight_decay, fused=True)
+
+
+class KernelAdamW(AdamW):
+    """The same step and the same state, by a kernel in Triton for each tensor."""
+
+    found_inf: Tensor | None = None
+    """Set by whoever decides on the device whether a step is left out."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update of all weights that have a gradient."""
+        if closure is not None:
+            raise TypeError("the gradients are there before the step: no closure")
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=local(weight).device)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+                adamw_step_(
+                    local(weight),
+                    local(weight.grad),
+                    local(state["exp_avg"]),
+                    local(state["exp_avg_sq"]),
+                    state["step"],
+                    lr=group["lr"],
+                    betas=group["betas"],
+                    eps=group["eps"],
+                    decay=group["weight_decay"],
+                    found_inf=self.found_inf,
+                )
 
 
 def adamw_step(

@@ -59,7 +59,7 @@ class QuantizedLinear(Product, Packed):
         return weight_of(self.packed, self.in_features, wide)
 
     def product(self, x: Tensor) -> Tensor:
-        return quantized_linear(x, self.packed)  # type: ignore[no-any-return]
+        return quantized_linear(x, self.packed, self.kernel)  # type: ignore[no-any-return]
 
     def visited(self) -> float:
         return float(self.in_features * self.out_features)

@@ -22,7 +22,7 @@ from llmfactory.config.plain import from_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.core.parent import terminate_with_parent
-from llmfactory.kernel.choice import insist_on
+from llmfactory.kernel.choice import Kernel, insist_on
 from llmfactory.launch.agent import LOGS
 from llmfactory.launch.failure import lost_connection
 from llmfactory.launch.rank import rank_of_job
@@ -40,7 +40,8 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
     job, folder = from_plain(config), run_folder(config)
     rank = int(os.environ.get("RANK", "0"))
     insist_on_a_device_each(job)
-    insist_on(job.trainer.kernel, device_type(job.trainer.device))
+    for chosen in (job.trainer.kernel, getattr(job.optim, "kernel", Kernel.torch)):
+        insist_on(chosen, device_type(job.trainer.device))
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(in_use(folder))

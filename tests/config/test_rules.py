@@ -278,6 +278,7 @@ FIRES = {
     "kernels_are_proven_on_this_layout": [
         ["trainer.kernel=auto", "parallel=deepspeed_zero1", "launch=local"],
         ["trainer.kernel=triton", "parallel=tp_summa", "launch=local", "launch.processes=4"],
+        ["trainer.kernel=triton", "parallel=cp_ring", "launch=local"],
     ],
     "counts_have_no_kernels": [["trainer.kernel=auto", "model=kneser_ney"]],
     "one_number_of_threads": [["launch=local", "parallel=ddp", "launch.threads=2", "trainer.threads=1"]],

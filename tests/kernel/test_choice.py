@@ -93,7 +93,8 @@ def test_the_gradients_of_whole_models(name: str, device: str) -> None:
     plain, ours = (loss_and_gradients(name, kernel, device) for kernel in (Kernel.torch, Kernel.triton))
     assert plain.keys() == ours.keys()
     for key, gradient in plain.items():
-        assert (ours[key] - gradient).norm() <= 1e-9 * gradient.norm(), key
+        # Of a bias of keys, which softmax does not see, there is nothing but rounding.
+        assert (ours[key] - gradient).norm() <= 1e-9 * max(float(gradient.norm()), 1e-3), key
 
 
 def train(job: Job, folder: Path) -> dict[str, torch.Tensor]:
@@ -102,7 +103,8 @@ def train(job: Job, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def job_of(folder: Path, kernel: Kernel, precision: PrecisionSpec, **changes) -> Job:
-    short = {"trainer__max_steps": 2, "trainer__eval_every": None, "trainer__save_every": None, "trainer__batch_size": 2}
+    short = {"trainer__max_steps": 2, "trainer__eval_every": None, "trainer__save_every": None, "trainer__batch_size": 1}
+    changes |= {"data__seq_len": 9, "model__n_layers": 1}
     return toy_job(folder, precision=precision, trainer__kernel=kernel, **short, **changes)
 
 

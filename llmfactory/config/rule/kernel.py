@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llmfactory.config.rule.degrees import degrees_of
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.kernel.choice import Kernel, interpreted
+from llmfactory.optim.spec import Adamw
 from llmfactory.parallel.spec import DeepSpeed, Mesh, TensorForm
 from llmfactory.run.spec import Device
 from llmfactory.stage.spec import TrainingSpec
@@ -19,6 +21,12 @@ def triton_compiles_for_gpus(job: Job) -> Iterator[Problem]:
     if job.trainer.kernel is Kernel.triton and job.trainer.device is Device.cpu and not interpreted():
         reason = "Triton compiles for GPUs only, but trainer.device=cpu (its interpreter, TRITON_INTERPRET=1, is for tests)"
         yield Problem("trainer.kernel", "triton", reason, PLAIN)
+    if isinstance(job.optim, Adamw) and job.optim.kernel is Kernel.triton:
+        if job.trainer.device is Device.cpu and not interpreted():
+            reason = "Triton compiles for GPUs only, but trainer.device=cpu (its interpreter, TRITON_INTERPRET=1, is for tests)"
+            yield Problem("optim.kernel", "triton", reason, "optim.kernel=torch")
+        elif isinstance(job.parallel, DeepSpeed):
+            yield Problem("optim.kernel", "triton", "DeepSpeed's engine has steps of its own", "optim.kernel=torch")
 
 
 def one_compiler_at_a_time(job: Job) -> Iterator[Problem]:
@@ -30,16 +38,23 @@ def one_compiler_at_a_time(job: Job) -> Iterator[Problem]:
 
 
 def kernels_are_proven_on_this_layout(job: Job) -> Iterator[Problem]:
-    """They work on the tensors of one process; that this is right was shown for the layouts of the mesh, not for these."""
+    """They work on the tensors of one process: that this is right was shown under data and tensor parallelism."""
     kernel, layout = job.trainer.kernel, job.parallel
     if kernel is Kernel.torch:
         return
     if isinstance(layout, DeepSpeed):
         yield Problem("trainer.kernel", kernel.name, "kernels of single parts are not proven under DeepSpeed", PLAIN)
-    elif isinstance(layout, Mesh) and layout.tp > 1 and layout.tensor_form is TensorForm.summa:
+        return
+    if isinstance(layout, Mesh) and layout.tp > 1 and layout.tensor_form is TensorForm.summa:
         yield Problem(
             "trainer.kernel", kernel.name, "kernels of single parts are not proven on grids of processes (summa)", PLAIN
         )
+        return
+    for axis in ("cp", "pp", "ep"):
+        if (degree := degrees_of(job).get(axis, 1)) > 1:
+            reason = f"kernels of single parts are proven under data and tensor parallelism only, but parallel.{axis}={degree}"
+            yield Problem("trainer.kernel", kernel.name, reason, PLAIN)
+            return
 
 
 def counts_have_no_kernels(job: Job) -> Iterator[Problem]:

@@ -28,7 +28,7 @@ def _step(
     there = places < n
     rate, shrink, root = tl.load(numbers_ptr), tl.load(numbers_ptr + 1), tl.load(numbers_ptr + 2)
     # A step that is left out (non-finite gradients) changes nothing, and nobody asked the device whether it is.
-    taken = there & (tl.load(numbers_ptr + 3) == 0)
+    taken = there & (tl.zeros([BLOCK], dtype=WIDE) + tl.load(numbers_ptr + 3) == 0)
     weight = tl.load(weight_ptr + places, mask=there, other=0.0).to(WIDE)
     grad = tl.load(grad_ptr + places, mask=there, other=0.0).to(WIDE)
     mean = tl.load(mean_ptr + places, mask=there, other=0.0).to(WIDE)
