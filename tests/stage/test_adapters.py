@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from toy_job import toy_job, train
+from toy_job import filled, toy_job, train
 
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.parallel.mesh import World
 from llmfactory.peft.lora_spec import Start
-from llmfactory.peft.spec import AdapterSpec, Bitfit, Ia3, Lora, Prompt, Qlora
+from llmfactory.peft.spec import AdapterSpec, Bitfit, Ia3, Lora, Prefix, Prompt, Qlora
 from llmfactory.precision.spec import Fp32
+from llmfactory.run.fit import build_stage
 from llmfactory.stage.adapters import load_with, turns
+from llmfactory.stage.format.peft import write_adapter
+from llmfactory.stage.format.spec import Hf
 from llmfactory.stage.initial import checkpoint_of, fill
-from llmfactory.stage.spec import Generate
+from llmfactory.stage.spec import Export, Generate
 
 HERE = World(torch.device("cpu"))
 METHODS: dict[str, AdapterSpec] = {
@@ -152,3 +155,45 @@ def test_they_answer_in_their_turn(home: Path, capsys: pytest.CaptureFixture[str
 def test_what_the_spec_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Generate(prompt="x", **changes)
+
+
+# ---- training on
+
+
+def begun(start: Job) -> Any:
+    """The model that training begins with."""
+    return filled(build_stage(start, True)).model.eval()
+
+
+def goes_on(folder: Path, start: Job, before: torch.Tensor) -> None:
+    """Training begins with what the run had learned, moves on from there, and leaves the base as it is."""
+    model = begun(start)
+    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-5)
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    after = train(start, folder)[0].model
+    assert not torch.allclose(logits(after), before, atol=1e-3)
+    assert frozen
+    assert all(torch.equal(after.get_parameter(name), weight) for name, weight in frozen.items())
+
+
+def test_prefixes_are_trained_on(home: Path, tmp_path: Path) -> None:
+    """They stay adapters: the same ones, not new ones beside them."""
+    spec = Prefix(tokens=3, hidden=6)
+    first = train(job(home, init=str(home / "base"), peft=spec, seed=11), tmp_path / "first")[0].model
+    start = job(home, init=str(tmp_path / "first"), peft=spec, seed=12)
+    goes_on(tmp_path / "second", start, logits(first))
+
+
+@pytest.mark.parametrize("spec", [Lora(rank=2, start=Start.gaussian), Prompt(tokens=3)], ids=["lora", "prompt"])
+def test_folders_of_peft_are_trained_on(spec: AdapterSpec, tmp_path: Path) -> None:
+    """What merges stands in the weights, beside new adapters; what does not goes on as it is."""
+    plain = {"model__ffn__bias": False}
+    train(job(tmp_path, **plain), tmp_path / "base")
+    writing = job(tmp_path, **plain, init=str(tmp_path / "base"))
+    export = Export(path=str(tmp_path / "published"), format=Hf())
+    export.build().run(dataclasses.replace(writing, stage=export), None)
+    fitted = train(job(tmp_path, **plain, init=str(tmp_path / "published"), peft=spec), tmp_path / "first")[0]
+    assert fitted.checkpoint is not None
+    write_adapter(fitted.checkpoint, tmp_path / "folder", None)
+    start = job(tmp_path, **plain, init=str(tmp_path / "folder"), peft=spec if not spec.merges else Lora(rank=1), seed=5)
+    goes_on(tmp_path / "second", start, logits(fitted.model))
