@@ -498,6 +498,7 @@ EFFECTS: dict[str, str] = {
     "stage/examine.most": "stage/test_examine.py::test_options_of_what_is_written",
     "stage/examine.batch_size": "stage/test_examine.py::test_figures_are_those_of_plain_arithmetic",
     "data/source/pydocs.code": "data/source/test_pydocs.py::test_without_code_the_rest_is_the_same",
+    "data/source/pydoc_choices.rankings": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint",
     "data/source/pydoc_choices.choices": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint",
     "optim/adafactor.clip_norm": "optim/test_adafactor.py::test_equals_the_paper",
     "optim/adafactor.decay_power": "optim/test_adafactor.py::test_equals_the_paper",

@@ -112,14 +112,16 @@ class ExamineJob(StageJob):
         data: Prepared,
         found: dict[str, Measured],
     ) -> list[dict[str, Any]]:
-        """Adds measures of answers that the models draw; the first few of them, to show."""
+        """Adds measures of answers that the models draw; a few of them, to show."""
         spec, tokenizer = self.spec, data.tokenizer
-        number = count if judge is not None else min(count, spec.samples)
-        asked = [_asked(rows, place) for place in range(number)]
+        to_show = spread(count, spec.samples)
+        places = range(count) if judge is not None else to_show
+        asked = [_asked(rows, place) for place in places]
         stops = frozenset({tokenizer.end_id, *tokenizer.usage.stop_ids})
         shown = [
             {"prompt": tokenizer.decode(one.tokens[1:]), "reference": tokenizer.decode(one.record["answer"])}
-            for one in asked[: spec.samples]
+            for one in asked
+            if one.number in to_show
         ]
         for name, model in models.items():
             if answers_of(model.spec) != "tokens":
@@ -136,7 +138,8 @@ class ExamineJob(StageJob):
                 stop_ids=stops,
                 seed=job.seed,
             )
-            for one, text in zip(shown, written, strict=False):
+            answered = [text for one, text in zip(asked, written, strict=True) if one.number in to_show]
+            for one, text in zip(shown, answered, strict=True):
                 one[name] = tokenizer.decode([token for token in text.tokens if token not in stops]).strip()
             if judge is None:
                 continue
@@ -146,9 +149,14 @@ class ExamineJob(StageJob):
             found[name].add("reward", rewards)
             found[name].add("kl", own - first)
             found[name].add("tokens", (batch["labels"] != IGNORE).sum(1).tolist())
-            for one, reward in zip(shown, rewards.tolist(), strict=False):
+            for one, reward in zip(shown, rewards[list(to_show)].tolist(), strict=True):
                 one[f"{name}: reward"] = reward
         return shown
+
+
+def spread(count: int, most: int) -> range:
+    """Numbers of so many records, evenly spread over all."""
+    return range(0, count, max(1, count // most))[:most] if most else range(0)
 
 
 def _found(job: Job, at: str) -> Path:

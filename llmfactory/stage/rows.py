@@ -25,7 +25,7 @@ from llmfactory.data.tokenizer.tokenizer import FOLDER
 from llmfactory.model.head.spec import Classifier, TokenClassifier
 from llmfactory.stage.initial import data_for
 from llmfactory.stage.models import TrainedModels
-from llmfactory.stage.tuning_spec import Preference
+from llmfactory.stage.tuning_spec import Preference, Reward
 
 if TYPE_CHECKING:
     from llmfactory.data.pack.rows import Rows
@@ -73,7 +73,7 @@ def task_rows(job: Job, objective: Objective, data: Data, part: str) -> Rows:
     if corruption is None:
         if isinstance(job.data.form, SidedSpec):
             insist_learned(objective, rows, part)
-        if isinstance(job.stage, Preference) and job.stage.shared_prompt:
+        if isinstance(job.stage, (Preference, Reward)) and job.stage.shared_prompt:
             rows = SharedPromptRows(rows)
         return objective.rows(rows)
     if rows.ragged:  # a rule says so of training; here, of a checkpoint that is measured

@@ -29,6 +29,9 @@ class Sft(TrainingSpec):
 class Reward(TrainingSpec):
     """Learn to judge: a model with one number as its answer learns from answers that are compared, ranked or scored."""
 
+    shared_prompt: bool = False
+    """Compute the prompt of a record once for all of its answers, which are branches behind it: the same numbers for less work."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Fisher(StageSpec):

@@ -71,7 +71,9 @@ def test_it_runs_in_order_and_nothing_twice(line: list[str], tmp_path: Path, cap
     assert measures["taught - init"]["mean"] == pytest.approx(measures["taught"]["mean"] - measures["init"]["mean"])
     page = (tmp_path / "outputs" / "life" / "report.html").read_text()
     assert "What is" in page  # the questions of the samples
-    assert "taught - init" in page
+    assert "taught - base" in page
+    assert "<th>base</th><th>taught</th>" in page  # side by side
+    assert "<td>base, taught</td>" in page  # what the last step is made from
     before = {folder: (folder / "result.json").stat().st_mtime_ns for folder in (base, taught, look)}
     again = start(compose_job(line))
     assert not any(one["ran"] for one in again["steps"])

@@ -9,13 +9,14 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem, walk
 from llmfactory.model.ffn.spec import MoeSpec
+from llmfactory.model.head.spec import Pooling, Scalar
 from llmfactory.model.position.spec import Alibi, Learned, Rope, Sinusoidal, T5Bias
 from llmfactory.model.position.spec import None_ as NoPosition
 from llmfactory.model.spec import DecoderOnly
-from llmfactory.objective.spec import Compares, Kto, PreferenceSpec, Reference
+from llmfactory.objective.spec import BradleyTerry, Compares, Kto, PreferenceSpec, Ranking, Reference
 from llmfactory.parallel.spec import DeepSpeed, Mesh, TensorForm
 from llmfactory.peft.spec import None_
-from llmfactory.stage.spec import Preference, starts_at_its_base
+from llmfactory.stage.spec import Preference, Reward, starts_at_its_base
 
 WITHIN = (Reference.base, Reference.copy)
 """References that are run beside the model."""
@@ -69,14 +70,17 @@ def a_reference_lies_as_the_model_does(job: Job) -> Iterator[Problem]:
 
 def shared_prompts_change_no_number(job: Job) -> Iterator[Problem]:
     """Tokens of a branch must find what they would find in a document of their own: nothing but attention may look at others."""
-    found = _preference(job)
-    if found is None or not found[0].shared_prompt:
+    stage = job.stage
+    if not isinstance(stage, (Preference, Reward)) or not stage.shared_prompt:
         return
     layout, reason = job.parallel, None
     mixture = next((path for path, part in walk(job.model, "model") if isinstance(part, MoeSpec)), None)
     position = job.model.position if isinstance(job.model, DecoderOnly) else None
-    if isinstance(found[1], Kto):
-        reason = "the objective kto looks at one answer to a prompt, which shares it with none"
+    pooling = job.model.head.pooling if isinstance(job.model, DecoderOnly) and isinstance(job.model.head, Scalar) else None
+    if not isinstance(stage.objective, (PreferenceSpec, BradleyTerry, Ranking)) or isinstance(stage.objective, Kto):
+        reason = f"the objective {stem(type(stage.objective))} compares no answers, which could share their prompt"
+    elif pooling not in (None, Pooling.last):
+        reason = f"model.head.pooling={pooling.name} looks at the prompt of each answer, too"
     elif position is None:
         reason = f"a model of the kind {job.model.graph} reads one token after the other, so that a branch would follow the one before it"
     elif not isinstance(position, (Rope, Learned, Alibi, Sinusoidal, T5Bias, NoPosition)):

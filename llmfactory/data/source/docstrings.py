@@ -1,11 +1,13 @@
 """Pages of documentation from Python source, read by `ast` without importing it, laid out as `help()` prints them.
 
 A module gives one page of its own (its docstring, then its functions) and one of each class (its docstring, then its methods).
+Parsing is what costs time: what has been found in a source is kept, for its pages and its members alike, as long as the process is.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 import warnings
@@ -15,11 +17,20 @@ from dataclasses import dataclass
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def pages(source: str, module: str) -> Iterator[tuple[str, str]]:
+def pages(source: str, module: str) -> tuple[tuple[str, str], ...]:
     """(qualified name, page) of everything in the module that is documented. Raises SyntaxError."""
+    return _found(source, module)[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _found(source: str, module: str) -> tuple[tuple[tuple[str, str], ...], tuple[Member, ...]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a wrong escape in someone else's string
         tree = ast.parse(source)
+    return tuple(_pages(tree, module)), tuple(_members(tree, module))
+
+
+def _pages(tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
     entries = []
     if doc := _doc(tree):
         entries.append(doc)
@@ -41,12 +52,9 @@ class Member:
     doc: str
 
 
-def members(source: str, module: str) -> Iterator[Member]:
+def members(source: str, module: str) -> tuple[Member, ...]:
     """Of the module and its classes, in order. Raises SyntaxError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tree = ast.parse(source)
-    yield from _members(tree, module)
+    return _found(source, module)[1]
 
 
 def _members(node: ast.Module | ast.ClassDef, parent: str) -> Iterator[Member]:

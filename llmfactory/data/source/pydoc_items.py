@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from llmfactory.data.record.formats import dumped
 from llmfactory.data.source import docstrings
 from llmfactory.data.source.account import Account
 from llmfactory.data.source.document import Document, Source, Unit
-from llmfactory.data.source.pycode import group
+from llmfactory.data.source.pycode import StandardLibrary, group
 from llmfactory.data.source.pydocs import PythonDocs
 from llmfactory.data.source.spec import PydocItemsSpec
 
@@ -39,6 +39,8 @@ QUESTIONS = (
     "Describe {} in a sentence.",
     "Document {}.",
 )
+LeftOut = tuple[str, str, int]
+"""Why, which one, and how much of it, as `Account.left_out` counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,44 +114,63 @@ class ItemSource(Source):
         """The rows of an item, of which the first may be evaluated; `others`: those of its module with other answers."""
 
     @cached_property
-    def _library(self) -> list[Document]:
+    def _library(self) -> tuple[Document, ...]:
         """What `pydocs` trains on and holds out."""
-        return list(self.docs.documents(self.docs.units()[0], Account(0.0)))
+        return library(self.docs.fingerprint())
 
-    def _items(self, account: Account) -> list[Item]:
-        found: dict[str, tuple[str, str]] = {}
-        for path in self.docs.library.files:
-            module = self.docs.library.module(path)
-            try:
-                members = list(docstrings.members(self.docs.library.read(path), module))
-            except SyntaxError:
-                continue  # pydocs counts these
-            for member in members:
-                name = _called(member, module)
-                answer = " ".join(member.doc.split("\n\n")[0].split())
-                if len(answer.split()) < FEWEST_WORDS:
-                    account.left_out(f"a docstring of less than {FEWEST_WORDS} words", name)
-                elif len(answer) > MOST_CHARACTERS:
-                    account.left_out(f"a paragraph of more than {MOST_CHARACTERS} characters", name, len(answer))
-                elif name in found:
-                    account.left_out("a second one of its name", name)
-                else:
-                    found[name] = module, answer
-        unseen = self._unseen([answer for _, answer in found.values()])
-        return [Item(name, *about, alone) for (name, about), alone in zip(found.items(), unseen, strict=True)]
+    def _items(self, account: Account) -> tuple[Item, ...]:
+        items, left_out = survey(self.docs.fingerprint())
+        for one in left_out:
+            account.left_out(*one)
+        return items
 
-    def _unseen(self, answers: Sequence[str]) -> list[bool]:
-        """Of each answer, whether its words stand in the texts of one group only, which is its own."""
-        texts: dict[str, list[str]] = defaultdict(list)
-        for document in self._library:
-            texts[document.group].append(document.text)
-        held_out = HeldOut(answers)
-        groups: dict[int, Any] = {}
-        for some_texts in texts.values():
-            for length, seen in held_out.look(some_texts).items():
-                groups[length] = groups.get(length, 0) + seen.astype(np.int64)
-        shares = held_out.shares({length: counts > 1 for length, counts in groups.items()})
-        return [share == 0 for share in shares.tolist()]
+
+@lru_cache(maxsize=2)
+def library(fingerprint: str) -> tuple[Document, ...]:
+    """What `pydocs` has, whose fingerprint it is: read once in a process, whichever sources are made of it."""
+    docs = PythonDocs()
+    return tuple(docs.documents(docs.units()[0], Account(0.0)))
+
+
+@lru_cache(maxsize=2)
+def survey(fingerprint: str) -> tuple[tuple[Item, ...], tuple[LeftOut, ...]]:
+    """The items of the library with this fingerprint, and the docstrings that are none."""
+    left_out: list[LeftOut] = []
+    found: dict[str, tuple[str, str]] = {}
+    files = StandardLibrary()
+    for path in files.files:
+        module = files.module(path)
+        try:
+            members = docstrings.members(files.read(path), module)
+        except SyntaxError:
+            continue  # pydocs counts these
+        for member in members:
+            name = _called(member, module)
+            answer = " ".join(member.doc.split("\n\n")[0].split())
+            if len(answer.split()) < FEWEST_WORDS:
+                left_out.append((f"a docstring of less than {FEWEST_WORDS} words", name, 0))
+            elif len(answer) > MOST_CHARACTERS:
+                left_out.append((f"a paragraph of more than {MOST_CHARACTERS} characters", name, len(answer)))
+            elif name in found:
+                left_out.append(("a second one of its name", name, 0))
+            else:
+                found[name] = module, answer
+    unseen = _unseen([answer for _, answer in found.values()], library(fingerprint))
+    return tuple(Item(name, *about, alone) for (name, about), alone in zip(found.items(), unseen, strict=True)), tuple(left_out)
+
+
+def _unseen(answers: Sequence[str], documents: Iterable[Document]) -> list[bool]:
+    """Of each answer, whether its words stand in the texts of one group only, which is its own."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for document in documents:
+        texts[document.group].append(document.text)
+    held_out = HeldOut(answers)
+    groups: dict[int, Any] = {}
+    for some_texts in texts.values():
+        for length, seen in held_out.look(some_texts).items():
+            groups[length] = groups.get(length, 0) + seen.astype(np.int64)
+    shares = held_out.shares({length: counts > 1 for length, counts in groups.items()})
+    return [share == 0 for share in shares.tolist()]
 
 
 def _called(member: docstrings.Member, module: str) -> str:

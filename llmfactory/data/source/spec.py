@@ -91,10 +91,13 @@ class PydocChoices(PydocItemsSpec):
 
     choices: int = 4
     """Answers to choose from."""
+    rankings: int = 1
+    """Rankings of a docstring at most, each with other wrong answers; one of them is evaluated where its module is held out."""
 
     def problems(self) -> Iterator[Problem]:
         yield from PydocItemsSpec.problems(self)
         yield from at_least(self, 2, "choices")
+        yield from at_least(self, 1, "rankings")
 
     def build(self) -> Source:
         from llmfactory.data.source.pydoc_choices import PydocMultipleChoice

@@ -22,11 +22,13 @@ from llmfactory.data.form.shared_prompt import SharedPromptRows, branched, in_co
 from llmfactory.data.pack.rows import shares
 from llmfactory.data.pack.spec import Document, Grouped, PackSpec
 from llmfactory.model.attention.spec import Gqa
+from llmfactory.model.head.spec import Pooling, Scalar
 from llmfactory.model.position.spec import Alibi, Learned, None_, PositionSpec, Rope, Sinusoidal, T5Bias
 from llmfactory.objective.preference_spec import Dpo, Orpo, PreferenceSpec, Rrhf
+from llmfactory.objective.reward_spec import BradleyTerry, Ranking, RewardSpec
 from llmfactory.run.fit import build_stage
 from llmfactory.stage.rows import task_rows
-from llmfactory.stage.spec import Preference
+from llmfactory.stage.spec import Preference, Reward
 
 POSITIONS = [Rope(), Learned(), Alibi(), T5Bias(n_buckets=8, max_distance=20), Sinusoidal(), None_()]
 
@@ -51,6 +53,15 @@ def both(job: Job) -> tuple[Job, Job]:
 @pytest.mark.parametrize("position", POSITIONS, ids=lambda one: type(one).__name__)
 def test_it_equals_documents_of_their_own(position: PositionSpec, tmp_path: Path) -> None:
     apart, shared = (gradients(job) for job in both(preference_job(tmp_path, Dpo(beta=0.5), model__position=position)))
+    same(apart, shared)
+
+
+@pytest.mark.parametrize("objective", [Ranking(), BradleyTerry(margin_scale=0.5)], ids=["ranking", "bradley_terry"])
+def test_rewards_of_answers_that_share_their_prompt(objective: RewardSpec, tmp_path: Path) -> None:
+    stages = (Reward(objective=objective, shared_prompt=shared) for shared in (False, True))
+    head = Scalar(pooling=Pooling.last)
+    jobs = (preference_job(tmp_path, objective, stage=stage, model__head=head) for stage in stages)  # type: ignore[arg-type]
+    apart, shared = (gradients(job) for job in jobs)
     same(apart, shared)
 
 

@@ -146,7 +146,19 @@ def test_options_change_the_rows_and_the_fingerprint(found: dict[str, tuple[Item
     assert isinstance(three, ItemSource)
     assert [len(row["answers"]) for row in three.rows(one, others)] == [3]
     assert three.rows(one, others[:1]) == []
-    for wrong in (lambda: PydocPairs(rejected=0), lambda: PydocChoices(choices=1), lambda: PydocQa(items=0)):
+    twice = PydocChoices(choices=3, rankings=4).build()
+    assert isinstance(twice, ItemSource)
+    rankings = [row["answers"] for row in twice.rows(one, others)]
+    assert [len(answers) for answers in rankings] == [3, 3]  # of five others
+    assert rankings[0] == three.rows(one, others)[0]["answers"]
+    assert len({*rankings[0][1:], *rankings[1][1:]}) == 4
+    assert {answers[0] for answers in rankings} == {one.answer}
+    for wrong in (
+        lambda: PydocPairs(rejected=0),
+        lambda: PydocChoices(choices=1),
+        lambda: PydocChoices(rankings=0),
+        lambda: PydocQa(items=0),
+    ):
         with pytest.raises(ConfigError):
             wrong()
 
