@@ -82,7 +82,7 @@ class ExtendJob(StageJob):
             (place / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
         with open_world(job.parallel.mesh(), device_type(job.trainer.device)) as world:
-            precision = job.precision.build("cpu")
+            precision = job.precision.build("meta")  # weights are moved about, and nothing is computed
             before, after = load_model(job, checkpoint, precision, world).to("cpu"), model.build()
             precision.convert_module(after)
             resize(before, after, pieces_of(old, new), old.vocab_size, self.spec.begin, job.seed)

@@ -6,6 +6,8 @@ their steps, which steps of float16 overflow, and what a resumed run goes on wit
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,12 +78,9 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
 
 
-def train_all(folder: Path, layout: Mesh, variant: str) -> dict[str, Numbers]:
-    found = {}
-    for name, (precision, _) in PRECISIONS.items():
-        job = make(folder, precision, layout, **VARIANTS[variant])
-        found[name] = train(job, folder / f"{name}_{layout.pp}{layout.tp}{layout.dp_shard}{layout.zero.name}_{variant}")
-    return found
+def train_all(data: Path, folder: Path, layout: Mesh, variant: str) -> dict[str, Numbers]:
+    jobs = {name: make(data, one, layout, **VARIANTS[variant]) for name, (one, _) in PRECISIONS.items()}
+    return {name: train(job, folder / name) for name, job in jobs.items()}
 
 
 def insist_near(found: Numbers, right: Numbers, tolerance: float, where: str) -> None:
@@ -96,19 +95,28 @@ def insist_near(found: Numbers, right: Numbers, tolerance: float, where: str) ->
     assert (missed / length) ** 0.5 <= tolerance, where
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], tuple[Path, dict[str, Numbers]]]:
+    """Of a model so deep, the folder of its data and the numbers of a single process, each made once."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    @functools.cache
+    def found(depth: int, variant: str) -> tuple[Path, dict[str, Numbers]]:
+        changes = {**VARIANTS[variant], "model__n_layers": depth}
+        return folder, {
+            name: train(make(folder, one, Mesh(), **changes), folder / f"{name} {depth} {variant}")
+            for name, (one, _) in PRECISIONS.items()
+        }
+
+    return found
+
+
 @pytest.mark.parametrize("variant", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "recompute"))])
 @pytest.mark.parametrize("layout", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS])
-def test_the_numbers_of_one_process(layout: str, variant: str, tmp_path: Path) -> None:
+def test_the_numbers_of_one_process(layout: str, variant: str, alone: Any, tmp_path: Path) -> None:
     processes, mesh = LAYOUTS[layout]
-    alone = Mesh(pp=1)
-    depth = mesh.pp * mesh.stages_per_process
-    right = {
-        name: train(
-            make(tmp_path, one, alone, **{**VARIANTS[variant], "model__n_layers": max(2, depth)}), tmp_path / f"one {name}"
-        )
-        for name, (one, _) in PRECISIONS.items()
-    }
-    for found in pool.run(processes, train_all, tmp_path, mesh, variant, timeout=240.0):
+    folder, right = alone(max(2, mesh.pp * mesh.stages_per_process), variant)
+    for found in pool.run(processes, train_all, folder, tmp_path, mesh, variant, timeout=240.0):
         for name, (_, tolerance) in PRECISIONS.items():
             insist_near(found[name], right[name], tolerance, f"{name} under {layout}")
 

@@ -179,13 +179,13 @@ def test_stochastic_rounding_is_right_in_the_mean() -> None:
     torch.manual_seed(0)
     numbers = Numbers(INT8, INT8, rows=True, stochastic=True)
     x, weight, dy = torch.randn(8, 16), torch.randn(4, 16), torch.randn(8, 4)
-    drawn = [everything(x, weight, dy, numbers) for _ in range(400)]
+    drawn = [everything(x, weight, dy, numbers) for _ in range(200)]
     exact = (x @ weight.T, dy @ weight, dy.T @ x)
     near = everything(x, weight, dy, WHOLE)
     for number, right in enumerate(exact):
         mean = torch.stack([one[number] for one in drawn]).mean(0)
         single = (drawn[0][number] - right).norm()
-        assert (mean - right).norm() < 0.15 * single
+        assert (mean - right).norm() < 0.2 * single
         assert not drawn[0][number].equal(drawn[1][number])
         assert (mean - right).norm() < 0.5 * (near[number] - right).norm()
 

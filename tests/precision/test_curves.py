@@ -36,17 +36,17 @@ class Band:
 
 
 BANDS = {
-    "fp64": Band(Fp64(), 1e-5, 1e-3),
-    "bf16_mixed": Band(Bf16Mixed(), 1e-3, 0.01),
-    "fp16_mixed": Band(Fp16Mixed(), 2e-4, 0.01),
-    "bf16_true nearest": Band(Bf16True(keep=Rounding.nearest), 5e-3, 0.05),
-    "bf16_true stochastic": Band(Bf16True(), 5e-3, 0.03),
-    "bf16_true compensated": Band(Bf16True(keep=Rounding.compensated), 5e-3, 0.02),
-    "bf16_true master": Band(Bf16True(keep=Rounding.master), 5e-3, 0.02),
-    "fp8 tensor_wise": Band(Fp8(emulate=True), 5e-3, 0.03),
-    "fp8 row_wise": Band(Fp8(emulate=True, recipe=Recipe.row_wise), 5e-3, 0.03),
-    "int8_mixed": Band(Int8Mixed(), 5e-3, 0.02),
-    "int8_mixed stochastic": Band(Int8Mixed(stochastic=True), 5e-3, 0.02),
+    "fp64": Band(Fp64(), 1e-6, 1e-3),
+    "bf16_mixed": Band(Bf16Mixed(), 1e-3, 0.03),
+    "fp16_mixed": Band(Fp16Mixed(), 2e-4, 0.03),
+    "bf16_true nearest": Band(Bf16True(keep=Rounding.nearest), 8e-3, 0.1),
+    "bf16_true stochastic": Band(Bf16True(), 2e-3, 0.05),
+    "bf16_true compensated": Band(Bf16True(keep=Rounding.compensated), 1e-3, 0.03),
+    "bf16_true master": Band(Bf16True(keep=Rounding.master), 1e-3, 0.03),
+    "fp8 tensor_wise": Band(Fp8(emulate=True), 2e-3, 0.05),
+    "fp8 row_wise": Band(Fp8(emulate=True, recipe=Recipe.row_wise), 1e-3, 0.05),
+    "int8_mixed": Band(Int8Mixed(), 1e-3, 0.03),
+    "int8_mixed stochastic": Band(Int8Mixed(stochastic=True), 1e-3, 0.03),
 }
 
 
