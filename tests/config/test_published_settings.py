@@ -110,7 +110,7 @@ TRAINED = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
 @pytest.mark.parametrize("name", TRAINED)
 def test_trains_made_small(name: str, tmp_path: Path) -> None:
     data = ["data=text", f"data.source.files=[{write_text(tmp_path)}]", "data.source.split_on=---", "data/tokenizer=bytes"]
-    data += [f"data.cache={tmp_path}/cache", "data.workers=1"]
+    data += [f"data.cache={tmp_path}/cache", "data.workers=1", "data.held_out=0"]
     short = ["toy=true", "trainer.max_steps=2", "trainer.eval_every=null", "trainer.keep_best=false", "trainer.save_every=null"]
     job = composed(name, *data, *short, "trainer.micro_batch_size=null", "trainer.log_every=1", "trainer.device=cpu")
     job = replace(job, optim=replace(job.optim, lr=0.1))
