@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py step                    a LLaMA-style step: L6 D384 H6 FF1024 V32000, 8 rows of 256 tokens
     python benchmarks/memory.py step --size large       L24 D1024 H16 FF2816 V32000, 8 rows of 1024 tokens: for a GPU
+    python benchmarks/memory.py step --size weights     L12 D512, V 4096, one row of 128 tokens: weights are larger than activations
     python benchmarks/memory.py head                    V 131072, 8192 tokens of width 384: our loss beside whole logits
 
 On a GPU the allocator's highest number counts. On a CPU every tensor that an operation makes is counted from its making until its
@@ -32,6 +33,7 @@ MIB = 2**20
 SIZES = {
     "llama": {"vocab": 32000, "dim": 384, "layers": 6, "heads": 6, "hidden": 1024, "rows": 8, "length": 256},
     "large": {"vocab": 32000, "dim": 1024, "layers": 24, "heads": 16, "hidden": 2816, "rows": 8, "length": 1024},
+    "weights": {"vocab": 4096, "dim": 512, "layers": 12, "heads": 8, "hidden": 1408, "rows": 1, "length": 128},
     "tiny": {"vocab": 512, "dim": 64, "layers": 4, "heads": 4, "hidden": 176, "rows": 2, "length": 64},
 }
 
