@@ -13,6 +13,7 @@ from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import ConfigError
 from llmfactory.data import loader as loader_module
 from llmfactory.data.loader import StepLoader, held_out_batches
+from llmfactory.data.order import joined
 from llmfactory.data.pack.rows import Rows
 from llmfactory.data.pack.spec import Concat
 from llmfactory.data.tokens import TokenFile
@@ -103,3 +104,24 @@ def test_a_limit_takes_rows_from_everywhere(rows: Rows) -> None:
 
 def test_nothing_held_out_gives_no_batch(token_file: Callable[..., TokenFile]) -> None:
     assert not list(held_out_batches(Concat().build(token_file([]), 8), batch_size=2))
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_what_is_left_out_is_never_read(world: int, rows: Rows) -> None:
+    """The steps read the rest of the order, one sample after the other, whoever reads and wherever it starts."""
+    left_out = joined([(13, 20), (5, 7), (18, 26), (40, 40)])
+    assert left_out == ((5, 7), (13, 26))
+    order = rows.order(7)(np.arange(200))
+    expected = np.concatenate([order[:5], order[7:13], order[26:]])
+    for start in (0, 1, 2, 9):
+        loaders = [
+            StepLoader(rows, batch_size=6, seed=7, rank=rank, world=world, start_step=start, left_out=left_out)
+            for rank in range(world)
+        ]
+        for step in range(start, start + 4):
+            own = np.concatenate([loader.sample_ids(step) for loader in loaders])
+            np.testing.assert_array_equal(own, expected[step * 6 : step * 6 + 6])
+            np.testing.assert_array_equal(own, loaders[0].step(step)[1])
+        for loader in loaders:
+            first = next(iter(loader))
+            assert all(torch.equal(first[name], field) for name, field in loader.batch(start).items())
