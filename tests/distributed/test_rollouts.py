@@ -12,9 +12,11 @@ from toy_job import weights
 
 from llmfactory.config.spec import Job
 
+HELD = ["stage/anchor=l2_sp", "stage.anchor.strength=0.3"]
+"""The policy is held near where it began; a critic beside it is not."""
 STAGES = {
-    "grpo": ["trainer.batch_size=8", "stage.group=4", "stage.objective.entropy_coef=0.01"],
-    "ppo": ["trainer.batch_size=6", "stage.answers=12", "stage.epochs=2", "stage.kl_target=0.01"],
+    "grpo": ["trainer.batch_size=8", "stage.group=4", "stage.objective.entropy_coef=0.01", *HELD],
+    "ppo": ["trainer.batch_size=6", "stage.answers=12", "stage.epochs=2", "stage.kl_target=0.01", *HELD],
 }
 LAYOUTS = {
     "ddp": (3, ["parallel=ddp", "launch.processes=3"]),
@@ -66,6 +68,8 @@ def test_something_is_learned(case: tuple[Path, str, list[str], Numbers]) -> Non
     rows = case[3][0]
     assert len({row["reward"] for row in rows.values()}) > 1
     assert all(row["grad_norm"] > 0 for row in rows.values() if "grad_norm" in row)
+    assert all(row["anchor_penalty"] > 0 for row in rows.values() if "anchor_penalty" in row)
+    assert "anchor_penalty" in rows[5]
 
 
 @pytest.mark.parametrize("micro_batch_size", [3, 1])
