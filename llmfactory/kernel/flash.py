@@ -29,7 +29,7 @@ def form_of(mask: Mask, window: int | None) -> Form | None:
         return (False, None) if window is None or mask.length is not None else None
     if type(mask) is CausalMask:
         return True, None
-    if type(mask) in (DocumentMask, SegmentMask) and mask.order_BT is None:
+    if isinstance(mask, (DocumentMask, SegmentMask)) and mask.order_BT is None:
         one_row = mask.segments_BS is mask.segments_BT
         causal = isinstance(mask, DocumentMask)
         return (causal, (mask.segments_BT, mask.segments_BS)) if one_row or not (causal or window) else None
@@ -80,4 +80,6 @@ class _Flash(torch.autograd.Function):
     def backward(ctx: Any, dy_BHTE: Tensor) -> tuple[Tensor | None, ...]:
         from llmfactory.kernel.tile import attention
 
-        return (*attention.backward(dy_BHTE.contiguous(), *ctx.saved_tensors, ctx.shapes), None, None, None, None)
+        q_BHTD, k_BGSD, v_BGSE, y_BHTE, lse_BHT = ctx.saved_tensors
+        found = attention.backward(dy_BHTE.contiguous(), q_BHTD, k_BGSD, v_BGSE, y_BHTE, lse_BHT, ctx.shapes)
+        return (*found, None, None, None, None)

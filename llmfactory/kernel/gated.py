@@ -28,7 +28,7 @@ def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor], name
     by = way(kernel, gate)
     if by is Kernel.triton:
         return _Gated.apply(gate, up, name)  # type: ignore[no-any-return,no-untyped-call]
-    return (compiled(plain) if by is Kernel.compile else plain)(gate, up, activation)  # type: ignore[no-any-return]
+    return (compiled(plain) if by is Kernel.compile else plain)(gate, up, activation)
 
 
 class _Gated(torch.autograd.Function):

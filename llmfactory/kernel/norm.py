@@ -45,7 +45,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0, kerne
     if by is Kernel.triton:
         return _Norm.apply(x, weight_D, None, eps, offset, False)  # type: ignore[no-any-return,no-untyped-call]
     plain = compiled(plain_rms_norm) if by is Kernel.compile else plain_rms_norm
-    return plain(x, weight_D, eps, offset)  # type: ignore[no-any-return]
+    return plain(x, weight_D, eps, offset)
 
 
 def layer_norm(x: Tensor, weight_D: Tensor | None, bias_D: Tensor | None, eps: float, kernel: Kernel = Kernel.torch) -> Tensor:
@@ -54,7 +54,7 @@ def layer_norm(x: Tensor, weight_D: Tensor | None, bias_D: Tensor | None, eps: f
     if by is Kernel.triton:
         return _Norm.apply(x, weight_D, bias_D, eps, 0.0, True)  # type: ignore[no-any-return,no-untyped-call]
     plain = compiled(plain_layer_norm) if by is Kernel.compile else plain_layer_norm
-    return plain(x, weight_D, bias_D, eps)  # type: ignore[no-any-return]
+    return plain(x, weight_D, bias_D, eps)
 
 
 class _Norm(torch.autograd.Function):

@@ -36,7 +36,7 @@ def turn(x_BHTD: Tensor, cos_B1TW: Tensor, sin_B1TW: Tensor, group: int, kernel:
     by = way(kernel, x_BHTD)
     if by is Kernel.triton:
         return _Turn.apply(x_BHTD, cos_B1TW, sin_B1TW, group)  # type: ignore[no-any-return,no-untyped-call]
-    return (compiled(plain) if by is Kernel.compile else plain)(x_BHTD, cos_B1TW, sin_B1TW, group)  # type: ignore[no-any-return]
+    return (compiled(plain) if by is Kernel.compile else plain)(x_BHTD, cos_B1TW, sin_B1TW, group)
 
 
 class _Turn(torch.autograd.Function):
@@ -53,4 +53,5 @@ class _Turn(torch.autograd.Function):
     def backward(ctx: Any, dy_BHTD: Tensor) -> tuple[Tensor, None, None, None]:
         from llmfactory.kernel.tile import rotary
 
-        return rotary.turn(dy_BHTD, *ctx.saved_tensors, ctx.group, back=True), None, None, None
+        cos_B1TW, sin_B1TW = ctx.saved_tensors
+        return rotary.turn(dy_BHTD, cos_B1TW, sin_B1TW, ctx.group, back=True), None, None, None

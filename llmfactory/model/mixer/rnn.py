@@ -17,8 +17,8 @@ class ElmanNetwork(Recurrence):
 
     def __init__(self, spec: Rnn, site: Site) -> None:
         super().__init__(site, gates=1, bias=spec.bias, state_bias=False)
-        self.kernel = KERNELS[spec.activation]
+        self.layers = KERNELS[spec.activation]
 
     def steps(self, x_NH: Tensor, sizes: Tensor, states_1PH: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         weights = self.weights()
-        return self.kernel(x_NH, sizes, states_1PH[0], weights, len(weights) == 4, 1, 0.0, self.training, False)
+        return self.layers(x_NH, sizes, states_1PH[0], weights, len(weights) == 4, 1, 0.0, self.training, False)
