@@ -11,12 +11,13 @@ import proof
 import pytest
 import torch
 from cases import Case, make
-from proof import EXACT, check_reference, insist, train_job
+from proof import BF16, EXACT, WHAT, check_reference, insist, train_job
 
 from llmfactory.config import rules
 from llmfactory.peft.lora_spec import Start
 from llmfactory.peft.qlora_spec import Bits
 from llmfactory.peft.spec import Adalora, AdapterSpec, Bitfit, Dora, Freeze, Ia3, Lora, Qlora
+from llmfactory.precision.spec import Bf16Mixed, Fp16Mixed, PrecisionSpec
 
 pytestmark = pytest.mark.dist
 
@@ -53,3 +54,29 @@ def test_a_layout_makes_the_same_steps(method: str, tmp_path: Path, crew: pool.C
     torch.save(dataclasses.asdict(numbers), known)
     for found in crew.run(proof.prove, case, tmp_path, "fp64", job, known, timeout=120):
         insist(found, EXACT)
+
+
+FP16 = Fp16Mixed(init_scale=64.0)
+"""Below what overflows here, so that no step is skipped."""
+PRECISIONS: dict[str, tuple[str, PrecisionSpec]] = {
+    "fp16 under tp": ("tp", FP16),
+    "bf16 under zero3": ("zero3", Bf16Mixed()),
+    "bf16 under tp": ("tp", Bf16Mixed()),
+    "bf16 under ddp": ("ddp", Bf16Mixed()),
+    "fp16 under ddp": ("ddp", FP16),
+    "fp16 under zero3": ("zero3", FP16),
+}
+AT_ONCE = list(PRECISIONS)[:2]
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[] if one in AT_ONCE else pytest.mark.slow) for one in PRECISIONS])
+def test_low_rank_products_in_few_bits(name: str, tmp_path: Path, crew: pool.Crew) -> None:
+    """As near to a single process of the same precision as the order of sums allows; float16 has more digits than bfloat16."""
+    layout, precision = PRECISIONS[name]
+    case = Case(layout, "llama, causal", "packed", "lora")
+    job, alone = (dataclasses.replace(make(one, tmp_path), precision=precision) for one in (case, case.reference))
+    assert not rules.check(job)
+    known = tmp_path / "known.pt"
+    torch.save(dataclasses.asdict(train_job(alone, tmp_path / "alone")), known)
+    for found in crew.run(proof.prove, case, tmp_path, "fp64", job, known, timeout=120):
+        insist(found, BF16, WHAT["bf16_mixed"])
