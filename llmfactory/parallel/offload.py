@@ -45,9 +45,10 @@ def keep_on_disk(optimizer: Optimizer, folder: Path) -> None:
 
 
 def _first_state(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
-    """What the optimizer makes for a parameter before its first step: that of a step of length zero, with its counter set back."""
+    """What the optimizer makes for a parameter before its first step: that of a step of length zero and without decay, which some
+    add to the gradient, with its counter set back."""
     gradient, parameter.grad = parameter.grad, torch.zeros_like(parameter)
-    groups, optimizer.param_groups = optimizer.param_groups, [{**group, "params": [parameter], "lr": 0.0}]
+    groups, optimizer.param_groups = optimizer.param_groups, [{**group, "params": [parameter], "lr": 0.0, "weight_decay": 0.0}]
     optimizer.step()
     optimizer.param_groups, parameter.grad = groups, gradient
     state = dict(optimizer.state[parameter])

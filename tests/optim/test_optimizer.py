@@ -9,7 +9,7 @@ import torch
 from toy_job import toy_job, train, weights
 
 from llmfactory.optim.schedule.spec import Constant
-from llmfactory.optim.spec import Adafactor, Adamw, Adamw8bit, Lamb, Lion, Muon, OptimSpec, ScheduleFree, Sgd
+from llmfactory.optim.spec import Adafactor, Adam, Adamw, Adamw8bit, Lamb, Lion, Muon, OptimSpec, ScheduleFree, Sgd
 from llmfactory.parallel.offload import keep_on_disk
 from llmfactory.precision.spec import Fp64
 
@@ -22,6 +22,7 @@ OPTIMIZERS: dict[str, OptimSpec] = {
 }
 ON_DISK = {
     **OPTIMIZERS,
+    "adam": Adam(lr=1e-3, schedule=Constant()),
     "adamw": Adamw(lr=1e-3, schedule=Constant()),
     "schedule_free": ScheduleFree(lr=1e-3, schedule=Constant()),
     "sgd": Sgd(lr=1e-2, schedule=Constant()),
