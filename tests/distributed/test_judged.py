@@ -14,7 +14,7 @@ from toy_job import WORDS, Memory, Notes, prepared, toy_job
 
 from llmfactory.config.spec import Job
 from llmfactory.data.form.spec import Preference, Ranking, Reward, SidedSpec
-from llmfactory.data.pack.spec import Document
+from llmfactory.data.pack.spec import Document, Grouped
 from llmfactory.data.source.spec import Files
 from llmfactory.model.head.spec import Pooling, Scalar
 from llmfactory.objective.spec import BradleyTerry, ObjectiveSpec, Process, Regression
@@ -123,3 +123,17 @@ def test_steps_are_judged_wherever_they_stand(tmp_path: Path) -> None:
     reference = train(make(tmp_path, "steps"), tmp_path / "reference")
     for result in pool.run(2, train, make(tmp_path, "steps", parallel=Mesh(cp=2)), tmp_path):
         assert_same(result, reference)
+
+
+@pytest.mark.dist
+def test_steps_in_rows_of_similar_length(tmp_path: Path) -> None:
+    """The processes of a layout agree on the width of a batch, and micro-batches keep it."""
+    changes = {"data__pack": Grouped(group=7, multiple=4)}
+    reference = train(make(tmp_path, "steps", **changes), tmp_path / "reference")
+    whole = train(make(tmp_path, "steps", **changes, trainer__micro_batch_size=2), tmp_path / "parts")
+    assert_same(whole, reference)
+    for name in ("ddp", "tensors and rows"):
+        world, mesh = LAYOUTS[name]
+        job = make(tmp_path, "steps", **changes, trainer__micro_batch_size=2, parallel=mesh)
+        for result in pool.run(world, train, job, tmp_path / name):
+            assert_same(result, reference)
