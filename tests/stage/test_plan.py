@@ -201,10 +201,14 @@ def test_frozen_weights_have_neither_gradients_nor_state() -> None:
 
 def test_a_reference_is_asked_and_not_trained() -> None:
     """A frozen copy takes room and a forward pass; it is neither part of the model nor learns."""
-    line = ["model=llama_tiny", "stage=preference", "data=preference", "data.source.files=[pairs.jsonl]", "data.form.max_tokens=256"]
-    copied, alone = (
-        work_of(compose_job([*line, f"stage.reference={one}"]).job, is_cpu=True) for one in ("copy", "precomputed")
-    )
+    line = [
+        "model=llama_tiny",
+        "stage=preference",
+        "data=preference",
+        "data.source.files=[pairs.jsonl]",
+        "data.form.max_tokens=256",
+    ]
+    copied, alone = (work_of(compose_job([*line, f"stage.reference={one}"]).job, is_cpu=True) for one in ("copy", "precomputed"))
     assert copied.parameters == copied.trained_parameters == alone.parameters == alone.trained_parameters
     assert sum(one.elements for one in copied.weights) == 2 * alone.parameters
     pairs = sum(piece.pair_products * piece.seen for piece in alone.pieces) * alone.seq_len
