@@ -42,6 +42,7 @@ FIRES = {
     "eight_bits_have_maps_to_multiply": [
         ["precision=int8_mixed", "model=word2vec_tiny", "stage/objective=skip_gram"],
         ["precision=int8_mixed", "peft=qlora"],
+        ["precision=fp8", "precision.emulate=true", "precision.recipe=row_wise", *STAGES],
         ["precision=fp8", "parallel=tp_summa", "launch=local", "launch.processes=4", "model=llama_tiny"],
     ],
     "what_precedes_leaves_room": [

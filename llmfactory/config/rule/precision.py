@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llmfactory.config.rule.degrees import degrees_of
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.optim.spec import Adafactor, Adam, Adamw, Lamb, Lion, Muon, Sgd
 from llmfactory.parallel.spec import Mesh, Offload, TensorForm
 from llmfactory.peft.spec import Qlora
-from llmfactory.precision.spec import Bf16True, EightBitSpec, Fp8, Fp32
+from llmfactory.precision.spec import Bf16True, EightBitSpec, Fp8, Fp32, Recipe
 from llmfactory.run.spec import Device
 from llmfactory.stage.spec import TrainingSpec
 
@@ -64,6 +65,9 @@ def eight_bits_have_maps_to_multiply(job: Job) -> Iterator[Problem]:
     if not isinstance(job.precision, EightBitSpec):
         return
     name, layout = stem(type(job.precision)), job.parallel
+    if isinstance(job.precision, Fp8) and job.precision.recipe is Recipe.row_wise and degrees_of(job).get("pp", 1) > 1:
+        reason = "the steps of a pipeline with a scale for each row are not proven to be those of a single process"
+        yield Problem("precision.recipe", "row_wise", reason, "precision.recipe=tensor_wise")
     if job.model.graph in WITHOUT_MAPS:
         reason = f"a model of the kind {job.model.graph} has no linear maps, whose products it is about"
     elif isinstance(job.peft, Qlora):
