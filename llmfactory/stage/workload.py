@@ -141,8 +141,17 @@ def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats) -> 
     reference = getattr(model, REFERENCE, None)
     if isinstance(reference, Skeleton):
         asked = _own_pieces(reference, reference.spec, seq_len, form, modules, take, all_of, f"{REFERENCE}.")
-        unkept = {"where": Where.rest, "borrowed": (), "kept": Kept(), "asked": True}
-        own[:0] = [replace(piece, kind=piece.kind and f"{REFERENCE} {piece.kind}", **unkept) for piece in asked]  # type: ignore[arg-type]
+        own[:0] = [
+            replace(
+                piece,
+                kind=piece.kind and f"{REFERENCE} {piece.kind}",
+                where=Where.rest,
+                borrowed=(),
+                kept=Kept(),
+                asked=True,
+            )
+            for piece in asked
+        ]
     left = tuple(weights[name] for name in weights if name not in given)
     own[-1] = replace(own[-1], weights=own[-1].weights + left)
     yield from own
