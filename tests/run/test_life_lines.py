@@ -1,6 +1,6 @@
 """The two life lines on the documentation of this Python: that they compose, and, slowly, what each step is good for.
 
-The full lines take about 25 minutes each on two cores and a seed: `pytest -m slow tests/run/test_life_lines.py`.
+Whole, with three seeds, they take an hour or two: `pytest -m slow tests/run/test_life_lines.py`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,43 @@ def test_every_step_composes_and_the_two_lines_share_what_is_alike(name: str) ->
 
 
 def small(name: str, folder: Path) -> list[str]:
-    """About a twentieth of the steps, on a few hundred items."""
+    """A twentieth of the steps, on a few hundred items."""
     judge, last = LINES[name]
     few = '"data.source.items=300"'
-    steps = {judge: 45, last: 25 if last == "dpo" else 10, "sft": 25}
+    steps = {"sft": 25, judge: 120, last: {"dpo": 20, "ppo": 10}[last]}
     changes = [f'stage.changes.{step}=[{few},"trainer.max_steps={count}"]' for step, count in steps.items()]
     changes += [f"stage.changes.{step}=[{few}]" for step in ("answers", "choices", "pairs", "policy")]
-    changes += ['stage.changes.pretrain=["trainer.max_steps=75","data.tokenizer.train_bytes=1000000"]']
+    changes += ['stage.changes.pretrain=["trainer.max_steps=50","data.tokenizer.train_bytes=1000000"]']
     return [f"experiment={name}", *changes, "trainer.device=cpu", f"data.cache={folder}/cache", f"output_dir={folder}"]
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of both lines, so that they share their steps."""
+    return tmp_path_factory.mktemp("lines")
+
+
 @pytest.mark.parametrize("name", LINES)
-def test_at_a_twentieth_of_its_size_it_runs_through(name: str, tmp_path: Path) -> None:
-    result = start(compose_job([*small(name, tmp_path), "name=life"]))
-    last = LINES[name][1]
+def test_at_a_twentieth_of_its_size_it_runs_through(name: str, folder: Path) -> None:
+    line = [*small(name, folder), f"name={name}"]
+    result = start(compose_job(line))
     assert [one["figures"]["status"] for one in result["steps"]] == ["finished"] * 8
-    assert result["measures"]["answers"]["log_likelihood"]["sft - init"]["low"] > 0.0
-    assert {"reward", "kl", "tokens"} <= result["measures"]["policy"].keys()
-    assert result["measures"]["policy"]["kl"][last]["mean"] != 0.0
-    assert not any(one["ran"] for one in start(compose_job([*small(name, tmp_path), "name=life"]))["steps"])
+    measures, last = result["measures"], LINES[name][1]
+    assert measures["answers"]["log_likelihood"]["sft - init"]["low"] > 0.0
+    assert {"reward", "kl", "tokens"} <= measures["policy"].keys()
+    assert measures["policy"]["kl"][last]["mean"] != 0.0
+    assert measures["policy"]["kl"]["init"]["mean"] == 0.0
+    page = (folder / name / "report.html").read_text()
+    assert f"<th>pretrain</th><th>sft</th><th>{last}</th>" in page  # samples side by side
+    again = start(compose_job(line))
+    assert not any(one["ran"] for one in again["steps"])
+    assert again["measures"] == measures
+
+
+def test_what_the_lines_have_in_common_is_made_once(folder: Path) -> None:
+    made = [path.name.partition("-")[0] for path in (folder / "steps").iterdir()]
+    assert sorted(set(made)) == ["examine", "ppo", "preference", "pretrain", "reward", "sft"]
+    assert [made.count(stage) for stage in ("pretrain", "sft", "reward", "preference", "ppo")] == [1, 1, 1, 1, 1]
 
 
 def improves(measures: dict[str, Any], step: str, measure: str, difference: str) -> None:
@@ -61,10 +78,10 @@ def improves(measures: dict[str, Any], step: str, measure: str, difference: str)
 @pytest.mark.slow
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("name", LINES)
-def test_each_step_makes_it_better_on_what_was_held_out(name: str, tmp_path: Path) -> None:
+def test_each_step_makes_it_better_on_what_was_held_out(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Over at least 1,000 items and 3 seeds, by intervals that exclude zero."""
-    last = LINES[name][1]
-    result = start(compose_job([f"experiment={name}", "stage.seeds=[0,1,2]", "name=life", f"output_dir={tmp_path}"]))
+    last, folder = LINES[name][1], tmp_path_factory.getbasetemp() / "whole_lines"
+    result = start(compose_job([f"experiment={name}", "stage.seeds=[0,1,2]", f"name={name}", f"output_dir={folder}"]))
     measures = result["measures"]
     improves(measures, "answers", "log_likelihood", "sft - init")
     improves(measures, "choices", "choice", "sft - init")
