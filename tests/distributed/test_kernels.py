@@ -38,6 +38,6 @@ def train(job: Job, folder: Path) -> dict[str, torch.Tensor]:
 def test_the_steps_are_those_of_one_process(tmp_path: Path) -> None:
     weights = train(make(tmp_path, Kernel.torch, Mesh()), tmp_path / "one")
     for layout, mesh in LAYOUTS.items():
-        for found in pool.run(2, train, make(tmp_path, Kernel.triton, mesh), tmp_path / layout):
+        for found in pool.run(2, train, make(tmp_path, Kernel.triton, mesh), tmp_path / layout, timeout=250):
             for key, weight in weights.items():
                 assert (found[key] - weight).norm() <= 1e-9 * weight.norm(), (layout, key)
