@@ -329,6 +329,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
             "optim.schedule.warmup_share=0.1",
         )
         for name in classes("optim/schedule")
+        if not name.endswith("_spec")
     },
     **{
         f"optim/schedule/{name}.{field}": (
@@ -411,6 +412,7 @@ EFFECTS: dict[str, str] = {
     **{
         f"optim/{name}.average": "optim/average/test_average.py::test_it_is_what_its_definition_says_and_training_does_not_see_it"
         for name in classes("optim")
+        if not name.endswith("_spec")
     },
     **{
         f"optim/average/ema.{name}": "optim/average/test_ema.py::test_equals_a_loop" for name in ("decay", "warmup", "every")
@@ -429,7 +431,7 @@ EFFECTS: dict[str, str] = {
     **{
         f"optim/schedule/{name}.goes_on": "config/test_published_settings.py::test_a_run_may_go_on_at_the_floor"
         for name, cls in classes("optim/schedule").items()
-        if issubclass(cls, DecaySpec)
+        if issubclass(cls, DecaySpec) and not name.endswith("_spec")
     },
     "job.init_trained": "optim/average/test_average.py::test_both_kinds_of_weights_can_be_taken",
     "precision/fp32.tf32": "precision/test_fp32.py::test_tf32_is_switched_on_where_it_is",
