@@ -26,7 +26,13 @@ from llmfactory.core.spec import Spec, stem
 PACKAGE = "llmfactory"
 ENTRY_POINTS = "llmfactory.plugins"
 PLUGINS_FILE = "plugins.txt"
-FOLDER_OF = {"stage/objective": "objective", "trainer": "run", "trainer/batch_ramp": "run/batch_ramp", "hardware": "parallel/plan", "": "config"}
+FOLDER_OF = {
+    "stage/objective": "objective",
+    "trainer": "run",
+    "trainer/batch_ramp": "run/batch_ramp",
+    "hardware": "parallel/plan",
+    "": "config",
+}
 """Groups whose package folder is called otherwise."""
 GROUP_OF = {folder: group for group, folder in FOLDER_OF.items()}
 

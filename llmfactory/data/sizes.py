@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 
 class Sizes:
     def __init__(self, pieces: Sequence[tuple[int, int]]) -> None:
         """`pieces`: (first step, rows of each step from there on), ascending; the first begins at step 0."""
-        if not pieces or pieces[0][0] != 0 or any(one >= other for (one, _), (other, _) in zip(pieces, pieces[1:], strict=False)):
+        if not pieces or pieces[0][0] != 0 or any(one >= other for (one, _), (other, _) in pairwise(pieces)):
             raise ValueError("pieces begin at step 0 and ascend")
         self._starts, self._rows = [start for start, _ in pieces], [rows for _, rows in pieces]
         lengths = [last - first for first, last in zip(self._starts, self._starts[1:], strict=False)]

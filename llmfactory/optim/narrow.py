@@ -58,7 +58,7 @@ class NarrowWeights(Optimizer):
 
     def _step(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
         wide = [self._widened(weight) for weight in weights]
-        state = {one: self._wide_state(weight) for weight, one in zip(weights, wide, strict=True)}
+        state: dict[Tensor, Any] = {one: self._wide_state(weight) for weight, one in zip(weights, wide, strict=True)}
         self.inner.param_groups = [{**group, "params": wide}]
         self.inner.state = defaultdict(dict, state)
         self.inner.step()

@@ -85,7 +85,8 @@ def contexts(kept: frozenset[Any]) -> tuple[AbstractContextManager[Any], Abstrac
         keeps = operation in kept and not draws(operation, given, named)
         return CheckpointPolicy.MUST_SAVE if keeps else CheckpointPolicy.PREFER_RECOMPUTE
 
-    return create_selective_checkpoint_contexts(policy)
+    forward, again = create_selective_checkpoint_contexts(policy)  # type: ignore[no-untyped-call]
+    return forward, again
 
 
 def draws(operation: Any, given: Sequence[Any], named: dict[str, Any]) -> bool:

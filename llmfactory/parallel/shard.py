@@ -53,7 +53,9 @@ def shard(
     if experts is not None:
         cut = partial(placement, shards=experts.size(1))
         for _, stack in experts_of(root):
-            fully_shard(stack, mesh=experts, reshard_after_forward=again, shard_placement_fn=cut, offload_policy=policy, mp_policy=sums)
+            fully_shard(
+                stack, mesh=experts, reshard_after_forward=again, shard_placement_fn=cut, offload_policy=policy, mp_policy=sums
+            )
     for unit in units(root):
         fully_shard(unit, mesh=mesh, reshard_after_forward=again, offload_policy=policy, mp_policy=sums)
     fully_shard(root, mesh=mesh, reshard_after_forward=None if again else False, offload_policy=policy, mp_policy=sums)

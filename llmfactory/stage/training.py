@@ -26,8 +26,8 @@ from llmfactory.optim.narrow import NarrowWeights
 from llmfactory.optim.spec import OptimSpec
 from llmfactory.parallel.context import ContextCut, padded
 from llmfactory.parallel.mesh import World
-from llmfactory.precision.spec import Rounding
 from llmfactory.parallel.shard import reshard
+from llmfactory.precision.spec import Rounding
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch

@@ -275,7 +275,10 @@ FIRES = {
     "every_process_gets_a_row": [["launch=local", "launch.processes=4", "parallel=ddp", "trainer.batch_size=3"]],
     "nccl_needs_gpus": [["parallel.backend=nccl", "trainer.device=cpu"]],
     "triton_compiles_for_gpus": [["trainer.kernel=triton", "trainer.device=cpu"]],
-    "one_compiler_at_a_time": [["trainer.kernel=triton", "trainer.compile=true"], ["trainer.kernel=compile", "trainer.compile=true"]],
+    "one_compiler_at_a_time": [
+        ["trainer.kernel=triton", "trainer.compile=true"],
+        ["trainer.kernel=compile", "trainer.compile=true"],
+    ],
     "kernels_are_proven_on_this_layout": [
         ["trainer.kernel=auto", "parallel=deepspeed_zero1", "launch=local"],
         ["trainer.kernel=triton", "parallel=tp_summa", "launch=local", "launch.processes=4"],

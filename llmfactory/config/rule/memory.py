@@ -57,8 +57,6 @@ def steps_in_backward_need_complete_gradients(job: Job) -> Iterator[Problem]:
     elif job.optim.clip_value is not None:
         reason = f"optim.clip_value={job.optim.clip_value} bounds gradients after the backward pass"
         yield Problem("trainer.in_backward", True, reason, "optim.clip_value=null")
-    elif job.optim.clip_value is not None:
-        yield Problem("trainer.in_backward", True, "gradients are bounded (optim.clip_value) after the backward pass", off)
     elif not isinstance(job.guard, NoGuard):
         yield Problem("trainer.in_backward", True, "a guard judges a step before it is made", off)
     elif isinstance(job.precision, Fp16Mixed):

@@ -200,6 +200,6 @@ def keys_of_an_axis_need_the_axis(job: Job) -> Iterator[Problem]:
         value = getattr(layout, key)
         if value != neutral and not there:
             shown = value.name if isinstance(value, Enum) else value
-            rest = "null" if neutral is None else neutral.name if isinstance(neutral, Enum) else neutral
+            rest: object = "null" if neutral is None else neutral.name if isinstance(neutral, Enum) else neutral
             missing = f"parallel.{axis}" + ("=1" if "=" not in axis else " is not set")
             yield Problem(f"parallel.{key}", shown, f"says nothing: {missing}", f"parallel.{key}={rest}")
