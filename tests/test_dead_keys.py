@@ -48,7 +48,10 @@ LINEAR = ["model=linear_transformer_tiny", *RECURRENT, "model.ffn.hidden=24"]
 NGRAM = ["model=neural_ngram_tiny", "model.vocab_size=300", "model.dim=16", "model.hidden=24", *RECURRENT[3:]]
 XL = [*LLAMA, "model/attention=relative", "model/position=relative"]
 COSINE = ["optim/schedule=cosine"]
-OPTIMIZERS = {name: name for name in ("adafactor", "adam", "adamw", "lamb", "lion", "muon", "sgd")} | {"adamw8bit": "adamw_8bit", "schedule_free": "schedule_free"}
+OPTIMIZERS = {name: name for name in ("adafactor", "adam", "adamw", "lamb", "lion", "muon", "sgd")} | {
+    "adamw8bit": "adamw_8bit",
+    "schedule_free": "schedule_free",
+}
 TEXT = ["data=text", "data.source.files=[corpus.txt]", "data.source.split_on='---'"]
 WORD_LEVEL, CAPITALS = "data/tokenizer=word_level", ["data=text", "data.source.files=[capitals.txt]", "data.held_out=0.3"]
 LINES = ["data=jsonl", "data.source.files=[corpus.jsonl]"]
@@ -414,9 +417,7 @@ EFFECTS: dict[str, str] = {
         for name in classes("optim")
         if not name.endswith("_spec")
     },
-    **{
-        f"optim/average/ema.{name}": "optim/average/test_ema.py::test_equals_a_loop" for name in ("decay", "warmup", "every")
-    },
+    **{f"optim/average/ema.{name}": "optim/average/test_ema.py::test_equals_a_loop" for name in ("decay", "warmup", "every")},
     **{
         f"optim/average/swa.{name}": "optim/average/test_swa.py::test_the_mean_of_what_is_taken"
         for name in ("start_step", "start_share", "every")
