@@ -58,8 +58,9 @@ class Saving(pl.Callback):
         assert isinstance(stage, TrainingStage)
         world = self.strategy.world
         model, optimizer = self.strategy.whole(stage.model, self._optimizer(trainer), everywhere=self.resume is not None)
-        copies = 1 + stage.optim.state_copies() + (0 if stage.average is None else 1 + stage.optim.average.copies())
-        needed = copies * size_in_bytes(united(model_tensors(model), world))
+        state = stage.optim.state_bytes(4) / 4  # as a share of the weights
+        copies = 1 + state + (0 if stage.average is None else 1 + stage.optim.average.copies())
+        needed = int(copies * size_in_bytes(united(model_tensors(model), world)))
 
         def make_room() -> None:
             io.clean(self.folder)
