@@ -88,4 +88,6 @@ def test_each_step_makes_it_better_on_what_was_held_out(name: str, tmp_path_fact
     improves(measures, "policy", "reward", f"{last} - init")
     assert measures["policy"]["kl"][last]["mean"] > 0.0
     assert measures["pairs"]["ranked"]["init"]["items"] >= 1000
-    assert measures["pairs"]["ranked"]["init"]["mean"] >= 0.75
+    assert (
+        measures["pairs"]["ranked"]["init"]["low"] > 0.6
+    )  # docs/lines.md says what was reached; a count of shared words gets 0.82
