@@ -17,8 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from llmfactory.core.kernel import Kernel
 from llmfactory.kernel import cross_entropy, gated, norm, rotary
-from llmfactory.kernel.choice import Kernel
 from llmfactory.model.activation import FUNCTIONS
 from llmfactory.model.ffn.spec import Activation
 

@@ -213,3 +213,6 @@ FOREIGN: dict[str, str] = {
     "random_seed": "seed",
     "seed_everything": "seed",
 }
+
+OTHERWISE = {"optim.schedule.warmup_share": "optim.schedule.warmup_steps=0"}
+"""Of two keys that say the same in two ways, what the other one must be."""

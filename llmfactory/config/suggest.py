@@ -9,7 +9,7 @@ from typing import Any
 
 from llmfactory.config.arguments import override
 from llmfactory.config.fields import Type, WrongType, convert, distance, field_types, nearest
-from llmfactory.config.names import FOREIGN
+from llmfactory.config.names import FOREIGN, OTHERWISE
 from llmfactory.config.register import classes, group_of, options
 from llmfactory.config.tree import COMMAND_LINE, Branch, Tree, Unknown, override_key
 from llmfactory.core.errors import Problem
@@ -112,7 +112,10 @@ def _foreign(
         return Problem(
             item.path, item.value, f"is called {meaning} here, with {choice}{where}", f"{choice} {override(meaning, item.value)}"
         )
-    return Problem(item.path, item.value, f"is called {meaning} here{where}", _with_value(meaning, keys[meaning], item.value))
+    repair = _with_value(meaning, keys[meaning], item.value)
+    if meaning in OTHERWISE:
+        repair += f" {OTHERWISE[meaning]}"
+    return Problem(item.path, item.value, f"is called {meaning} here{where}", repair)
 
 
 def _group_meant(item: Unknown, groups: Sequence[str], folders: Sequence[Path]) -> str | None:

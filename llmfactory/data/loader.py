@@ -1,7 +1,7 @@
 """Batches: which rows a process reads at which step.
 
 The state is one number, the step: step s of batch size b reads the samples [s*b, (s+1)*b) of the global order (where the batch grows,
-those behind the ones that the steps before it read: `data/sizes.py`), and each rank its share of them. So a run that resumes on another number of processes goes on with the samples that it would have seen.
+those behind the ones that the steps before it read: `core/sizes.py`), and each rank its share of them. So a run that resumes on another number of processes goes on with the samples that it would have seen.
 
 Stretches of the order may be left out (`left_out`): then the steps read what is left, in the same order.
 """
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from llmfactory.core.batch import IGNORE, NARROW, split
 from llmfactory.core.errors import ConfigError, Problem
+from llmfactory.core.sizes import Sizes
 from llmfactory.data.form.mismatched import OTHER
 from llmfactory.data.mix.mix_order import MixOrder
 from llmfactory.data.order import Stretch, passing_over
-from llmfactory.data.sizes import Sizes
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch

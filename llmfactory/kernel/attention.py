@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmfactory.core.context import CausalMask, CutMask, Documents, FullMask, Mask
-from llmfactory.kernel.choice import Kernel, way
+from llmfactory.core.kernel import Kernel
+from llmfactory.kernel.choice import way
 from llmfactory.kernel.flash import flash_attention, form_of
 
 

@@ -7,25 +7,15 @@ with the tensor that it is about to work on. Triton is imported only where a ker
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
-from enum import Enum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from llmfactory.core.errors import MissingExtra, UserError
+from llmfactory.core.kernel import Kernel, interpreted
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Kernel(Enum):
-    """Implementations of the operations that have several."""
-
-    torch = "PyTorch's own operations"
-    triton = "kernels in Triton, of all parts that have one"
-    compile = "torch.compile of the plain operations, each by itself: norms, rotary positions, gated units"
-    auto = "Triton for what is bound by memory where tensors lie on a GPU and triton is installed, PyTorch elsewhere"
 
 
 def way(kernel: Kernel, x: Tensor, fused_in_torch: bool = False) -> Kernel:
@@ -45,11 +35,6 @@ def way(kernel: Kernel, x: Tensor, fused_in_torch: bool = False) -> Kernel:
 def has_triton() -> bool:
     """Whether the package is installed."""
     return find_spec("triton") is not None
-
-
-def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter, on the CPU: slow, for tests. Read once, when triton is imported."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def insist_on(kernel: Kernel, device_type: str) -> None:

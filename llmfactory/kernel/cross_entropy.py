@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmfactory.core.batch import IGNORE
-from llmfactory.kernel.choice import Kernel, way
+from llmfactory.core.kernel import Kernel
+from llmfactory.kernel.choice import way
 
 
 def plain(

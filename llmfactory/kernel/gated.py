@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmfactory.kernel.choice import Kernel, compiled, way
+from llmfactory.core.kernel import Kernel
+from llmfactory.kernel.choice import compiled, way
 
 
 def plain(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:

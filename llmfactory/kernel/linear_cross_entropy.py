@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from llmfactory.core.batch import IGNORE
-from llmfactory.kernel.choice import Kernel, way
+from llmfactory.core.kernel import Kernel
+from llmfactory.kernel.choice import way
 from llmfactory.kernel.product import product
 
 CPU_ROWS = 512

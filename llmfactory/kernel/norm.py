@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmfactory.kernel.choice import Kernel, compiled, way
+from llmfactory.core.kernel import Kernel
+from llmfactory.kernel.choice import compiled, way
 
 
 def plain_rms_norm(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:

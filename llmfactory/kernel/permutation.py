@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmfactory.kernel.choice import Kernel, way
+from llmfactory.core.kernel import Kernel
+from llmfactory.kernel.choice import way
 
 
 def to_experts(x_TD: Tensor, order_N: Tensor, k: int, kernel: Kernel = Kernel.torch) -> Tensor:

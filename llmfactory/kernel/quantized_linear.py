@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmfactory.kernel.choice import Kernel, way
+from llmfactory.core.kernel import Kernel
+from llmfactory.kernel.choice import way
 from llmfactory.kernel.product import product
 
 CODE_BOOK = (

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmfactory.kernel.choice import Kernel, compiled, way
+from llmfactory.core.kernel import Kernel
+from llmfactory.kernel.choice import compiled, way
 
 
 def plain(x_BHTD: Tensor, cos_B1TW: Tensor, sin_B1TW: Tensor, group: int) -> Tensor:

@@ -6,8 +6,8 @@ from abc import abstractmethod
 
 from torch import nn
 
+from llmfactory.core.kernel import Kernel
 from llmfactory.core.sharding import Constant, Layout, Normal, Parameter
-from llmfactory.kernel.choice import Kernel
 
 
 class Part(nn.Module):

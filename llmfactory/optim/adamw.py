@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.adamw import adamw as fused_step
 
+from llmfactory.core.kernel import Kernel
 from llmfactory.kernel.adamw import adamw_step_
-from llmfactory.kernel.choice import Kernel
 from llmfactory.optim.spec import Adamw, MomentsSpec
 from llmfactory.parallel.weights import local
 

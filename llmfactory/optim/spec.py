@@ -9,8 +9,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmfactory.core.errors import Problem
+from llmfactory.core.kernel import Kernel
 from llmfactory.core.spec import Spec, above, at_least, between
-from llmfactory.kernel.choice import Kernel
 from llmfactory.optim.average.spec import AverageSpec
 from llmfactory.optim.average.spec import None_ as NoAverage
 from llmfactory.optim.schedule.spec import ScheduleSpec

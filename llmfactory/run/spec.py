@@ -8,13 +8,13 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmfactory.core.errors import Problem
+from llmfactory.core.kernel import Kernel
 from llmfactory.core.spec import Spec, at_least
-from llmfactory.kernel.choice import Kernel
 from llmfactory.run.batch_ramp.spec import BatchRampSpec
 from llmfactory.run.batch_ramp.spec import None_ as NoRamp
 
 if TYPE_CHECKING:
-    from llmfactory.data.sizes import Sizes
+    from llmfactory.core.sizes import Sizes
 
 
 class Device(Enum):

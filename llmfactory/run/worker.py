@@ -21,8 +21,9 @@ import torch
 from llmfactory.config.plain import from_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, UserError
+from llmfactory.core.kernel import Kernel
 from llmfactory.core.parent import terminate_with_parent
-from llmfactory.kernel.choice import Kernel, insist_on
+from llmfactory.kernel.choice import insist_on
 from llmfactory.launch.agent import LOGS
 from llmfactory.launch.failure import lost_connection
 from llmfactory.launch.rank import rank_of_job

@@ -33,11 +33,11 @@ from llmfactory.config.plain import to_plain
 from llmfactory.config.spec import Job
 from llmfactory.core.batch import IGNORE, split
 from llmfactory.core.errors import UserError
+from llmfactory.core.sizes import Sizes
 from llmfactory.data.loader import StepLoader
 from llmfactory.data.mix.mixed_rows import MixedRows
 from llmfactory.data.mix.spec import Fixed
 from llmfactory.data.prepared import Prepared
-from llmfactory.data.sizes import Sizes
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.skeleton import Skeleton

@@ -10,7 +10,7 @@ import torch
 from toy_job import Memory, Notes, prepared, toy_job
 
 from llmfactory.config.spec import Job
-from llmfactory.kernel.choice import Kernel, interpreted
+from llmfactory.core.kernel import Kernel, interpreted
 from llmfactory.optim.schedule.spec import Constant
 from llmfactory.optim.spec import Adamw
 from llmfactory.parallel.spec import Mesh

@@ -85,7 +85,7 @@ def train_all(data: Path, folder: Path, layout: Mesh, variant: str) -> dict[str,
 
 def insist_near(found: Numbers, right: Numbers, tolerance: float, where: str) -> None:
     for one, other in zip(found[0] + found[1], right[0] + right[1], strict=True):
-        assert one == pytest.approx(other, rel=tolerance), where
+        assert one == pytest.approx(other, rel=tolerance, nan_ok=True), where  # no norm of gradients that overflow
     missed, length = 0.0, 0.0
     for name, weight in found[2].items():  # a stage of a pipeline has some
         assert weight.dtype == right[2][name].dtype, where
@@ -210,7 +210,7 @@ def go_on(job: Job, folder: Path) -> Numbers:
 @pytest.mark.parametrize("name", ["fp16_mixed", "bf16_true stochastic", "bf16_true compensated", "bf16_true master"])
 def test_a_run_goes_on_under_another_layout(name: str, tmp_path: Path) -> None:
     """From a single process to two; and in one process to the last bit. The steps of float16 overflow before the checkpoint."""
-    precision = Fp16Mixed(init_scale=2.0**40, growth_interval=2) if name == "fp16_mixed" else PRECISIONS[name][0]
+    precision = Fp16Mixed(init_scale=2.0**26, growth_interval=2) if name == "fp16_mixed" else PRECISIONS[name][0]
     saved = {"trainer__save_every": 3, "trainer__max_steps": 3}
     job = make(tmp_path, precision, Mesh(), **saved)
     unbroken = go_on(make(tmp_path, precision, Mesh(), trainer__save_every=3), tmp_path / "unbroken")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from twice import DEVICES, TOLERANCE, random
 
+from llmfactory.core.kernel import Kernel
 from llmfactory.kernel.adamw import adamw_step_, reference
-from llmfactory.kernel.choice import Kernel
 from llmfactory.optim.adamw import KernelAdamW
 from llmfactory.optim.schedule.spec import Constant
 from llmfactory.optim.spec import Adamw

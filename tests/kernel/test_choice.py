@@ -13,8 +13,9 @@ from twice import DEVICES
 from llmfactory.config.compose import compose_job
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import MissingExtra, UserError
+from llmfactory.core.kernel import Kernel
 from llmfactory.kernel import choice
-from llmfactory.kernel.choice import Kernel, insist_on, way
+from llmfactory.kernel.choice import insist_on, way
 from llmfactory.model.part import Part, use
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.precision.spec import Bf16Mixed, Fp64, PrecisionSpec

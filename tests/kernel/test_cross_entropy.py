@@ -7,7 +7,7 @@ import torch
 from twice import DEVICES, FORMATS, agree, random
 
 from llmfactory.core.batch import IGNORE
-from llmfactory.kernel.choice import Kernel
+from llmfactory.core.kernel import Kernel
 from llmfactory.kernel.cross_entropy import cross_entropy, plain
 from llmfactory.kernel.linear_cross_entropy import linear_cross_entropy
 

@@ -7,8 +7,8 @@ import torch
 from twice import DEVICES, FORMATS, agree, random
 
 from llmfactory.core.context import CausalMask, DocumentMask, FullMask, Mask, PrefixMask, SegmentMask
+from llmfactory.core.kernel import Kernel
 from llmfactory.kernel.attention import attend, plain
-from llmfactory.kernel.choice import Kernel
 from llmfactory.kernel.flash import flash_attention, form_of
 
 

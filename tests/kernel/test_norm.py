@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from twice import DEVICES, FORMATS, agree, random
 
-from llmfactory.kernel.choice import Kernel
+from llmfactory.core.kernel import Kernel
 from llmfactory.kernel.norm import layer_norm, rms_norm
 
 SHAPES = [(1, 3), (3, 17), (5, 65), (70, 17), (2, 129), (0, 8)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from twice import DEVICES, FORMATS, agree, random
 
-from llmfactory.kernel.choice import Kernel, interpreted
+from llmfactory.core.kernel import Kernel, interpreted
 from llmfactory.kernel.grouped_linear import grouped_linear
 from llmfactory.kernel.permutation import back_to_tokens, to_experts
 from llmfactory.kernel.quantized_linear import int8, nf4, quantized_linear, weight_of

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmfactory.kernel.choice import Kernel, interpreted
+from llmfactory.core.kernel import Kernel, interpreted
 
 DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(not interpreted(), reason="kernels are compiled here, for the GPU")),

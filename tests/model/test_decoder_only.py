@@ -177,7 +177,7 @@ def test_a_bias_set_by_a_position_part_reaches_the_scores(llama, build, monkeypa
         block.attention.rotate = model.position.rotate
     tokens = ids(2, 9)
     got = model(tokens, plain(tokens))
-    monkeypatch.setattr(gqa, "attend", lambda *given, dropout, **options: reference.attend(*given, **options))
+    monkeypatch.setattr(gqa, "attend", lambda *given, dropout, kernel, **options: reference.attend(*given, **options))
     torch.testing.assert_close(got, model(tokens, plain(tokens)), rtol=1e-10, atol=1e-10)
 
 

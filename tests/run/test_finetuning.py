@@ -89,7 +89,7 @@ def test_a_task_is_learned_and_measured(task, write, tmp_path):
     again = start(compose_job(["stage=evaluate", f"init={tmp_path}/outputs/{task}", "trainer.device=cpu"]))
     shared = {key for key in again if key in result and isinstance(again[key], float)} - {"seconds"}
     assert figure in shared
-    assert {key: again[key] for key in shared} == pytest.approx({key: result[key] for key in shared}, rel=1e-6)
+    assert {key: again[key] for key in shared} == pytest.approx({key: result[key] for key in shared}, rel=1e-5)
     assert "perplexity" not in result
     assert "sample" not in result
 

@@ -131,7 +131,7 @@ def test_the_tables_name_keys_that_exist(plain):
 
 
 def test_every_key_of_the_trainer_was_decided(plain):
-    judged = {"trainer.type", "trainer.batch_size", "trainer.eval_rows"}
+    judged = {"trainer.type", "trainer.batch_size", "trainer.batch_ramp.type", "trainer.eval_rows"}
     undecided = [key for key in dict(flatten(plain())) if key.startswith("trainer.") and not matches(key, {**SAFE, **ROUNDING})]
     assert set(undecided) <= judged
 

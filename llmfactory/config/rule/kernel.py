@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
-from llmfactory.kernel.choice import Kernel, interpreted
+from llmfactory.core.kernel import Kernel, interpreted
 from llmfactory.optim.spec import Adamw
 from llmfactory.run.spec import Device
 from llmfactory.stage.spec import TrainingSpec

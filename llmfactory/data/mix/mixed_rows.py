@@ -16,8 +16,8 @@ from llmfactory.data.pack.rows import Int64, Rows
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
+    from llmfactory.core.sizes import Sizes
     from llmfactory.data.mix.spec import MixSpec
-    from llmfactory.data.sizes import Sizes
 
 
 class MixedRows(Rows):

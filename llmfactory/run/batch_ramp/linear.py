@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from llmfactory.data.sizes import Sizes
+from llmfactory.core.sizes import Sizes
 from llmfactory.run.batch_ramp.spec import Linear
 
 

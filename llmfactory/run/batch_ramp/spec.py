@@ -14,7 +14,7 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec, at_least
 
 if TYPE_CHECKING:
-    from llmfactory.data.sizes import Sizes
+    from llmfactory.core.sizes import Sizes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class None_(BatchRampSpec):
     """All steps have trainer.batch_size rows."""
 
     def build(self, batch_size: int, seq_len: int) -> Sizes:
-        from llmfactory.data.sizes import Sizes
+        from llmfactory.core.sizes import Sizes
 
         return Sizes([(0, batch_size)])
 

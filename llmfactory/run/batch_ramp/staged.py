@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmfactory.data.sizes import Sizes
+from llmfactory.core.sizes import Sizes
 from llmfactory.run.batch_ramp.spec import Staged
 
 

@@ -12,13 +12,13 @@ import torch
 
 from llmfactory.core.batch import split
 from llmfactory.core.errors import UserError
+from llmfactory.core.sizes import Sizes
 from llmfactory.data import loader as loader_module
 from llmfactory.data.corruption.corruption import CorruptedRows, Corruption
 from llmfactory.data.loader import StepLoader
 from llmfactory.data.mix.mixed_rows import MixedRows
 from llmfactory.data.mix.spec import ByTokens, Curriculum, Fixed, FromFile, MixSpec
 from llmfactory.data.pack.spec import BestFit, Concat, Document, PackSpec
-from llmfactory.data.sizes import Sizes
 from llmfactory.data.tokens import TokenFile
 
 T, BATCH, STEPS = 8, 6, 40

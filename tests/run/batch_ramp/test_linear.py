@@ -11,8 +11,8 @@ from toy_job import prepared, toy_job, train, weights
 
 from llmfactory.checkpoint import io
 from llmfactory.core.errors import ConfigError
+from llmfactory.core.sizes import Sizes
 from llmfactory.data.loader import StepLoader
-from llmfactory.data.sizes import Sizes
 from llmfactory.run.batch_ramp.spec import BatchRampSpec, Linear, Staged
 from llmfactory.run.spec import Trainer
 from llmfactory.stage.rows import task_rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmfactory.data.sizes import Sizes
+from llmfactory.core.sizes import Sizes
 
 
 def test_equals_a_list() -> None:
