@@ -11,7 +11,9 @@ from llmfactory.data.tokenizer.tokenizer import Tokenizer
 from llmfactory.data.tokens import TokenFile, dtype_for
 
 
-def token_file_of(folder: Path, tokenizer: Tokenizer, documents: Sequence[Sequence[Encoded]]) -> TokenFile:
+def token_file_of(
+    folder: Path, tokenizer: Tokenizer, documents: Sequence[Sequence[Encoded]], conversations: bool = True
+) -> TokenFile:
     dtype = dtype_for(tokenizer.vocab_size)
     piece, target = folder / "piece", folder / "target"
     for made in (piece, target):
@@ -20,4 +22,4 @@ def token_file_of(folder: Path, tokenizer: Tokenizer, documents: Sequence[Sequen
         writer.add(documents, 0)
         counts = writer.close()
     join([piece], [counts], "train", target, dtype, tokenizer.end_id)
-    return TokenFile.beside(target / "train.bin", dtype, tokenizer.end_id)
+    return TokenFile.beside(target / "train.bin", dtype, tokenizer.end_id, conversations)

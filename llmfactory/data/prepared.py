@@ -99,7 +99,7 @@ def read(folder: Path, fresh: bool) -> Prepared:
         raise Damaged(f"{folder / MANIFEST}: {error}") from error
 
     def tokens(name: str, part: str) -> TokenFile:
-        return TokenFile.beside(folder / SOURCES / name / f"{part}.bin", dtype, end_id)
+        return TokenFile.beside(folder / SOURCES / name / f"{part}.bin", dtype, end_id, conversations=records)
 
     sources = {name: SourceTokens(tokens(name, "train"), tokens(name, "held_out"), counts[SOURCES][name]) for name in named}
     return Prepared(folder, load(folder / FOLDER), sources, counts, fresh, records)

@@ -4,6 +4,9 @@ The stream of n documents is `end, document 1, end, document 2, ..., document n,
 token at i, everywhere: the end token before a document is what its first token is predicted from, the one after it its last
 target, so that a document of k tokens has k+1 targets and none of them belongs to another document.
 
+A conversation begins with what its template writes, and with nothing else, in training as when the model is asked. So the rows of
+records leave out the end before them (`records`): one of k tokens has k inputs, and its first token is nobody's target.
+
 Beside `<name>.bin` and `<name>.offsets` may stand
 - `<name>.mask`, a byte for each token: 1 where it is a target, 0 where it is only read (a user's turn, a prompt);
 - `<name>.records`, int64: the first document of each record, and the number of documents, where a record has several (the
@@ -42,27 +45,30 @@ class TokenFile:
         mask_path: Path | None = None,
         records_path: Path | None = None,
         notes_path: Path | None = None,
+        conversations: bool = False,
     ) -> None:
         self.path, self.end_id, self.notes_path = path, end_id, notes_path
+        self.skipped = int(conversations)
+        """Tokens at the beginning of each document's stretch that rows leave out: the end before it, where it is a conversation."""
         self.tokens: NDArray[np.unsignedinteger] = _mapped(path, dtype)
         self.offsets: Int64 = _mapped(offsets_path, "<i8")
-        """[documents + 1]: document i has the inputs at offsets[i] up to offsets[i+1], its targets one further each."""
+        """[documents + 1]: document i has the inputs at offsets[i] + `skipped` up to offsets[i+1], its targets one further each."""
         self.mask: NDArray[np.uint8] | None = None if mask_path is None else _mapped(mask_path, np.uint8)
         """[tokens]: 1 where a token is a target; None: every one is. That of the first, the end before all, says nothing."""
         self.records: Int64 | None = None if records_path is None else _mapped(records_path, "<i8")
         """[records + 1]: record i has the documents records[i] up to records[i+1]; None: each document is a record."""
 
     @classmethod
-    def beside(cls, path: Path, dtype: np.dtype[np.unsignedinteger], end_id: int) -> TokenFile:
+    def beside(cls, path: Path, dtype: np.dtype[np.unsignedinteger], end_id: int, conversations: bool = False) -> TokenFile:
         """`<name>.bin` with what stands beside it."""
         extra = {f"{kind}_path": path.with_suffix(f".{kind}") for kind in ("mask", "records", "notes")}
         there = {name: file for name, file in extra.items() if file.is_file()}
-        return cls(path, path.with_suffix(".offsets"), dtype, end_id, **there)
+        return cls(path, path.with_suffix(".offsets"), dtype, end_id, conversations=conversations, **there)
 
     @property
     def inputs(self) -> int:
-        """Number of inputs, each of which has a label: the tokens of all documents and one end each."""
-        return int(self.offsets[-1])
+        """Number of inputs, each of which has a label: the tokens of all documents, and of texts one end each."""
+        return int(self.offsets[-1]) - self.skipped * self.documents
 
     @functools.cached_property
     def targets(self) -> int:

@@ -49,7 +49,7 @@ def sample(job: Job, model: Skeleton, data: Prepared, precision: MeshPrecision) 
 
 
 def prompt_ids(job: Job, data: Prepared, most: int) -> list[int] | None:
-    """The tokens that the sample goes on from, at most so many, behind the end that every document stands behind."""
+    """The tokens that the sample goes on from, at most so many; a text's first words behind the end that every text stands behind."""
     assert isinstance(job.stage, TrainingSpec)
     tokenizer, text = data.tokenizer, job.stage.sample_prompt
     if isinstance(job.data, DocumentsSpec) and isinstance(job.data.form, RecordSpec):
@@ -57,7 +57,7 @@ def prompt_ids(job: Job, data: Prepared, most: int) -> list[int] | None:
             return question(data, most)
         system = job.data.form.system
         messages = [] if system is None else [{"role": "system", "content": system}]
-        ids = _behind_an_end(tokenizer.end_id, chat_ids(tokenizer, [*messages, {"role": "user", "content": text}]))
+        ids = chat_ids(tokenizer, [*messages, {"role": "user", "content": text}])
         return ids if len(ids) <= most else None
     text = first_words(data) if text is None else text
     return [tokenizer.end_id, *tokenizer.encode(text)][:most]
@@ -73,12 +73,8 @@ def question(data: Prepared, most: int) -> list[int] | None:
         learned = part.mask[start : stop + 1] if part.mask is not None else None
         size = int(learned.argmax()) if learned is not None else 0  # 0 too where nothing is learned
         if 0 < size < most:
-            return _behind_an_end(data.tokenizer.end_id, part.document(number)[:size])
+            return part.document(number)[:size]
     return None
-
-
-def _behind_an_end(end_id: int, ids: list[int]) -> list[int]:
-    return ids if ids[:1] == [end_id] else [end_id, *ids]
 
 
 def first_words(data: Prepared) -> str:

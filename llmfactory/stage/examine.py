@@ -44,7 +44,7 @@ from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.stage.initial import checkpoint_of, load_model, load_tokenizer
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.line_spec import Examine
-from llmfactory.stage.rollout import Asked, laid_out, write
+from llmfactory.stage.rollout import Asked, Written, laid_out, write
 from llmfactory.stage.rows import read_data
 from llmfactory.stage.saved import saved_spec
 
@@ -119,7 +119,10 @@ class ExamineJob(StageJob):
         asked = [_asked(rows, place) for place in places]
         stops = frozenset({tokenizer.end_id, *tokenizer.usage.stop_ids})
         shown = [
-            {"prompt": tokenizer.decode(one.tokens[1:]), "reference": tokenizer.decode(one.record["answer"])}
+            {
+                "prompt": tokenizer.decode([token for token in one.tokens if token not in stops]),
+                "reference": tokenizer.decode(one.record["answer"]),
+            }
             for one in asked
             if one.number in to_show
         ]
@@ -145,7 +148,7 @@ class ExamineJob(StageJob):
                 continue
             batch = laid_out([one.tokens for one in asked], written, tokenizer.end_id)
             own, first = (_sums(one, batch, spec.batch_size) for one in (model, models[FIRST]))
-            rewards = _scored(judge, batch, spec.batch_size)
+            rewards = _scored(judge, _read(asked, written, tokenizer.end_id), spec.batch_size)
             found[name].add("reward", rewards)
             found[name].add("kl", own - first)
             found[name].add("tokens", (batch["labels"] != IGNORE).sum(1).tolist())
@@ -267,9 +270,15 @@ def _sums(model: Skeleton, batch: Batch, size: int) -> Float:
     return torch.cat(found).cpu().numpy()
 
 
+def _read(asked: Sequence[Asked], written: Sequence[Written], end_id: int) -> Batch:
+    """Prompts with all of their answers, the token that ends a turn among it but not the end of the stream: as in training."""
+    wholes = [one.tokens if one.tokens[-1:] == [end_id] else [*one.tokens, end_id] for one in written]
+    return laid_out([one.tokens for one in asked], [Written(tokens, True) for tokens in wholes], end_id)
+
+
 @torch.no_grad()
 def _scored(judge: Skeleton, batch: Batch, size: int) -> Float:
-    """[N], reward of each answer. The token that ends it is no input of a row, as in training."""
+    """[N], reward of each answer."""
     return torch.cat([rewards(judge, piece, 1)[:, 0] for piece in _pieces(batch, size)]).cpu().numpy()
 
 

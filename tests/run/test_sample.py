@@ -52,7 +52,7 @@ def test_a_held_out_question_is_put_as_in_training(tmp_path: Path) -> None:
     ids = prompt_ids(job, data, 64)
     assert ids is not None
     (source,) = data.sources.values()
-    whole = [[data.tokenizer.end_id, *source.held_out.document(number)] for number in range(source.held_out.documents)]
+    whole = [source.held_out.document(number) for number in range(source.held_out.documents)]
     assert any(one[: len(ids)] == ids for one in whole), "its tokens are those of a row's beginning"
     text = data.tokenizer.decode(ids[1:])
     assert text.startswith("User: question ")
@@ -79,7 +79,5 @@ def test_how_much_is_learned(tmp_path: Path) -> None:
     data = prepared(job)
     rows = task_rows(job, job.stage.objective.build(), data, "train")  # type: ignore[attr-defined]
     (source,) = data.sources.values()
-    masks = source.train.mask
-    assert masks is not None
-    assert learned_share(rows) == pytest.approx(float(masks[1:].mean()), rel=1e-9)
+    assert learned_share(rows) == pytest.approx(source.train.targets / source.train.inputs, rel=1e-9)
     assert 0.1 < learned_share(rows) < 0.6

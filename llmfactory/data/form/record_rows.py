@@ -38,7 +38,7 @@ class RecordRows(Rows):
         Rows.__init__(self, tokens, seq_len)
         self.each, self.isolated = each, each > 1  # else padding stands on the right, where a causal mask hides it
         whole_R = np.asarray(self.offsets[::each], np.int64)
-        size_R = np.diff(whole_R)
+        size_R = np.diff(whole_R) - tokens.skipped * each
         if (longest := int(size_R.max(initial=0))) > seq_len:
             raise UserError(
                 f"{tokens.path} holds a record of {longest} tokens{f', {each} answers with their prompts' if each > 1 else ''}, which "
@@ -79,7 +79,7 @@ class RecordRows(Rows):
     def laid_out(self, indices: Int64) -> Batch:
         """The sequences of each row's record, one document after the other."""
         number_P = np.array([sequence for record in self.sequences(indices) for sequence in record], np.int64)
-        start_P = self.offsets[number_P]
+        start_P = self.offsets[number_P] + self.file.skipped
         pieces_B = np.full(len(indices), self.each, np.int64)
         return laid_out(self.file, start_P, self.offsets[number_P + 1] - start_P, pieces_B, self.width(indices))
 
@@ -131,7 +131,7 @@ class ScoreRows(RecordRows):
         rewards: NDArray[np.float32] = np.full(tuple(fields["tokens"].shape), np.nan, np.float32)
         for row, note in enumerate(notes):
             for place, score in zip(note.get("places", ()), note.get("scores", ()), strict=True):
-                rewards[row, place + 1] = score  # the end before the sequence is its first input
+                rewards[row, place + 1 - self.file.skipped] = score
         scores = [_number(note.get("score")) for note in notes]
         return {**fields, "score": _tensor(scores, np.float32), "rewards": _tensor(rewards, np.float32)}
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmfactory.data.pack.spec import PackSpec
     from llmfactory.data.tokens import TokenFile
 
-VERSION = 1
+VERSION = 2
 """Of what `normalize` and `encode` do; part of the fingerprint."""
 Messages = list[dict[str, Any]]
 
@@ -177,18 +177,14 @@ class RecordForm(Form):
             note["places"] = [int(np.flatnonzero(turn == first + step)[-1]) for step in range(len(side.steps))]
             turn = np.minimum(turn, first)
         marks = np.ones(len(ids), bool) if side.turns is None else np.isin(turn, list(side.turns))
+        marks[:1] = False  # nothing stands before the first token that it could be predicted from
         if side.turns is not None:  # nothing is learned from what stands behind the last answer
             size = int(np.flatnonzero(marks)[-1]) + 1 if marks.any() else 0
             ids, marks = ids[:size], marks[:size]
-        first = 1 if ids and ids[0] == tokenizer.end_id else 0  # the end before it is in the stream already
-        ended = len(ids) > first and ids[-1] == tokenizer.end_id  # so is the one behind it
+        ended = len(ids) > 1 and ids[-1] == tokenizer.end_id  # the end behind it is in the stream already
         last = len(ids) - 1 if ended else len(ids)
         end = bool(marks[-1]) if ended else side.turns is None
-        if first and "places" in note:
-            note["places"] = [place - 1 for place in note["places"]]
-        return Encoded(
-            ids[first:last], np.append(marks[first:last], end), 0, json.dumps(note, ensure_ascii=False) if note else ""
-        )
+        return Encoded(ids[:last], np.append(marks[:last], end), 0, json.dumps(note, ensure_ascii=False) if note else "")
 
 
 def _stepped(pieces: list[Piece], side: Side) -> list[Piece]:

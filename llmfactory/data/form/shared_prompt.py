@@ -71,10 +71,10 @@ class SharedPromptRows(WrappedRows):
             learned = None if rows.file.mask is None else np.asarray(rows.file.mask[first + 1 : last + 1]) > 0
             documents = [
                 (tokens[start:stop], np.ones(stop - start, bool) if learned is None else learned[start:stop])
-                for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+                for start, stop in zip((bounds[:-1] + rows.file.skipped).tolist(), bounds[1:].tolist(), strict=True)
                 if stop > start
             ]
-            sizes[record] -= (len(documents) - 1) * in_common(documents)
+            sizes[record] -= (len(documents) - 1) * in_common(documents) if documents else 0
         return sizes
 
 

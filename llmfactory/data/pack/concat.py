@@ -3,6 +3,8 @@
 A document that runs over the end of a row goes on in the next one with positions from 0: what it cannot see does not count.
 Labels are the stream shifted by one in either mode, because the token after an end token is predicted from that end token, which
 already belongs to its document (`tokens.py`).
+
+Conversations that are kept apart stand in it without the end before them; where a row is one text, with it, as between texts.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmfactory.core.batch import IGNORE
-from llmfactory.data.pack.rows import Int64, Rows, batch, spans
+from llmfactory.data.pack.rows import Int64, Rows, batch, laid_out, spans
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -28,12 +30,20 @@ class ConcatRows(Rows):
         self.isolated = spec.isolate
 
     def __len__(self) -> int:
-        return -(-self.file.inputs // self.seq_len)
+        return -(-self.inputs // self.seq_len)
+
+    @property
+    def inputs(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def targets(self) -> int:
+        return self.inputs if self.file.mask is None else self.file.targets
 
     def cut_documents(self) -> int:
         """Those that run over the end of a row."""
         T = self.seq_len
-        return sum(int((start // T != (stop - 1) // T).sum()) for start, stop in spans(self.offsets))
+        return sum(int((start // T != (stop - 1) // T).sum()) for start, stop in spans(self.file))
 
     def documents(self, row: int) -> list[int]:
         start = row * self.seq_len
@@ -42,6 +52,38 @@ class ConcatRows(Rows):
 
     def read(self, indices: Int64) -> Batch:
         return read_streams([self], np.zeros(len(indices), np.int64), indices)
+
+
+class ConversationRows(Rows):
+    """Conversations one after the other, each without the end before it."""
+
+    isolated = True
+
+    def __init__(self, tokens: TokenFile, seq_len: int) -> None:
+        Rows.__init__(self, tokens, seq_len)
+        self.begin: Int64 = self.offsets - tokens.skipped * np.arange(len(self.offsets))
+        """[documents + 1]: where each begins among all inputs."""
+
+    def __len__(self) -> int:
+        return -(-self.file.inputs // self.seq_len)
+
+    def cut_documents(self) -> int:
+        start, stop, T = self.begin[:-1], self.begin[1:], self.seq_len
+        return int(((start // T != (stop - 1) // T) & (stop > start)).sum())
+
+    def documents(self, row: int) -> list[int]:
+        start = row * self.seq_len
+        found = np.arange(self.begin.searchsorted(start, side="right") - 1, self.begin.searchsorted(start + self.seq_len))
+        some: list[int] = found[found < self.file.documents].tolist()
+        return [number for number in some if self.begin[number] < self.begin[number + 1]]
+
+    def read(self, indices: Int64) -> Batch:
+        parts = [np.array(self.documents(row), np.int64) for row in self.check(indices)]
+        number_P, row_P = np.concatenate(parts), indices.repeat([len(part) for part in parts])
+        low_P = np.maximum(self.begin[number_P], row_P * self.seq_len)
+        high_P = np.minimum(self.begin[number_P + 1], (row_P + 1) * self.seq_len)
+        start_P = self.offsets[number_P] + self.file.skipped + low_P - self.begin[number_P]
+        return laid_out(self.file, start_P, high_P - low_P, np.array([len(part) for part in parts]), self.seq_len)
 
 
 def read_streams(streams: Sequence[ConcatRows], stream_B: Int64, indices: Int64) -> Batch:
@@ -57,8 +99,8 @@ def read_streams(streams: Sequence[ConcatRows], stream_B: Int64, indices: Int64)
     masked: list[tuple[int, NDArray[np.uint8]]] = []
     for row, (number, start) in enumerate(zip(chosen, (indices * T).tolist(), strict=True)):
         file = streams[number].file
-        if start + T > file.inputs:
-            size = file.inputs - start
+        if start + T > streams[number].inputs:
+            size = streams[number].inputs - start
             short.append((row, size))
             stream_BT1[row, : size + 1] = file.tokens[start:]
             stream_BT1[row, size + 1 :] = end_id

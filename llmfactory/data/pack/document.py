@@ -23,7 +23,7 @@ class DocumentRows(Rows):
     def __init__(self, tokens: TokenFile, seq_len: int) -> None:
         Rows.__init__(self, tokens, seq_len)
         rows_K = [np.zeros(1, np.int64)]
-        for start, stop in spans(self.offsets):  # a whole number of blocks each
+        for start, stop in spans(tokens):  # a whole number of blocks each
             rows_K.append(np.add.reduceat(-(-(stop - start) // seq_len), np.arange(0, len(start), BLOCK)))
         self._first_K = np.concatenate(rows_K).cumsum()  # number of the first row of each block; at the end, of all rows
 
@@ -38,7 +38,7 @@ class DocumentRows(Rows):
         block_B = self._first_K.searchsorted(indices, side="right") - 1
         document_BD = (block_B * BLOCK)[:, None] + np.arange(BLOCK + 1)
         offset_BD = self.offsets[document_BD.clip(max=self.file.documents)]
-        rows_BD = -(-np.diff(offset_BD) // self.seq_len)
+        rows_BD = -(-(np.diff(offset_BD) - self.file.skipped).clip(min=0) // self.seq_len)  # none behind the last document
         last_BD = rows_BD.cumsum(1) + self._first_K[block_B][:, None]  # rows up to and with a document
         document_B = (last_BD <= indices[:, None]).sum(1)
         return block_B * BLOCK + document_B, last_BD[np.arange(len(indices)), document_B] - indices
@@ -47,7 +47,8 @@ class DocumentRows(Rows):
         self.check(indices)
         B, T = len(indices), self.seq_len
         document_B, left_B = self._found(indices)
-        size_B = self.offsets[document_B + 1] - self.offsets[document_B]
+        begin_B = self.offsets[document_B] + self.file.skipped
+        size_B = self.offsets[document_B + 1] - begin_B
         done_B = (-(-size_B // T) - left_B) * T
-        start_B = self.offsets[document_B] + done_B
+        start_B = begin_B + done_B
         return laid_out(self.file, start_B, np.minimum(size_B - done_B, T), np.ones(B, np.int64), T)

@@ -54,16 +54,16 @@ class Plan:
 
 def plan(tokens: TokenFile, name: str, seq_len: int, arrange: Arrange) -> Plan:
     """The plan of a packing called `name`. Raises UserError: it has to be written, and cannot be."""
-    offsets = tokens.offsets
+    offsets, skipped = tokens.offsets, tokens.skipped
     if _window(offsets, 0, seq_len) >= tokens.documents:
         nothing = np.zeros(0, np.int64)
-        return next(_parts(offsets, seq_len, arrange), Plan(nothing, nothing, np.zeros(1, np.int64)))
+        return next(_parts(offsets, skipped, seq_len, arrange), Plan(nothing, nothing, np.zeros(1, np.int64)))
     files = {field: tokens.path.with_suffix(f".{name}-{seq_len}.{field}") for field in Plan.__slots__}
     try:
         if not all(file.is_file() for file in files.values()):
             with locked(tokens.path.with_suffix(f".{name}-{seq_len}.lock")):
                 if not all(file.is_file() for file in files.values()):
-                    _write(files, _parts(offsets, seq_len, arrange))
+                    _write(files, _parts(offsets, skipped, seq_len, arrange))
     except OSError as error:
         raise UserError(
             f"the rows of data/pack={name} cannot be written beside {tokens.path}: {error.strerror or error}. "
@@ -78,15 +78,16 @@ def _window(offsets: Int64, low: int, seq_len: int) -> int:
     return min(low + WINDOW, max(by_tokens, low + 1), len(offsets) - 1)
 
 
-def _parts(offsets: Int64, seq_len: int, arrange: Arrange) -> Iterator[Plan]:
+def _parts(offsets: Int64, skipped: int, seq_len: int, arrange: Arrange) -> Iterator[Plan]:
+    """`skipped`: tokens at the beginning of each document that no row has."""
     low = 0
     while low < len(offsets) - 1:
         high = _window(offsets, low, seq_len)
-        length_D = np.diff(offsets[low : high + 1])
+        length_D = np.diff(offsets[low : high + 1]) - skipped
         pieces_D = -(-length_D // seq_len)
         before_D = pieces_D.cumsum() - pieces_D
         within_P = np.arange(int(pieces_D.sum())) - before_D.repeat(pieces_D)
-        start_P = offsets[low:high].repeat(pieces_D) + within_P * seq_len
+        start_P = (offsets[low:high] + skipped).repeat(pieces_D) + within_P * seq_len
         size_P = np.minimum(offsets[low + 1 : high + 1].repeat(pieces_D) - start_P, seq_len)
         order_P, pieces_R = arrange(size_P, seq_len)
         yield Plan(start_P[order_P], size_P[order_P], np.concatenate([[0], pieces_R.cumsum()]))

@@ -79,7 +79,7 @@ class Rows(ABC):
 
     def cut_documents(self) -> int:
         """Documents that stand in several rows: those longer than one."""
-        return sum(int(((stop - start) > self.seq_len).sum()) for start, stop in spans(self.offsets))
+        return sum(int(((stop - start) > self.seq_len).sum()) for start, stop in spans(self.file))
 
     def check(self, indices: Int64) -> list[int]:
         """The row numbers as plain integers; raises where there is no such row."""
@@ -97,11 +97,11 @@ def shares(rows: Rows) -> dict[str, float]:
     return {"padding": 1 - real / max(places, 1), "cut_documents": cut / max(documents, 1)}
 
 
-def spans(offsets: Int64, at_once: int = AT_ONCE) -> Iterator[tuple[Int64, Int64]]:
+def spans(file: TokenFile, at_once: int = AT_ONCE) -> Iterator[tuple[Int64, Int64]]:
     """(first input, the one after the last) of the documents, some at a time."""
-    for low in range(0, len(offsets) - 1, at_once):
-        some = offsets[low : low + at_once + 1]
-        yield some[:-1], some[1:]
+    for low in range(0, file.documents, at_once):
+        some = file.offsets[low : low + at_once + 1]
+        yield some[:-1] + file.skipped, some[1:]
 
 
 def laid_out(file: TokenFile, start_P: Int64, size_P: Int64, pieces_B: Int64, T: int) -> Batch:

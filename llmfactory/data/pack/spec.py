@@ -30,8 +30,10 @@ class Concat(PackSpec):
     """Keep documents apart: positions restart, no attention and no target across a border. False: the row is one text (GPT-2)."""
 
     def build(self, tokens: TokenFile, seq_len: int) -> Rows:
-        from llmfactory.data.pack.concat import ConcatRows
+        from llmfactory.data.pack.concat import ConcatRows, ConversationRows
 
+        if self.isolate and tokens.skipped:
+            return ConversationRows(tokens, seq_len)
         return ConcatRows(self, tokens, seq_len)
 
 

@@ -45,13 +45,13 @@ class ModelGrader(Grader):
         return found
 
     def rows(self, answers: Sequence[Answer]) -> list[list[int] | None]:
-        """Tokens of each conversation as they stand in a row: behind the end of another one. None: it does not fit."""
+        """Tokens of each conversation as they stand in a row. None: it does not fit."""
         records = [
             {"prompt": [*(one.messages or [user(one.text_prompt)])], "answer": [assistant(one.text)], "score": 0.0}
             for one in answers
         ]
         encoded = self.form.encode(self.tokenizer, [json.dumps({"records": [record]}) for record in records])
-        return [[self.tokenizer.end_id, *map(int, some[0].ids)] if some else None for some in encoded]
+        return [[*map(int, some[0].ids)] if some else None for some in encoded]
 
     def _rewards(self, rows: Sequence[Sequence[int]], width: int) -> list[float]:
         shape = (len(rows), width)

@@ -66,7 +66,7 @@ def test_above_the_share_the_first_is_named(tmp_path: Path, clean: dict[str, Cle
 
 
 def test_what_is_left_out_or_cut_for_its_length_is_counted(tmp_path: Path) -> None:
-    sizes = [len(f"|User: {row['instruction']}\n\nAssistant: {row['output']}") for row in GOOD]
+    sizes = [len(f"|User: {row['instruction']}\n\nAssistant: {row['output']}|") for row in GOOD]
     for way in (TooLong.drop, TooLong.right):
         prepared = made(tmp_path / way.value, GOOD, 0.0, {}, max_tokens=100, too_long=way)
         found = {key: sum(prepared.counts[part][key] for part in ("train", "held_out")) for key in ("too_long", "cut", "targets")}

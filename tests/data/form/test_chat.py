@@ -104,7 +104,7 @@ def test_a_question_at_the_end_is_cut_off_and_counted() -> None:
 
 def test_every_answer_and_its_end_is_learned() -> None:
     tokenizer, (((one,)),) = encoded(Chat(), turns("q", "a", "r", "b"))
-    assert whole(tokenizer, one) == "User: q\n\nAssistant: a|\n\nUser: r\n\nAssistant: b"
+    assert whole(tokenizer, one) == "|User: q\n\nAssistant: a|\n\nUser: r\n\nAssistant: b"
     assert learned(tokenizer, one) == " a| b|", "the last end is that of the document"
 
 
@@ -120,8 +120,8 @@ def test_what_is_learned_can_be_chosen() -> None:
     tokenizer, ((last,),) = encoded(Chat(train_on=TrainOn.last), row)
     assert learned(tokenizer, last) == " b|"
     tokenizer, ((everything,),) = encoded(Chat(train_on=TrainOn.everything), row)
-    assert learned(tokenizer, everything) == whole(tokenizer, everything) + "|"
-    assert whole(tokenizer, everything).startswith("User: q")
+    assert learned(tokenizer, everything) == whole(tokenizer, everything)[1:] + "|", "all but the first"
+    assert whole(tokenizer, everything).startswith("|User: q")
     assert whole(tokenizer, everything).endswith("Assistant: b|\n\n")
 
 
@@ -131,20 +131,20 @@ def test_a_turn_that_ends_with_its_own_token() -> None:
     assert whole(tokenizer, one) == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>"
 
 
-def test_a_begin_token_that_is_the_end_token_is_not_there_twice() -> None:
-    """As GPT-2 has it: the end before the document stands in the stream already."""
+def test_a_begin_token_that_is_the_end_token() -> None:
+    """As GPT-2 has it: the template wrote it, so it is read."""
     source = "{{ bos_token }}" + str(CHATML.source)
     spec = Chat(template=Jinja(source=source, specials=CHATML.specials))
     tokenizer, ((one,),) = encoded(spec, turns("q", "a"), tokenizer=trained())
     assert tokenizer.usage.begin_ids == (tokenizer.end_id,)
-    assert whole(tokenizer, one).startswith("<|im_start|>")
+    assert whole(tokenizer, one).startswith("|<|im_start|>")
 
 
 def test_a_system_message_for_those_that_have_none() -> None:
     spec = Chat(system="Be brief.")
     tokenizer, ((one,), (other,)) = encoded(spec, turns("q", "a"), {"instruction": "q", "output": "a", "system": "Own."})
-    assert whole(tokenizer, one).startswith("Be brief.\n\nUser: q")
-    assert whole(tokenizer, other).startswith("Own.\n\nUser: q")
+    assert whole(tokenizer, one).startswith("|Be brief.\n\nUser: q")
+    assert whole(tokenizer, other).startswith("|Own.\n\nUser: q")
 
 
 def test_fields_and_format_can_be_named() -> None:
@@ -177,7 +177,7 @@ def long(spec: Chat, row: Any) -> list[Encoded]:
 
 
 FOUR = turns("first", "one", "second", "two", "third", "three")
-SIZE = len("User: first\n\nAssistant: one|\n\nUser: second\n\nAssistant: two|\n\nUser: third\n\nAssistant: three|")
+SIZE = len("|User: first\n\nAssistant: one|\n\nUser: second\n\nAssistant: two|\n\nUser: third\n\nAssistant: three|")
 
 
 def test_what_fits_is_left_alone() -> None:
@@ -193,16 +193,16 @@ def test_what_is_too_long_is_dropped_or_cut_and_counted() -> None:
     assert learned(tokenizer, right) == " one| two| thre", "no end that is none"
     assert (len(right.ids), right.cut) == (SIZE - 2, 1)
     (left,) = long(Chat(max_tokens=SIZE - 1, too_long=TooLong.left, system=None), FOUR)
-    assert whole(tokenizer, left).startswith("User: second")
+    assert whole(tokenizer, left).startswith("|User: second")
     assert learned(tokenizer, left) == " two| three|"
     assert left.cut == len("User: first\n\nAssistant: one|\n\n")
-    (shortest,) = long(Chat(max_tokens=30, too_long=TooLong.left), FOUR)
-    assert whole(tokenizer, shortest) == "User: third\n\nAssistant: three"[:29]
+    (shortest,) = long(Chat(max_tokens=31, too_long=TooLong.left), FOUR)
+    assert whole(tokenizer, shortest) == "|User: third\n\nAssistant: three"[:30]
 
 
 def test_the_system_message_stays_when_the_left_is_cut() -> None:
     (left,) = long(Chat(max_tokens=SIZE, too_long=TooLong.left, system="Be brief."), FOUR)
-    assert whole(ByteTokenizer(), left).startswith("Be brief.\n\nUser: second")
+    assert whole(ByteTokenizer(), left).startswith("|Be brief.\n\nUser: second")
 
 
 def test_a_cut_that_leaves_nothing_to_learn_leaves_nothing() -> None:

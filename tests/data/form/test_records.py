@@ -158,7 +158,7 @@ def test_rankings_of_different_length(tmp_path: Path) -> None:
     learned = zip(*([said for _, said in documents(tokenizer, batch, number)] for number in (1, 2, 3)), strict=True)
     assert list(learned) == [(" a|", " b|", " c|"), (" x|", " y|", ""), (" m|", " n|", ""), (" a|", " b|", " e|")]
     assert batch["scores"].nan_to_num(-1).tolist() == [[3, 2, 1], [-1, -1, -1], [-1, -1, -1], [5, 4, 1]]
-    assert (batch["segments"] == 3).sum(1).tolist()[1:3] == [1, 1], "the end alone, which is not learned"
+    assert (batch["segments"] == 3).sum(1).tolist()[1:3] == [0, 0], "there is none"
     outcome = Ranking(most=3).build().normalize(Page("x", json.dumps(some[2])))
     assert isinstance(outcome, Kept)
     assert outcome.changes == {"answers between the best and the worst": 2}
@@ -306,7 +306,7 @@ def test_packed_and_single_conversations_give_the_same_loss_for_each_token(tmp_p
     initialize(model, 0, lambda parameter, value: parameter.copy_(value), declarations(model))
     root = Root(model, job.stage.objective.build(), True)  # type: ignore[attr-defined]
     losses = {}
-    for pack in (BestFit(), Document()):
+    for pack in (BestFit(), Document(), Grouped(multiple=1)):
         rows = form.rows(pack, file, width)
         root.isolated = rows.isolated
         batch = rows.read(np.arange(len(rows)))
@@ -316,13 +316,13 @@ def test_packed_and_single_conversations_give_the_same_loss_for_each_token(tmp_p
     total, count = 0.0, 0
     for (one,) in encoded:
         assert one.targets is not None
-        stream = torch.tensor([[tokenizer.end_id, *one.ids, tokenizer.end_id]])
+        stream = torch.tensor([[*one.ids, tokenizer.end_id]])
         plain = {"tokens": stream[:, :-1], "positions": torch.arange(stream.shape[1] - 1)[None]}
         plain["segments"] = torch.ones_like(plain["tokens"])
         with torch.no_grad():
             logits = model.head(model(plain["tokens"], model.context(plain, False)))
         each = torch.nn.functional.cross_entropy(logits[0], stream[0, 1:], reduction="none")
-        total += float(each[torch.from_numpy(one.targets)].sum())
+        total += float(each[torch.from_numpy(one.targets[1:])].sum())
         count += int(one.targets.sum())
     assert losses["BestFit"] == pytest.approx(losses["Document"], rel=1e-9)
     assert losses["BestFit"] == pytest.approx(total / count, rel=1e-9)

@@ -9,6 +9,7 @@ from llmfactory.core.errors import Problem
 from llmfactory.core.spec import Spec
 
 PLAIN = (
+    "{{- bos_token }}"
     "{%- for message in messages -%}"
     "{%- if message.role == 'system' %}{{ message.content }}{{ '\\n\\n' }}"
     "{%- elif message.role == 'assistant' %}Assistant:"
@@ -17,7 +18,7 @@ PLAIN = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt %}Assistant:{% endif -%}"
 )
-"""Words that every tokenizer can spell, and the token that ends a document."""
+"""Words that every tokenizer can spell, the token that begins a text where a tokenizer has one, and the one that ends a document."""
 
 
 @dataclass(kw_only=True, slots=True)
