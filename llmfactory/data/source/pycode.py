@@ -9,6 +9,7 @@ machine (`_sysconfigdata*`, `config-*`), which are no one else's.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 import sys
 import sysconfig
@@ -38,21 +39,20 @@ def _left_out(path: Path) -> bool:
     return any(LEFT_OUT.fullmatch(part) for part in path.with_suffix("").parts)
 
 
-class StandardLibrary:
-    """The .py files of the running Python's standard library, sorted by module path."""
+class SourceFiles:
+    """The .py files of a folder of modules, sorted by module path."""
 
-    def __init__(self) -> None:
-        self.folder = Path(sysconfig.get_path("stdlib"))
+    def __init__(self, folder: Path, said: str, stamp: str = "") -> None:
+        """
+        Args:
+            said: what they are the sources of, in messages.
+            stamp: of what else their fingerprint shall depend on.
+        """
+        self.folder, self.said, self.stamp = folder, said, stamp
 
     @cached_property
     def files(self) -> list[Path]:
-        found = list(_sources(self.folder, self.folder.stat().st_mtime_ns if self.folder.is_dir() else 0))
-        if not found:
-            raise UserError(
-                f"this Python ({sys.executable}, {sys.version.split()[0]}) comes without the source files of its standard library "
-                f"(none in {self.folder}): use another Python, or text of your own: data=text 'data.source.files=[my/*.txt]'"
-            )
-        return found
+        return list(_sources(self.folder, self.folder.stat().st_mtime_ns if self.folder.is_dir() else 0))
 
     def module(self, path: Path) -> str:
         parts = path.relative_to(self.folder).with_suffix("").parts
@@ -63,20 +63,67 @@ class StandardLibrary:
             with tokenize.open(path) as file:  # honours the file's coding line
                 return file.read()
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {path} of the standard library: {error}") from error
+            raise UserError(f"cannot read {path} of {self.said}: {error}") from error
 
     def fingerprint(self) -> str:
-        total = hashlib.sha256(sys.version.encode())
+        """Of names of modules and contents of files, wherever they lie."""
+        total = hashlib.sha256(self.stamp.encode())
         for path in self.files:
             try:
                 total.update(f"{self.module(path)} {path.stat().st_size}\n".encode())
                 total.update(path.read_bytes())
             except OSError as error:
-                raise UserError(f"cannot read {path} of the standard library: {error.strerror}") from error
+                raise UserError(f"cannot read {path} of {self.said}: {error.strerror}") from error
         return total.hexdigest()
 
     def size(self) -> int:
         return sum(path.stat().st_size for path in self.files)
+
+
+class StandardLibrary(SourceFiles):
+    """Those of the running Python's standard library."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(sysconfig.get_path("stdlib")), "the standard library", sys.version)
+
+    @cached_property
+    def files(self) -> list[Path]:
+        found = super().files
+        if not found:
+            raise UserError(
+                f"this Python ({sys.executable}, {sys.version.split()[0]}) comes without the source files of its standard library "
+                f"(none in {self.folder}): use another Python, or text of your own: data=text 'data.source.files=[my/*.txt]'"
+            )
+        return found
+
+
+class InstalledPackage(SourceFiles):
+    """Those of an installed package, which is looked up without being imported."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        try:
+            spec = importlib.util.find_spec(name)
+        except ValueError:  # a module of this name that says of itself that it comes from nowhere
+            spec = None
+        if spec is None:
+            raise UserError(
+                f"data.source.packages: {name} is not installed for {sys.executable}: pip install {name}, or leave it out"
+            )
+        if spec.origin is None or not spec.submodule_search_locations:
+            raise UserError(f"data.source.packages: {name} is no package of Python modules ({spec.origin}): leave it out")
+        super().__init__(Path(spec.origin).parent, f"the package {name}")
+
+    @cached_property
+    def files(self) -> list[Path]:
+        found = super().files
+        if not found:
+            raise UserError(f"data.source.packages: {self.said} comes without source files ({self.folder}): leave it out")
+        return found
+
+    def module(self, path: Path) -> str:
+        inner = super().module(path)
+        return self.name if inner == "__init__" else f"{self.name}.{inner}"
 
 
 def group(module: str) -> str:

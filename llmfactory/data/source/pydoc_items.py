@@ -3,6 +3,9 @@
 An item is a function, method or class with the first paragraph of its docstring. What is held out are whole top-level modules,
 those that `pydocs` holds out at the same share: a model that was pretrained there has seen neither the names nor the texts. A
 docstring that repeats another group's words (any 13 in a row, or all of a shorter one) is never evaluated.
+
+Installed packages give more items, to the training part alone. They are groups of their own: what repeats one of their answers is
+not evaluated, either.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import hashlib
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -22,7 +25,7 @@ from llmfactory.data.record.formats import dumped
 from llmfactory.data.source import docstrings
 from llmfactory.data.source.account import Account
 from llmfactory.data.source.document import Document, Source, Unit
-from llmfactory.data.source.pycode import StandardLibrary, group
+from llmfactory.data.source.pycode import InstalledPackage, SourceFiles, StandardLibrary, group
 from llmfactory.data.source.pydocs import PythonDocs
 from llmfactory.data.source.spec import PydocItemsSpec
 
@@ -47,17 +50,25 @@ LeftOut = tuple[str, str, int]
 class Item:
     name: str
     """Qualified, with the names of its arguments where it is called: os.path.join(a, *p)."""
+    called: str
+    """What a question calls it: its name, and in a package that from the last part of its module on: functional.relu(input)."""
     module: str
     """That it stands in: email.message."""
     answer: str
     """The first paragraph of its docstring, on one line."""
     unseen: bool
     """No other group of modules has its words."""
+    package: str | None = None
+    """The installed package that it is of; None: the standard library."""
 
     @property
     def question(self) -> str:
         """One of a few phrasings, which its name decides."""
-        return QUESTIONS[number(self.name, len(QUESTIONS))].format(self.name)
+        return QUESTIONS[number(self.name, len(QUESTIONS))].format(self.called)
+
+    @property
+    def group(self) -> str:
+        return group(self.module) if self.package is None else f"package {self.package}"
 
 
 def number(text: str, below: int) -> int:
@@ -78,12 +89,14 @@ class ItemSource(Source):
 
     def __init__(self, spec: PydocItemsSpec) -> None:
         self.spec, self.docs = spec, PythonDocs()
+        self.packages = tuple(sorted(set(spec.packages)))
 
     def fingerprint(self) -> str:
-        return f"{type(self).__name__} {VERSION} {self.spec} {self.docs.fingerprint()}"
+        return f"{type(self).__name__} {VERSION} {self.spec} {self._contents()}"
 
     def units(self) -> list[Unit]:
-        return [Unit(type(self).__name__, self.docs.library.size())]
+        sizes = [InstalledPackage(name).size() for name in self.packages]
+        return [Unit(type(self).__name__, self.docs.library.size() + sum(sizes))]
 
     def weights(self) -> Mapping[str, int]:
         found: dict[str, int] = defaultdict(int)
@@ -97,7 +110,7 @@ class ItemSource(Source):
         for item in found:
             by_module[item.module].append(item)
         asked = {item.name for item in sorted(found, key=lambda item: number(item.name, 1 << 64))[: self.spec.items]}
-        for module, items in by_module.items():
+        for items in by_module.values():
             for item in items:
                 if item.name not in asked:
                     continue
@@ -107,7 +120,7 @@ class ItemSource(Source):
                     account.left_out("too few other docstrings in its module", item.name)
                 for place, row in enumerate(rows):
                     name = f"{item.name}, row {place + 1}" if place else item.name
-                    yield Document(name, dumped(row), group(module), evaluated=item.unseen and place == 0)
+                    yield Document(name, dumped(row), item.group, evaluated=item.unseen and place == 0)
 
     @abstractmethod
     def rows(self, item: Item, others: Sequence[Item]) -> list[dict[str, Any]]:
@@ -119,10 +132,14 @@ class ItemSource(Source):
         return library(self.docs.fingerprint())
 
     def _items(self, account: Account) -> tuple[Item, ...]:
-        items, left_out = survey(self.docs.fingerprint())
+        items, left_out = survey(self.docs.fingerprint(), self.packages, self._contents())
         for one in left_out:
             account.left_out(*one)
         return items
+
+    def _contents(self) -> str:
+        """Hash of everything that is read."""
+        return " ".join([self.docs.fingerprint(), *(InstalledPackage(name).fingerprint() for name in self.packages)])
 
 
 @lru_cache(maxsize=2)
@@ -133,17 +150,32 @@ def library(fingerprint: str) -> tuple[Document, ...]:
 
 
 @lru_cache(maxsize=2)
-def survey(fingerprint: str) -> tuple[tuple[Item, ...], tuple[LeftOut, ...]]:
-    """The items of the library with this fingerprint, and the docstrings that are none."""
+def survey(docs: str, packages: tuple[str, ...], contents: str) -> tuple[tuple[Item, ...], tuple[LeftOut, ...]]:
+    """The items of the library and the packages, and the docstrings that are none.
+
+    Args:
+        docs: fingerprint of `pydocs`.
+        contents: of everything, packages too: what was found before is found again as long as nothing has changed.
+    """
     left_out: list[LeftOut] = []
-    found: dict[str, tuple[str, str]] = {}
-    files = StandardLibrary()
+    found = _documented(StandardLibrary(), None, left_out)
+    extra = [item for name in packages for item in _documented(InstalledPackage(name), name, left_out)]
+    texts = [(document.group, document.text) for document in library(docs)]
+    unseen = _unseen([item.answer for item in found], [*texts, *((item.group, item.answer) for item in extra)])
+    return (*(replace(item, unseen=alone) for item, alone in zip(found, unseen, strict=True)), *extra), tuple(left_out)
+
+
+def _documented(files: SourceFiles, package: str | None, left_out: list[LeftOut]) -> list[Item]:
+    """The items of a folder of modules, none of them `unseen` yet; what is none goes to `left_out`."""
+    found: dict[str, Item] = {}
     for path in files.files:
         module = files.module(path)
         try:
             members = docstrings.members(files.read(path), module)
-        except SyntaxError:
-            continue  # pydocs counts these
+        except SyntaxError as error:
+            if package is not None:  # pydocs counts those of the library
+                left_out.append(("no docstrings: source does not parse", f"{module}: {error.msg}, line {error.lineno}", 0))
+            continue
         for member in members:
             name = _called(member, module)
             answer = " ".join(member.doc.split("\n\n")[0].split())
@@ -154,16 +186,16 @@ def survey(fingerprint: str) -> tuple[tuple[Item, ...], tuple[LeftOut, ...]]:
             elif name in found:
                 left_out.append(("a second one of its name", name, 0))
             else:
-                found[name] = module, answer
-    unseen = _unseen([answer for _, answer in found.values()], library(fingerprint))
-    return tuple(Item(name, *about, alone) for (name, about), alone in zip(found.items(), unseen, strict=True)), tuple(left_out)
+                called = name if package is None else name.removeprefix(module.rpartition(".")[0]).removeprefix(".")
+                found[name] = Item(name, called, module, answer, unseen=False, package=package)
+    return list(found.values())
 
 
-def _unseen(answers: Sequence[str], documents: Iterable[Document]) -> list[bool]:
-    """Of each answer, whether its words stand in the texts of one group only, which is its own."""
+def _unseen(answers: Sequence[str], grouped: Iterable[tuple[str, str]]) -> list[bool]:
+    """Of each answer, whether its words stand in the texts of one group only, which is its own. `grouped`: (group, text)."""
     texts: dict[str, list[str]] = defaultdict(list)
-    for document in documents:
-        texts[document.group].append(document.text)
+    for its_group, text in grouped:
+        texts[its_group].append(text)
     held_out = HeldOut(answers)
     groups: dict[int, Any] = {}
     for some_texts in texts.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field as field_
@@ -52,9 +53,20 @@ class PydocItemsSpec(SourceSpec):
 
     items: int | None = None
     """Of them that are asked about, at most, as a hash of their names decides; None: all, some 6,500."""
+    packages: list[str] = field_(default_factory=list)
+    """Installed packages that are asked about, too, in the training part alone; names as one imports them: [torch, numpy]. An answer of
+    the library whose words stand in one of theirs is not evaluated, so examine a model with those that it was trained with."""
 
     def problems(self) -> Iterator[Problem]:
         yield from at_least(self, 1, "items")
+        for name in self.packages:
+            left = f"packages=[{','.join(other for other in self.packages if other != name)}]"
+            if name in sys.stdlib_module_names:
+                yield Problem("packages", name, "is part of the standard library, which is asked about anyway", left)
+            elif not name.isidentifier():
+                yield Problem(
+                    "packages", name, "is no name that one imports: the package itself is meant, not a part of it", left
+                )
 
 
 @dataclass(kw_only=True, slots=True)

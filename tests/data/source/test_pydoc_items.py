@@ -138,7 +138,7 @@ def test_options_change_the_rows_and_the_fingerprint(found: dict[str, tuple[Item
     names = [document.name for document in read(few)]
     assert len(names) == 9
     assert set(names) < {document.name for document in found["qa"][1]}
-    one, *others = (Item(f"m.f{number}()", "m", f"the answer {number}", True) for number in range(6))
+    one, *others = (Item(f"m.f{number}()", f"m.f{number}()", "m", f"the answer {number}", True) for number in range(6))
     assert isinstance(fewer, ItemSource)
     assert isinstance(more, ItemSource)
     assert [len(source.rows(one, others)) for source in (fewer, more)] == [1, 2]
