@@ -490,6 +490,10 @@ EFFECTS: dict[str, str] = {
         f"data/source/pydoc_{kind}.items": "data/source/test_pydoc_items.py::test_options_change_the_rows_and_the_fingerprint"
         for kind in ("qa", "pairs", "choices")
     },
+    **{
+        f"data/source/pydoc_{kind}.packages": "data/source/test_pydoc_packages.py::test_items_are_called_from_the_last_part_of_their_module_on"
+        for kind in ("qa", "pairs", "choices")
+    },
     "stage/line.steps": "run/test_line.py::test_it_runs_in_order_and_nothing_twice",
     "stage/line.changes": "run/test_line.py::test_keys_follow_what_matters",
     "stage/line.seeds": "run/test_line.py::test_seeds_are_taken_together",
