@@ -56,6 +56,8 @@ def _children() -> dict[int, str]:
 def _no_process_left():
     """The suite fails if anything that it started still runs at its end."""
     yield
+    if "pool" in sys.modules:
+        sys.modules["pool"].close()  # of the distributed tests
     multiprocessing.active_children()  # reaps the finished ones
     if sys.platform == "linux":
         assert not _children(), f"processes left behind: {_children()}"

@@ -1,11 +1,13 @@
-"""Runs functions of a test file in N gloo processes.
+"""Runs functions of a test file in N gloo processes, which stay for the tests that follow.
 
 The processes are forked by one clean server process (Python's forkserver) that imported torch, lightning and this project
-once, so that starting them costs tenths of a second and they inherit no thread of pytest. `run` takes new ones each time. A
-`Crew` keeps them and their process group from one function to the next: the first run in a process costs half a second more
-than those after it (torch works out how each operation on a distributed tensor is cut, once for each shape of mesh), so what
-runs under one layout runs in one crew. Each run has a deadline; whatever happens, no process outlives its crew, and a crew
-that failed is none any more: the next run gets a new one.
+once, so that starting them costs tenths of a second and they inherit no thread of pytest. Still the first training in a process
+costs a second more than those after it (torch works out how each operation on a distributed tensor is cut, once for each shape of
+mesh). So a `Crew` keeps its processes and their process group, and `run` keeps a crew for each number of processes.
+
+What a function changes in its process, the next one would find: changes to this project's modules are looked for after each
+function, and are an error. A function that must change something, or die, runs `alone`, in new processes. Each run has a deadline;
+whatever happens, no process outlives its crew, and a crew that failed is none any more: the next run gets a new one.
 """
 
 from __future__ import annotations
@@ -20,26 +22,54 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "lightning.pytorch", "llmfactory.run.fit", "llmfactory.config.compose", "pytest"])
+LIMIT_S = 400.0
+"""For a run that hangs: a loaded machine may take minutes for what takes seconds alone."""
+MOST = 12
+"""Processes that are kept at once."""
+WATCHED = ("os", "shutil", "torch.nn.functional")
+"""Modules besides the project's own in which tests exchange functions."""
 
 
 class Died(AssertionError):
     """A process ended without a result."""
 
 
-def run(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
-    """`function(*arguments)` in every process; its results in order of rank. The process group is there when it starts."""
+def run(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = LIMIT_S, alone: bool = False) -> list[Any]:
+    """`function(*arguments)` in every process; its results in order of rank. The process group is there when it starts.
+    `alone`: in new processes, which end with it."""
+    if not alone:
+        task = function.__code__.co_filename, function.__name__, pickle.dumps(arguments)
+        return _crew(world).run(unchanging, *task, timeout=timeout)
     crew = Crew(world)
     try:
         return crew.run(function, *arguments, timeout=timeout)
     finally:
         crew.close()
+
+
+def close() -> None:
+    """End the processes that are kept."""
+    while _kept:
+        _kept.popitem()[1].close()
+
+
+_kept: dict[int, Crew] = {}
+"""By number of processes; the one used last stands last."""
+
+
+def _crew(world: int) -> Crew:
+    crew = _kept.pop(world, None) or Crew(world)
+    while _kept and sum(_kept) + world > MOST:
+        _kept.pop(next(iter(_kept))).close()
+    _kept[world] = crew
+    return crew
 
 
 class Crew:
@@ -52,7 +82,7 @@ class Crew:
         self._pipes: list[Connection] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout: float = LIMIT_S) -> list[Any]:
         """As `run` above, in the processes of the run before."""
         deadline = time.monotonic() + timeout
         try:
@@ -93,14 +123,15 @@ class Crew:
     def _collect(self, deadline: float, timeout: float) -> list[Any]:
         results: dict[int, Any] = {}
         while len(results) < self.world:
-            for rank, pipe in enumerate(self._pipes):
-                if rank not in results and pipe.poll(0.01):
-                    good, results[rank] = _receive(pipe, rank)
+            missing = [rank for rank in range(self.world) if rank not in results]
+            ready = wait([self._pipes[rank] for rank in missing], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise AssertionError(f"ranks {missing} of {self.world} did not finish within {timeout} s")
+            for rank in missing:
+                if self._pipes[rank] in ready:
+                    good, results[rank] = _receive(self._pipes[rank], rank)
                     if not good:
                         raise AssertionError(f"rank {rank} of {self.world}:\n{results[rank]}")
-            if time.monotonic() > deadline:
-                missing = [rank for rank in range(self.world) if rank not in results]
-                raise AssertionError(f"ranks {missing} of {self.world} did not finish within {timeout} s")
         return [results[rank] for rank in range(self.world)]
 
 
@@ -110,6 +141,9 @@ def _receive(pipe: Connection, rank: int) -> tuple[bool, Any]:
     except (EOFError, ConnectionResetError):
         raise Died(f"rank {rank} died without a word") from None
     return good, result
+
+
+# ---- in the processes
 
 
 def _serve(rank: int, world: int, folder: str, pipe: Connection, package: Path | None) -> None:
@@ -134,6 +168,28 @@ def _serve(rank: int, world: int, folder: str, pipe: Connection, package: Path |
     os._exit(0)  # gloo's threads may wait for a dead peer for ever
 
 
+def unchanging(path: str, name: str, arguments: bytes) -> Any:
+    """What the function `name` of a test file gives; the environment is put back, and changes to modules are an error."""
+    function, environment, before = getattr(_module(path), name), dict(os.environ), _names()
+    result = function(*pickle.loads(arguments))
+    os.environ.clear()
+    os.environ.update(environment)
+    changed = [key for key, value in _names().items() if key in before and before[key] is not value]
+    assert not changed, f"{name} leaves other processes than it found, so it must run alone: {', '.join(changed)}"
+    return result
+
+
+def _names() -> dict[str, Any]:
+    """What modules and their classes name."""
+    found = {}
+    for module in [name for name in sys.modules if name.partition(".")[0] == "llmfactory" or name in WATCHED]:
+        for key, value in vars(sys.modules[module]).items():
+            found[f"{module}.{key}"] = value
+            if isinstance(value, type) and value.__module__ == module:
+                found |= {f"{module}.{key}.{name}": inner for name, inner in vars(value).items()}
+    return found
+
+
 def _join(rank: int, world: int, folder: str) -> None:
     import torch
     import torch.distributed as dist
@@ -145,6 +201,22 @@ def _join(rank: int, world: int, folder: str) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    _keep_groups()
+
+
+def _keep_groups() -> None:
+    """The groups of a layout are made once: their sockets and threads would stay for as long as the process."""
+    from llmfactory.parallel import mesh
+
+    arrange, known = mesh._arrange, {}
+
+    def arranged(device_type: str, degrees: dict[str, int], form: Any) -> dict[str, Any]:
+        key = (device_type, *degrees.items(), form)
+        if key not in known:
+            known[key] = arrange(device_type, degrees, form)
+        return known[key]
+
+    mesh._arrange = arranged
 
 
 def _module(path: str) -> ModuleType:
@@ -153,7 +225,9 @@ def _module(path: str) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == path:
         return loaded
-    sys.path[:0] = [str(Path(path).parent), str(Path(path).parents[1])]
+    for folder in (str(Path(path).parents[1]), str(Path(path).parent)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pool
@@ -48,22 +47,15 @@ def train(job: Job, folder: Path) -> tuple[dict[int, float], dict[str, torch.Ten
     return losses, {name: p.detach().clone() for name, p in fitted.model.named_parameters()}
 
 
-@pytest.fixture(scope="module")
-def crew() -> Iterator[pool.Crew]:
-    one = pool.Crew(2)
-    yield one
-    one.close()
-
-
 @pytest.mark.dist
 @pytest.mark.parametrize("name", AVERAGES)
-def test_an_average_goes_on_from_layout_to_layout(name: str, crew: pool.Crew, tmp_path: Path) -> None:
+def test_an_average_goes_on_from_layout_to_layout(name: str, tmp_path: Path) -> None:
     """Under all layouts a running mean, whose mechanism the others share; under two of them those."""
     layouts = LAYOUTS if name == "ema" else LAYOUTS[:2]
     average, last = AVERAGES[name], STEPS * len(layouts)
     expected, weights = train(make(tmp_path, average, Mesh(), last), tmp_path / "one")
     for number, layout in enumerate(layouts, start=1):
-        results = crew.run(train, make(tmp_path, average, layout, STEPS * number), tmp_path / "moved", timeout=240)
+        results = pool.run(2, train, make(tmp_path, average, layout, STEPS * number), tmp_path / "moved")
         for losses, _ in results:
             assert list(losses) == [STEPS * number - 1, STEPS * number], layout
             for step, loss in losses.items():

@@ -43,18 +43,14 @@ def test_steps_of_growing_batches_are_those_of_one_process(tmp_path: Path) -> No
     expected, weights = train(job, tmp_path / "one")
     sizes = job.trainer.sizes(32)
     assert len({sizes.rows(step) for step in range(last)}) >= 3
-    crew = pool.Crew(2)
-    try:
-        for number, layout in enumerate(LAYOUTS, start=1):
-            results = crew.run(train, make(tmp_path, layout, STEPS * number), tmp_path / "moved", timeout=240)
-            for rows, _ in results:
-                assert list(rows) == [STEPS * number - 1, STEPS * number], layout
-                for step, row in rows.items():
-                    assert row["batch_rows"] == sizes.rows(step - 1)
-                    for key in ("loss", "grad_norm"):
-                        assert row[key] == pytest.approx(expected[step][key], rel=1e-9), (layout, step, key)
-    finally:
-        crew.close()
+    for number, layout in enumerate(LAYOUTS, start=1):
+        results = pool.run(2, train, make(tmp_path, layout, STEPS * number), tmp_path / "moved")
+        for rows, _ in results:
+            assert list(rows) == [STEPS * number - 1, STEPS * number], layout
+            for step, row in rows.items():
+                assert row["batch_rows"] == sizes.rows(step - 1)
+                for key in ("loss", "grad_norm"):
+                    assert row[key] == pytest.approx(expected[step][key], rel=1e-9), (layout, step, key)
     for _, found in results:
         for key, weight in weights.items():
             assert (found[key] - weight).norm() <= 1e-9 * weight.norm(), key

@@ -92,7 +92,7 @@ def legs(tmp_path_factory: pytest.TempPathFactory) -> list[Leg]:
     random.Random(5).shuffle(order)
     for number, layout in enumerate(order, start=1):
         job = make(folder, layout, trainer__max_steps=2 * number)
-        results = pool.run(LAYOUTS[layout][0], start_and_go_on, job, folder / "moved", folder / layout, timeout=240)
+        results = pool.run(LAYOUTS[layout][0], start_and_go_on, job, folder / "moved", folder / layout)
         path = io.latest(folder / "moved" / "checkpoints")
         found.append(Leg(layout, results, io.read_state(path), on_disk(path)))
     return found
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_told_alike_by_all(tmp_path: Path) -> None:
     train(make(tmp_path, trainer__max_steps=1), tmp_path / "small")
     small = io.latest(tmp_path / "small" / "checkpoints")
     large = make(tmp_path, "pp", model__n_layers=3, model__dim=32, init=str(small), trainer__max_steps=1)
-    messages = pool.run(2, refused, large, tmp_path / "large", timeout=240)
+    messages = pool.run(2, refused, large, tmp_path / "large")
     assert messages[0] == messages[1]
     assert messages[0].startswith(f"{small} does not fit the model:\n")
     assert "another shape: embedding.weight is [257, 16] in the checkpoint, [257, 32] in the model" in messages[0]
@@ -149,5 +149,5 @@ def test_what_does_not_fit_is_told_alike_by_all(tmp_path: Path) -> None:
     lost = sorted(small.glob("*.safetensors"))[0]
     lost.unlink()
     same = make(tmp_path, "pp", trainer__max_steps=2)
-    for message in pool.run(2, refused, same, tmp_path / "small", timeout=240):
+    for message in pool.run(2, refused, same, tmp_path / "small"):
         assert message == f"{lost} is missing, so this checkpoint cannot be read"

@@ -110,7 +110,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, tuple[str
         runs = [run for run in RUNS if run[2] == world]
         launch = ("launch=local", f"launch.processes={world}")
         jobs = [make(case, folder, *changes, *launch) for case, changes, _ in runs]
-        ranks = pool.run(world, all_of, jobs, folder / f"on_{world}", timeout=400)
+        ranks = pool.run(world, all_of, jobs, folder / f"on_{world}")
         results |= {run: [rank[number] for rank in ranks] for number, run in enumerate(runs)}
     return results
 

@@ -68,7 +68,7 @@ def train(job: Job, folder: Path) -> tuple[list[float], Masks, Masks, dict[str, 
 def test_tensor_parallel_processes_draw_as_one(tmp_path: Path) -> None:
     """Between matrices they hold copies of the same activations: their masks, and so losses, are those of a single process."""
     losses, masks, _, _ = train(make(tmp_path, Mesh()), tmp_path / "single")
-    results = pool.run(2, train, make(tmp_path, Mesh(tp=2)), tmp_path / "tp", timeout=240)
+    results = pool.run(2, train, make(tmp_path, Mesh(tp=2)), tmp_path / "tp")
     for its_losses, its_masks, _, _ in results:
         assert its_masks == masks
         assert its_losses == pytest.approx(losses, rel=1e-9)
@@ -80,7 +80,7 @@ def test_tensor_parallel_processes_draw_as_one(tmp_path: Path) -> None:
 
 def test_heads_of_different_processes_are_dropped_differently(tmp_path: Path) -> None:
     job = make(tmp_path, Mesh(tp=2), model__attention=Gqa(n_heads=4, n_kv_heads=2, dropout=0.3))
-    (_, masks, heads, _), (_, its_masks, its_heads, _) = pool.run(2, train, job, tmp_path / "tp", timeout=240)
+    (_, masks, heads, _), (_, its_masks, its_heads, _) = pool.run(2, train, job, tmp_path / "tp")
     assert masks == its_masks, "and afterwards all draw the same again"
     assert len(heads) == len(its_heads) > 0
     assert not set(heads) & set(its_heads)
@@ -93,7 +93,7 @@ def test_heads_of_different_processes_are_dropped_differently(tmp_path: Path) ->
 )
 def test_who_holds_other_tokens_draws_other_masks(tmp_path: Path, layout: Mesh) -> None:
     job = make(tmp_path, layout)
-    (_, masks, *_), (_, others, *_) = pool.run(2, train, job, tmp_path / "run", timeout=240)
+    (_, masks, *_), (_, others, *_) = pool.run(2, train, job, tmp_path / "run")
     blocks, its_blocks = ([mask for mask in found if mask[0] == masks[-1][0]] for found in (masks, others))
     assert len(blocks) == len(its_blocks) > 0
     assert not set(blocks) & set(its_blocks)

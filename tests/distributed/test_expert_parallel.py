@@ -85,6 +85,6 @@ def test_the_same_steps(mixture: str, world: int, layout: str, folder: Path, tmp
     if mixture not in ("balanced over the batch", "noise"):  # which is drawn for all rows at once
         changes.append("trainer.micro_batch_size=2")
     wanted, held_out = reference(mixture, folder)
-    for steps, loss in pool.run(world, train, make(mixture, folder, *changes), tmp_path, timeout=240):
+    for steps, loss in pool.run(world, train, make(mixture, folder, *changes), tmp_path):
         assert_same(steps, wanted)
         assert loss == pytest.approx(held_out, rel=1e-9)

@@ -69,7 +69,7 @@ def test_every_process_decides_as_a_single_one(name: str, folder: Path) -> None:
     layout, guard = LAYOUTS[name]
     lines, weights = single(folder, guard)
     assert [line["action"] for line in lines] == [guard]
-    for found, own in pool.run(2, train, folder, name, guard, layout, timeout=240.0):
+    for found, own in pool.run(2, train, folder, name, guard, layout):
         insist_close(found, lines)
         for key, weight in weights.items():
             assert (own[key] - weight).norm() <= 1e-9 * weight.norm(), key

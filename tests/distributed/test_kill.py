@@ -113,7 +113,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         name = f"run_{number}"
         for death in chain:
             with suppress(pool.Died):  # or it was done before
-                pool.run(1, train, tmp_path, name, death)
+                pool.run(1, train, tmp_path, name, death, alone=True)
                 deaths -= 1
             deaths += 1
         (weights,) = pool.run(1, train, tmp_path, name, None)
@@ -129,7 +129,7 @@ def test_two_processes_killed_while_saving(tmp_path: Path) -> None:
     reference, _ = pool.run(2, train, tmp_path, "unbroken", None)
     for death in (("fsync", 20), ("rename", 2)):
         with pytest.raises(AssertionError):  # dead, or left alone by the dead
-            pool.run(2, train, tmp_path, "run", death)
+            pool.run(2, train, tmp_path, "run", death, alone=True)
     weights, again = pool.run(2, train, tmp_path, "run", None)
     assert rows(tmp_path / "run") == rows(tmp_path / "unbroken")
     for key, tensor in reference.items():
@@ -154,7 +154,7 @@ def test_killed_while_pieces_are_saved(
     reference, _ = pool.run(2, train, tmp_path, "unbroken", None, layout, (), background, 9)
     for death, dying in deaths:
         with pytest.raises(AssertionError):  # dead, or left alone by the dead
-            pool.run(2, train, tmp_path, "run", death, layout, dying, background, 9)
+            pool.run(2, train, tmp_path, "run", death, layout, dying, background, 9, alone=True)
     weights, again = pool.run(2, train, tmp_path, "run", None, layout, (), background, 9)
     assert rows(tmp_path / "run") == rows(tmp_path / "unbroken")
     for key, tensor in reference.items():

@@ -57,7 +57,7 @@ def test_the_last_figures_are_those_of_a_single_process(tmp_path: Path, layout: 
     size, mesh = LAYOUTS[layout]
     expected, _ = ended(make(tmp_path, Mesh()), tmp_path / "single")
     assert expected["sample"]["text"]
-    results = pool.run(size, ended, make(tmp_path, mesh), tmp_path / layout, timeout=240)
+    results = pool.run(size, ended, make(tmp_path, mesh), tmp_path / layout)
     for rank, (found, notes) in enumerate(results):
         assert notes == []
         for key in ("held_out_loss", "perplexity", "bits_per_byte"):
@@ -67,7 +67,7 @@ def test_the_last_figures_are_those_of_a_single_process(tmp_path: Path, layout: 
 
 
 def test_a_model_that_does_not_fit_is_measured_and_writes_no_sample(tmp_path: Path) -> None:
-    for found, notes in pool.run(2, ended, make(tmp_path, Mesh(tp=2)), tmp_path / "run", 100_000, timeout=240):
+    for found, notes in pool.run(2, ended, make(tmp_path, Mesh(tp=2)), tmp_path / "run", 100_000, alone=True):
         assert found["held_out_loss"] > 0
         assert "sample" not in found
         (note,) = notes
@@ -131,6 +131,6 @@ def test_a_process_holds_its_pieces_and_one_tensor(tmp_path: Path, layout: str) 
     large = {"model__dim": 64, "model__ffn__hidden": 256, "model__n_layers": 6, "model__head": Lm(tied=False)}
     job = make(tmp_path, mesh, trainer__max_steps=1, trainer__sample=False, **large)
     for name, start in (("drawn", None), ("read", str(tmp_path / "drawn"))):
-        for most, pieces, whole, largest in pool.run(size, filling, replace(job, init=start), tmp_path / name, timeout=240):
+        for most, pieces, whole, largest in pool.run(size, filling, replace(job, init=start), tmp_path / name):
             assert pieces < 0.6 * whole
             assert pieces <= most <= pieces + 2 * largest

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pool
 import pytest
@@ -133,8 +134,7 @@ def poisoned(job: Job, folder: Path) -> str:
         broken = os.environ["RANK"] == "1" and passes == 3 and torch.is_grad_enabled()
         return {"loss": (total * torch.nan if broken else total, count)}
 
-    CausalObjective.__call__ = call
-    with pytest.raises(UserError) as caught:
+    with mock.patch.object(CausalObjective, "__call__", call), pytest.raises(UserError) as caught:
         train(job, folder)
     return str(caught.value)
 
@@ -154,9 +154,8 @@ def full_disk(job: Job, folder: Path) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     prepared(job)  # which flushes too
-    if os.environ["RANK"] == "1":
-        os.fsync = full
-    with pytest.raises(UserError) as caught:
+    flush = full if os.environ["RANK"] == "1" else os.fsync
+    with mock.patch.object(os, "fsync", flush), pytest.raises(UserError) as caught:
         train(job, folder)
     return str(caught.value)
 

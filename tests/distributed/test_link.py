@@ -40,7 +40,7 @@ def talk() -> tuple[int, list[torch.Tensor], bool]:
 
 @pytest.mark.dist
 def test_what_is_sent_arrives() -> None:
-    results = pool.run(2, talk)
+    results = pool.run(2, talk, alone=True)
     for rank, (sent, received, disagreed) in enumerate(results):
         assert sent == 4096 + 3 * (6 + 1)
         assert disagreed

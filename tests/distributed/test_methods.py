@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pool
 import proof
 import pytest
 import torch
-from cases import Case, make
+from cases import LAYOUTS, Case, make
 from proof import BF16, EXACT, WHAT, check_reference, insist, train_job
 
 from llmfactory.config import rules
@@ -34,15 +33,8 @@ METHODS: dict[str, tuple[str, str, AdapterSpec]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def crew() -> Iterator[pool.Crew]:
-    found = pool.Crew(4)
-    yield found
-    found.close()
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_a_layout_makes_the_same_steps(method: str, tmp_path: Path, crew: pool.Crew) -> None:
+def test_a_layout_makes_the_same_steps(method: str, tmp_path: Path) -> None:
     layout, workload, spec = METHODS[method]
     case = Case(layout, workload, "packed", "plain")
     job = dataclasses.replace(make(case, tmp_path), peft=spec)
@@ -52,7 +44,7 @@ def test_a_layout_makes_the_same_steps(method: str, tmp_path: Path, crew: pool.C
     check_reference(numbers, case)
     known = tmp_path / "known.pt"
     torch.save(dataclasses.asdict(numbers), known)
-    for found in crew.run(proof.prove, case, tmp_path, "fp64", job, known, timeout=120):
+    for found in pool.run(LAYOUTS[layout].world, proof.prove, case, tmp_path, "fp64", job, known):
         insist(found, EXACT)
 
 
@@ -70,7 +62,7 @@ AT_ONCE = list(PRECISIONS)[:2]
 
 
 @pytest.mark.parametrize("name", [pytest.param(one, marks=[] if one in AT_ONCE else pytest.mark.slow) for one in PRECISIONS])
-def test_low_rank_products_in_few_bits(name: str, tmp_path: Path, crew: pool.Crew) -> None:
+def test_low_rank_products_in_few_bits(name: str, tmp_path: Path) -> None:
     """As near to a single process of the same precision as the order of sums allows; float16 has more digits than bfloat16."""
     layout, precision = PRECISIONS[name]
     case = Case(layout, "llama, causal", "packed", "lora")
@@ -78,5 +70,5 @@ def test_low_rank_products_in_few_bits(name: str, tmp_path: Path, crew: pool.Cre
     assert not rules.check(job)
     known = tmp_path / "known.pt"
     torch.save(dataclasses.asdict(train_job(alone, tmp_path / "alone")), known)
-    for found in crew.run(proof.prove, case, tmp_path, "fp64", job, known, timeout=120):
+    for found in pool.run(LAYOUTS[layout].world, proof.prove, case, tmp_path, "fp64", job, known):
         insist(found, BF16, WHAT["bf16_mixed"])

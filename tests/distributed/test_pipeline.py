@@ -61,7 +61,7 @@ def prove(world: int, cases: list[tuple[str, list[str]]], folder: Path) -> None:
         if key not in wanted:
             wanted[key] = train(job_of(MODELS[model], folder, *common, *plain), folder / "alone" / str(len(wanted)))
         same.append(wanted[key])
-    for results in pool.run(world, train_all, jobs, folder / "pipeline", timeout=300.0):
+    for results in pool.run(world, train_all, jobs, folder / "pipeline"):
         for case, (figures, weights), (want_figures, want_weights) in zip(cases, results, same, strict=True):
             assert figures == pytest.approx(want_figures, rel=1e-9), case
             assert weights.keys() == want_weights.keys()

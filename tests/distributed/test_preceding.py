@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pool
 import proof
 import pytest
 import torch
-from cases import Case, make
+from cases import LAYOUTS, Case, make
 from proof import EXACT, check_reference, insist, train_job
 
 from llmfactory.config import rules
@@ -38,20 +37,13 @@ AGAIN = {"prefix, both sides": ("zero3", "t5, spans", Prefix(tokens=2, hidden=6,
 """With blocks computed again in the backward pass."""
 
 
-@pytest.fixture(scope="module")
-def crew() -> Iterator[pool.Crew]:
-    found = pool.Crew(4)
-    yield found
-    found.close()
-
-
 SOON = ("prompt", "prefix, one head for two", "p_tuning_v2, both sides", "houlsby", *AGAIN)
 
 
 @pytest.mark.parametrize(
     "method", [pytest.param(name, marks=[] if name in SOON else pytest.mark.slow) for name in (*METHODS, *AGAIN)]
 )
-def test_a_layout_makes_the_same_steps(method: str, tmp_path: Path, crew: pool.Crew) -> None:
+def test_a_layout_makes_the_same_steps(method: str, tmp_path: Path) -> None:
     layout, workload, spec = (METHODS | AGAIN)[method]
     case = Case(layout, workload, "packed", "recompute" if method in AGAIN else "plain")
     job = dataclasses.replace(make(case, tmp_path), peft=spec)
@@ -61,5 +53,5 @@ def test_a_layout_makes_the_same_steps(method: str, tmp_path: Path, crew: pool.C
     check_reference(numbers, case)
     known = tmp_path / "known.pt"
     torch.save(dataclasses.asdict(numbers), known)
-    for found in crew.run(proof.prove, case, tmp_path, "fp64", job, known, timeout=120):
+    for found in pool.run(LAYOUTS[layout].world, proof.prove, case, tmp_path, "fp64", job, known):
         insist(found, EXACT)

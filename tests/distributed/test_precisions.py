@@ -116,7 +116,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], tupl
 def test_the_numbers_of_one_process(layout: str, variant: str, alone: Any, tmp_path: Path) -> None:
     processes, mesh = LAYOUTS[layout]
     folder, right = alone(max(2, mesh.pp * mesh.stages_per_process), variant)
-    for found in pool.run(processes, train_all, folder, tmp_path, mesh, variant, timeout=240.0):
+    for found in pool.run(processes, train_all, folder, tmp_path, mesh, variant):
         for name, (_, tolerance) in PRECISIONS.items():
             if mesh.pp > 1 and name == f"fp8 {Recipe.row_wise.name}":
                 continue  # a rule refuses it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +68,6 @@ def references(folder: Path) -> dict[str, Steps]:
     return {}
 
 
-@pytest.fixture(scope="module")
-def crew() -> Iterator[pool.Crew]:
-    made = pool.Crew(2)
-    yield made
-    made.close()
-
-
 def alone(references: dict[str, Steps], folder: Path, case: str) -> Steps:
     """One process, the whole batch at once."""
     if case not in references:
@@ -93,8 +85,6 @@ def test_micro_batches(case: str, folder: Path, references: dict[str, Steps], tm
 @pytest.mark.parametrize(
     ("case", "layout", "micro"), LAYOUTS, ids=[f"{case} {number}" for number, (case, _, _) in enumerate(LAYOUTS)]
 )
-def test_layouts(
-    case: str, layout: Mesh, micro: int | None, folder: Path, references: dict[str, Steps], crew: pool.Crew, tmp_path: Path
-) -> None:
-    for result in crew.run(train, make(folder, case, layout, micro), tmp_path):
+def test_layouts(case: str, layout: Mesh, micro: int | None, folder: Path, references: dict[str, Steps], tmp_path: Path) -> None:
+    for result in pool.run(2, train, make(folder, case, layout, micro), tmp_path):
         assert_same(result, alone(references, folder, case))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pool
 import pytest
@@ -55,8 +56,8 @@ def fly_wrong(job: Job, folder: Path) -> list[str]:
         plain(x, group)
         return x.copy_(kept) if os.environ["RANK"] == "1" else x
 
-    collectives.total_ = total_
-    return fly(job, folder)
+    with mock.patch.object(collectives, "total_", total_):
+        return fly(job, folder)
 
 
 def test_a_wrong_sum_is_found(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import datetime
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pool
@@ -28,43 +27,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("proofs")
 
 
-class Crews:
-    """The processes of the layout that is being proven; those of another one are ended first."""
-
-    def __init__(self) -> None:
-        self.layout, self.crew = "", pool.Crew(0)
-
-    def of(self, layout: str) -> pool.Crew:
-        if layout != self.layout:
-            self.crew.close()
-            self.layout, self.crew = layout, pool.Crew(LAYOUTS[layout].world)
-        return self.crew
-
-
-@pytest.fixture(scope="session")
-def crews() -> Iterator[Crews]:
-    found = Crews()
-    yield found
-    found.crew.close()
-
-
-def prove(case: Case, folder: Path, crews: Crews, precision: str = "fp64") -> list[dict[str, float]]:
+def prove(case: Case, folder: Path, precision: str = "fp64") -> list[dict[str, float]]:
     job, known = make(case, folder, precision), reference(case, folder, precision)
-    return crews.of(case.layout).run(proof.prove, case, folder, precision, job, known, timeout=120)
+    return pool.run(LAYOUTS[case.layout].world, proof.prove, case, folder, precision, job, known)
 
 
 def by_layout() -> list[tuple[Case, str]]:
-    """All that is proven of a layout one after the other, while its processes are there: the planned cases, and then the first
-    plain one of them in float32."""
+    """All that is proven of a layout one after the other: the planned cases, and then the first plain one of them in float32."""
     first = {case.layout: case for case in reversed(planned()) if case.variant == "plain" and case.layout in PRESETS}
     exact = [(case, "fp64") for case in planned()]
     return sorted([*exact, *((case, "fp32") for case in first.values())], key=lambda pair: list(LAYOUTS).index(pair[0].layout))
 
 
 @pytest.mark.parametrize(("case", "precision"), by_layout(), ids=lambda value: value if isinstance(value, str) else value.name)
-def test_the_same_numbers_as_a_single_process(case: Case, precision: str, folder: Path, crews: Crews) -> None:
+def test_the_same_numbers_as_a_single_process(case: Case, precision: str, folder: Path) -> None:
     """In float32 losses and norms only: Adam makes steps of full size of gradients that are nothing but rounding."""
-    for found in prove(case, folder, crews, precision):
+    for found in prove(case, folder, precision):
         if precision == "fp32":
             insist(found, FLOAT32, ("loss", "norm", "held_out"))
         else:
@@ -86,7 +64,7 @@ def test_what_the_order_of_sums_does_in_bf16(workload: str, folder: Path) -> Non
 @pytest.mark.matrix
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_full_cross(layout: str, request: pytest.FixtureRequest, folder: Path, crews: Crews) -> None:
+def test_the_full_cross(layout: str, request: pytest.FixtureRequest, folder: Path) -> None:
     """Every legal case of a layout that falls into the shard. One line of the outcome goes to docs/proofs_matrix.csv."""
     number, of = (int(part) for part in request.config.getoption("--shard").split("/"))
     assert 1 <= number <= of, "a shard is given as 3/20"
@@ -95,7 +73,7 @@ def test_the_full_cross(layout: str, request: pytest.FixtureRequest, folder: Pat
         if case.layout != layout or index % of != number - 1 or refusals(case, folder):
             continue
         try:
-            test_the_same_numbers_as_a_single_process(case, "fp64", folder, crews)
+            test_the_same_numbers_as_a_single_process(case, "fp64", folder)
             proven += 1
         except AssertionError as error:
             wrong.append(f"{case.name}: {str(error)[-2000:]}")

@@ -56,7 +56,7 @@ def all_of(jobs: dict[str, Job], folder: Path) -> dict[str, dict[str, torch.Tens
 def test_the_steps_are_those_of_one_process(tmp_path: Path) -> None:
     weights = train(make(tmp_path, Mesh()), tmp_path / "one")
     jobs = {name: make(tmp_path, layout) for name, layout in LAYOUTS.items()}
-    for found in pool.run(2, all_of, jobs, tmp_path, timeout=240):
+    for found in pool.run(2, all_of, jobs, tmp_path):
         assert len(found) == len(LAYOUTS) + 1
         for name, its in found.items():
             for key, weight in weights.items():

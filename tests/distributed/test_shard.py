@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unittest import mock
 
 import pool
 import pytest
@@ -80,7 +81,6 @@ def test_a_single_process_is_left_alone() -> None:
 
 def deferred(job: Job, folder: Path, poison: bool) -> tuple[list[float], str]:
     """As on GPUs: whether a step was broken is decided in the optimizer's kernel, on distributed tensors."""
-    MeshStrategy._defers = lambda self, optimizer: True
     plain, passes = CausalObjective.__call__, 0
 
     def call(objective, outputs, batch):
@@ -89,10 +89,10 @@ def deferred(job: Job, folder: Path, poison: bool) -> tuple[list[float], str]:
         total, count = plain(objective, outputs, batch)["loss"]
         return {"loss": (total * torch.nan if passes == 3 and poison and os.environ["RANK"] == "1" else total, count)}
 
-    CausalObjective.__call__ = call
     tracker, message = Memory(), ""
     try:
-        fit(job, prepared(job), folder, tracker, Notes())
+        with mock.patch.object(CausalObjective, "__call__", call), mock.patch.object(MeshStrategy, "_defers", return_value=True):
+            fit(job, prepared(job), folder, tracker, Notes())
     except UserError as error:
         message = str(error)
     return [row["loss"] for row in tracker.rows.values()], message

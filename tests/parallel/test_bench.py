@@ -123,7 +123,7 @@ def test_each_operation_moves_what_it_says() -> None:
 
 @pytest.mark.dist
 def test_the_slowest_process_counts() -> None:
-    for point in pool.run(2, timed):
+    for point in pool.run(2, timed, alone=True):
         assert point.size == 1008, "rounded up to two equal pieces of whole numbers"
         assert point.lowest >= 0.02
         assert point.lowest <= point.seconds <= point.highest

@@ -111,7 +111,7 @@ def differences(block: int) -> dict[str, float]:
 @pytest.mark.dist
 @pytest.mark.parametrize(("world", "block"), [(2, 1024), (4, 1024), (2, 3)])
 def test_equals_whole_rows(world: int, block: int) -> None:
-    for found in pool.run(world, differences, block, timeout=120):
+    for found in pool.run(world, differences, block):
         assert len(found) == 3 * (len(cases()) * 4 + 5)
         for name, difference in found.items():
             assert difference < 1e-12, name
@@ -179,7 +179,7 @@ def halves() -> tuple[torch.dtype, float, float]:
 
 @pytest.mark.dist
 def test_half_precision_is_summed_in_float32() -> None:
-    for dtype, difference, worst in pool.run(2, halves, timeout=120):
+    for dtype, difference, worst in pool.run(2, halves):
         assert dtype is torch.bfloat16
         assert difference < 2**-8  # of numbers up to 2, rounded once
         assert worst < 2**-7
@@ -206,7 +206,7 @@ def dropped() -> list[tuple[float, float]]:
 @pytest.mark.dist
 def test_probabilities_are_dropped() -> None:
     """Of 256 equal ones half is left, each twice as large: the sum is 1 on average and deviates by 1 / sqrt(256)."""
-    for found in pool.run(2, dropped, timeout=120):
+    for found in pool.run(2, dropped):
         for mean, deviation in found:
             assert mean == pytest.approx(1.0, abs=0.01)
             assert deviation == pytest.approx(1 / 16, rel=0.2)
@@ -272,7 +272,7 @@ def rows() -> list[Tensor]:
 
 @pytest.mark.dist
 def test_pieces_of_rows() -> None:
-    for whole, total in pool.run(2, rows, timeout=120):
+    for whole, total in pool.run(2, rows):
         assert whole.tolist() == torch.arange(16).view(2, 8).tolist()
         assert total.tolist() == [28, 92]
 
@@ -295,7 +295,7 @@ def sent() -> dict[str, dict[str, float]]:
 def test_what_each_method_sends(n: int) -> None:
     """The table of `parallel/context.py`."""
     piece = B * H * T // n * D * 8
-    for found in pool.run(n, sent, timeout=120):
+    for found in pool.run(n, sent):
         assert found == {
             "ring": {"send": (6 * n - 4) * piece},
             "ulysses": {"all_to_all": pytest.approx(8 * (n - 1) / n * piece)},
@@ -344,7 +344,7 @@ def seen() -> tuple[float, float, str]:
 
 @pytest.mark.dist
 def test_pictures_go_to_their_placeholders() -> None:
-    for difference, worst, said in pool.run(2, seen, timeout=120):
+    for difference, worst, said in pool.run(2, seen):
         assert difference < 1e-12
         assert worst < 1e-12
         assert "but row 1 has" in said

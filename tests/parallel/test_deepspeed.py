@@ -117,14 +117,14 @@ def test_the_same_steps_and_checkpoints_that_any_layout_reads(name: str, tmp_pat
     """Loss, norm, learning rate, held-out loss and weights of ZeRO of ours; then each goes on from the other's checkpoint."""
     zero = {"1": Zero.optimizer, "2": Zero.gradients, "offload": Zero.gradients}.get(name, Zero.parameters)
     ours, theirs = make(tmp_path, Mesh(dp_shard=2, zero=zero)), make(tmp_path, LAYOUTS[name])
-    wanted = pool.run(2, train, ours, tmp_path / "ours", timeout=100)
-    insist_same(wanted, pool.run(2, train, theirs, tmp_path / "theirs", timeout=300))
+    wanted = pool.run(2, train, ours, tmp_path / "ours", alone=True)
+    insist_same(wanted, pool.run(2, train, theirs, tmp_path / "theirs", alone=True))
     moved = tmp_path / "moved"
-    pool.run(2, train, make(tmp_path, LAYOUTS[name], trainer__max_steps=3), moved, timeout=300)
-    insist_same(wanted, pool.run(2, train, ours, moved, timeout=100), first=4)
+    pool.run(2, train, make(tmp_path, LAYOUTS[name], trainer__max_steps=3), moved, alone=True)
+    insist_same(wanted, pool.run(2, train, ours, moved, alone=True), first=4)
     back = tmp_path / "back"
-    pool.run(2, train, make(tmp_path, ours.parallel, trainer__max_steps=3), back, timeout=100)
-    insist_same(wanted, pool.run(2, train, theirs, back, timeout=300), first=4)
+    pool.run(2, train, make(tmp_path, ours.parallel, trainer__max_steps=3), back, alone=True)
+    insist_same(wanted, pool.run(2, train, theirs, back, alone=True), first=4)
 
 
 @needs_deepspeed
@@ -132,9 +132,9 @@ def test_the_same_steps_and_checkpoints_that_any_layout_reads(name: str, tmp_pat
 @pytest.mark.dist
 def test_autocast_reaches_the_model(tmp_path: Path) -> None:
     """The engine switches autocast off; ours is within it."""
-    ours = pool.run(2, train, make(tmp_path, Mesh(dp_shard=2), precision=Bf16Mixed()), tmp_path / "ours", timeout=100)
-    theirs = pool.run(2, train, make(tmp_path, LAYOUTS["3"], precision=Bf16Mixed()), tmp_path / "theirs", timeout=300)
-    plain = pool.run(2, train, make(tmp_path, Mesh(dp_shard=2)), tmp_path / "plain", timeout=100)
+    ours = pool.run(2, train, make(tmp_path, Mesh(dp_shard=2), precision=Bf16Mixed()), tmp_path / "ours", alone=True)
+    theirs = pool.run(2, train, make(tmp_path, LAYOUTS["3"], precision=Bf16Mixed()), tmp_path / "theirs", alone=True)
+    plain = pool.run(2, train, make(tmp_path, Mesh(dp_shard=2)), tmp_path / "plain", alone=True)
     (wanted, found, float32) = (rows[1]["loss"] for rows, _, _ in (ours[0], theirs[0], plain[0]))
     assert found == pytest.approx(wanted, rel=2e-7)
     assert float32 != pytest.approx(wanted, rel=1e-6)
@@ -165,6 +165,6 @@ def poisoned(job: Job, folder: Path) -> str:
 @pytest.mark.parametrize("name", ["1", "2", "3"])
 def test_a_gradient_that_is_no_number_ends_the_run(name: str, tmp_path: Path) -> None:
     job = make(tmp_path, LAYOUTS[name], trainer__save_every=1, trainer__eval_every=None)
-    for message in pool.run(2, poisoned, job, tmp_path / "run", timeout=300):
+    for message in pool.run(2, poisoned, job, tmp_path / "run", alone=True):
         assert "step 3: the loss is" in message
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()][-1:] != ["step_00000003"]

@@ -36,7 +36,7 @@ def test_every_preset_sends_what_the_textbook_says(presets: list[str], tmp_path:
     text += [f"data.cache={tmp_path / 'cache'}", "data.workers=1", "data.held_out=0"]
     lines = {preset: [*line_of(preset), *text] for preset in presets}
     (world,) = {CASES[preset][0] for preset in presets}
-    results = pool.run(world, sent, lines, tmp_path, timeout=200)
+    results = pool.run(world, sent, lines, tmp_path)
     for preset in presets:
         layout = compose_job(lines[preset]).job.parallel
         assert isinstance(layout, Mesh)

@@ -125,4 +125,4 @@ def unknown() -> None:
 
 
 def test_an_operation_that_is_not_known_is_not_passed_over() -> None:
-    pool.run(1, unknown)
+    pool.run(1, unknown, alone=True)

@@ -46,7 +46,7 @@ def run(folder: Path, parallel: Mesh, per_node: int, fields: dict[str, Any]) -> 
 
 @pytest.mark.dist
 def test_every_field_does_what_it_says(tmp_path: Path) -> None:
-    results = pool.run(2, run, tmp_path, Mesh(tp=2), 2, {})
+    results = pool.run(2, run, tmp_path, Mesh(tp=2), 2, {}, alone=True)
     (axis, found), samples = *results[0][0]["communication"].items(), results[0][1]
     assert axis == "world"
     assert (found["processes"], found["devices_per_node"], found["backend"], found["device"]) == (2, 2, "gloo", "cpu")
@@ -77,12 +77,12 @@ def test_every_field_does_what_it_says(tmp_path: Path) -> None:
 def test_axes(tmp_path: Path) -> None:
     """Groups along an axis talk all at once; `all` takes each axis of several processes after the world."""
     layout, once = Mesh(dp_replicate=2, tp=2), {"max_bytes": 64, "repeats": 1}
-    found = pool.run(4, run, tmp_path, layout, 2, {"axis": Axis.all, **once})[0][0]["communication"]
+    found = pool.run(4, run, tmp_path, layout, 2, {"axis": Axis.all, **once}, alone=True)[0][0]["communication"]
     sizes = {axis: (one["processes"], one["devices_per_node"]) for axis, one in found.items()}
     assert sizes == {"world": (4, 2), "dp_replicate": (2, 1), "tp": (2, 2)}
     crossing = {axis: read_measurement(tmp_path / f"communication_{axis}.yaml").crosses_nodes for axis in sizes}
     assert crossing == {"world": True, "dp_replicate": True, "tp": False}
-    (only,) = pool.run(4, run, tmp_path, layout, 4, {"axis": Axis.tp, **once})[0][0]["communication"].items()
+    (only,) = pool.run(4, run, tmp_path, layout, 4, {"axis": Axis.tp, **once}, alone=True)[0][0]["communication"].items()
     assert only[0] == "tp"
     for point in only[1]["collectives"]["all_reduce"]["points"]:
         assert point["bus_bandwidth_bytes_per_s"] == pytest.approx(point["bytes"] / point["median_s"])  # 2 (n - 1) / n of n = 2

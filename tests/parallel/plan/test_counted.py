@@ -145,7 +145,7 @@ def test_bytes_held_and_sent_are_those_of_a_run(world: int, preset: str, tmp_pat
     from llmfactory.data.prepare import prepare
 
     prepare(job.data, job.model.vocab_size)
-    counted = pool.run(world, held_and_sent, line, tmp_path / "run", timeout=300.0)
+    counted = pool.run(world, held_and_sent, line, tmp_path / "run")
     work, at = work_of(job, is_cpu=True), arrange(job.parallel.mesh(), world)
     rate, dealt = pace(work.rows, at.data, job.trainer.micro_batch_size), dealt_to(at, work)
     for rank, found in enumerate(counted):
