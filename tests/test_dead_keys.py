@@ -29,11 +29,10 @@ from llmfactory.data.spec import Corpus
 from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.objective.objective import Outputs
-from llmfactory.optim.groups import groups as parameter_groups
 from llmfactory.optim.groups import set_lr
 from llmfactory.optim.schedule.spec import DecaySpec
 from llmfactory.parallel.clip import bound_, clip_factor, global_norm, scale_
-from llmfactory.stage import rates
+from llmfactory.stage.rates import rates
 
 TESTS = Path(__file__).resolve().parent
 SMALL = ["model.vocab_size=300", "model.dim=16", "model.n_layers=2", "model.attention.n_heads=2", "model.ffn.hidden=24"]
@@ -48,7 +47,7 @@ LINEAR = ["model=linear_transformer_tiny", *RECURRENT, "model.ffn.hidden=24"]
 NGRAM = ["model=neural_ngram_tiny", "model.vocab_size=300", "model.dim=16", "model.hidden=24", *RECURRENT[3:]]
 XL = [*LLAMA, "model/attention=relative", "model/position=relative"]
 COSINE = ["optim/schedule=cosine"]
-OPTIMIZERS = {name: name for name in ("adafactor", "adam", "adamw", "lamb", "lion", "muon", "sgd")} | {
+OPTIMIZERS = {name: name for name in ("adafactor", "adam", "adamw", "lamb", "lion", "muon", "sgd", "soap")} | {
     "adamw8bit": "adamw_8bit",
     "schedule_free": "schedule_free",
 }
@@ -190,6 +189,7 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "model/embedding/token.scale": (GPT, "model.embedding.scale=2.0"),
     "model/embedding/token.dim_power": (GPT, "model.embedding.dim_power=0.5"),
     "stage/objective/causal.label_smoothing": (LLAMA, "stage.objective.label_smoothing=0.1"),
+    "stage/objective/causal.z_loss": (LLAMA, "stage.objective.z_loss=0.1"),
     "model/encoder_only.vocab_size": (BERT, "model.vocab_size=301"),
     "model/encoder_only.dim": (BERT, "model.dim=24"),
     "model/encoder_only.max_positions": (BERT, "model.max_positions=65"),
@@ -262,7 +262,10 @@ CHANGES: dict[str, tuple[list[str], str]] = {
     "optim/sgd.clip_norm": ([*LLAMA, "optim=sgd"], "optim.clip_norm=0.01"),
     **{
         f"optim/{name}.{field}": ([*LLAMA, f"optim={name}", *extra], override)
-        for name, extra in (("adam", ["optim.weight_decay=0.1"]), ("lion", []), ("lamb", []), ("muon", []), ("adafactor", []))
+        for name, extra in (
+            ("adam", ["optim.weight_decay=0.1"]),
+            *((name, []) for name in ("lion", "lamb", "muon", "adafactor", "soap")),
+        )
         for field, override in (
             ("lr", "optim.lr=0.02"),
             ("schedule", "optim/schedule=constant"),
@@ -272,7 +275,14 @@ CHANGES: dict[str, tuple[list[str], str]] = {
         )
         if (name, field) not in {("lion", "clip_norm"), ("adafactor", "clip_norm"), ("adafactor", "betas")}
     },
-    **{f"optim/{name}.eps": ([*LLAMA, f"optim={name}"], "optim.eps=0.01") for name in ("adam", "lamb", "muon", "adafactor")},
+    **{
+        f"optim/{name}.eps": ([*LLAMA, f"optim={name}"], "optim.eps=0.01")
+        for name in ("adam", "lamb", "muon", "adafactor", "soap")
+    },
+    **{
+        f"optim/soap.{field}": ([*LLAMA, "optim=soap"], f"optim.{field}={value}")
+        for field, value in (("basis_beta", 0.5), ("refresh_every", 1), ("largest_side", 4))
+    },
     **{
         f"optim/muon.{field}": ([*LLAMA, "optim=muon"], f"optim.{field}={value}")
         for field, value in (
@@ -417,6 +427,12 @@ EFFECTS: dict[str, str] = {
         for name in classes("optim")
         if not name.endswith("_spec")
     },
+    **{
+        f"optim/{name}.width": "optim/width/test_mup.py::test_first_weights_rates_and_decays_follow_the_table"
+        for name in classes("optim")
+        if not name.endswith("_spec")
+    },
+    "optim/width/mup.base": "optim/width/test_mup.py::test_first_weights_rates_and_decays_follow_the_table",
     **{f"optim/average/ema.{name}": "optim/average/test_ema.py::test_equals_a_loop" for name in ("decay", "warmup", "every")},
     **{
         f"optim/average/swa.{name}": "optim/average/test_swa.py::test_the_mean_of_what_is_taken"
@@ -608,6 +624,10 @@ EFFECTS: dict[str, str] = {
     },
     "parallel/auto.backend": "parallel/plan/test_hardware.py::test_backend_and_timeout_s_of_auto",
     "parallel/auto.timeout_s": "parallel/plan/test_hardware.py::test_backend_and_timeout_s_of_auto",
+    "stage/profile.of": "run/test_profiling.py::test_it_wraps_whatever_the_rest_of_the_command_picks",
+    "stage/profile.warm_up": "run/test_profiling.py::test_it_makes_as_many_steps_as_it_was_asked_for",
+    "stage/profile.measured": "run/test_profiling.py::test_it_makes_as_many_steps_as_it_was_asked_for",
+    "stage/profile.stacks": "run/test_profiling.py::test_the_command_leaves_a_report",
     "stage/plan.tokens": "parallel/plan/test_hardware.py::test_tokens_are_what_a_plan_costs",
     "job.launch": "run/test_start.py::test_two_processes_give_the_numbers_of_one",
     **{
@@ -797,11 +817,14 @@ EFFECTS: dict[str, str] = {
         f"data/form/chat.{field}": "data/form/test_chat.py::test_what_is_too_long_is_dropped_or_cut_and_counted"
         for field in ("max_tokens", "too_long")
     },
+    "data/form/chat.unwritable": (
+        "data/form/test_bad_rows.py::test_what_the_template_cannot_write_is_named_or_left_out_and_counted"
+    ),
     "data/form/chat.train_on": "data/form/test_chat.py::test_what_is_learned_can_be_chosen",
     **{
         f"data/form/{form}.{field}": "data/form/test_records.py::test_every_option_of_records_works_for_each_form"
         for form in ("preference", "kto", "ranking", "reward")
-        for field in ("template", "format", "fields", "system", "max_tokens", "too_long")
+        for field in ("template", "format", "fields", "system", "max_tokens", "too_long", "unwritable")
     },
     "data/form/preference.keep_equal": "data/form/test_records.py::test_equal_answers_are_bad_unless_they_are_wanted",
     "data/form/ranking.most": "data/form/test_records.py::test_rankings_of_different_length",
@@ -971,6 +994,7 @@ EFFECTS: dict[str, str] = {
             "format": "test_fields_and_format",
             "max_tokens": "test_prompts_that_are_too_long",
             "too_long": "test_prompts_that_are_too_long",
+            "unwritable": "test_prompts_that_the_template_cannot_write",
             "system": "test_template_and_system_message",
             "template": "test_template_and_system_message",
         }.items()
@@ -1274,11 +1298,7 @@ def numbers_of_training(job: Job) -> list[Any]:
     """Parameter names and shapes, losses and weights of three optimizer steps with dropout on, the learning rates."""
     model = job.model.build()
     initialize(model, job.seed)
-    declared = declarations(model)
-    matrices = rates.matrices(model, declared) if job.optim.matrices_apart else []
-    decays, factors = rates.decays(model, job.optim, declared), rates.lr_factors(model, job.optim, {})
-    found = parameter_groups(model.named_parameters(), decays, job.optim.weight_decay, factors, matrices)
-    optimizer = job.optim.build(found)
+    optimizer = job.optim.build(rates(model, job.optim, declarations(model)).groups(model.named_parameters()))
     schedule = job.optim.schedule.build(job.trainer.max_steps)
     objective, length = job.stage.objective.build(), 12  # type: ignore[attr-defined]
     torch.manual_seed(0)

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llmfactory.data.form.form import Encoded, Form
+from llmfactory.core.errors import UserError
+from llmfactory.data.form.form import BadDocument, Encoded, Form
 from llmfactory.data.form.spec import FormSpec
 from llmfactory.data.shard import Piece, Shards, write_about
 from llmfactory.data.sides import Sides
@@ -30,7 +31,7 @@ PIECE = 16 << 20
 CHUNK = 1 << 18
 """Bytes of text that the tokenizer is given at once."""
 PARTS = ("train", "held_out")
-COUNTED = ("documents", "bytes", "targets", "too_long", "cut")
+COUNTED = ("documents", "bytes", "targets", "too_long", "unwritable", "cut")
 """What is counted of a part beside its tokens."""
 LENGTHS, RECORDS, NOTES, NOTE_LENGTHS = ".lengths", ".counts", ".notes", ".note_lengths"
 
@@ -45,15 +46,17 @@ class TokenWriter:
         self._notes = (folder / f"{name}{NOTES}").open("wb")
         self._lengths, self._records, self._note_lengths = array("q"), array("q"), array("q")
         self.documents = self.bytes = self.tokens = self.targets = 0
-        self.too_long = self.cut = 0
-        """Documents that were left out for their length, and tokens that others lost for it."""
+        self.too_long = self.unwritable = self.cut = 0
+        """Documents left out for their length, those that their template cannot write, and tokens that others lost for their length."""
 
-    def add(self, documents: Sequence[Sequence[Encoded]], size: int) -> None:
+    def add(self, documents: Sequence[Sequence[Encoded] | None], size: int) -> None:
         """Documents with so many bytes of text; each is one record."""
         pieces: list[NDArray[np.unsignedinteger]] = []
-        for sequences in documents:
+        for made in documents:
+            sequences = made or ()
             self._records.append(len(sequences))
-            self.too_long += not sequences
+            self.too_long += made is not None and not made
+            self.unwritable += made is None
             self.cut += sum(one.cut for one in sequences)
             for one in sequences:
                 ids = np.asarray(one.ids, self.dtype)
@@ -145,16 +148,22 @@ class Encoding(Phase):
 
     def _encode(self, piece: Piece, writers: Mapping[str, TokenWriter]) -> None:
         waiting: dict[str, list[str]] = {part: [] for part in PARTS}
+        names: dict[str, list[str]] = {part: [] for part in PARTS}
         sizes = dict.fromkeys(PARTS, 0)
 
         def flush(part: str) -> None:
             if waiting[part]:
-                writers[part].add(self.opened.encode(self.tokenizer, waiting[part]), sizes[part])
-                waiting[part], sizes[part] = [], 0
+                try:
+                    encoded = self.opened.encode(self.tokenizer, waiting[part])
+                except BadDocument as error:
+                    raise UserError(f"{names[part][error.number]}: {error}") from error
+                writers[part].add(encoded, sizes[part])
+                waiting[part], names[part], sizes[part] = [], [], 0
 
         for place, entry in enumerate(self.shards.shards[piece.shard].read(piece.first, piece.stop), piece.start):
             for part, text in self.sides.parts(place, entry.text):
                 waiting[part].append(text)
+                names[part].append(entry.name)
                 sizes[part] += len(text.encode())
                 if sizes[part] >= CHUNK:
                     flush(part)

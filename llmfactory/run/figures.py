@@ -6,6 +6,12 @@ from typing import Any
 
 from llmfactory.run.display import duration
 
+LEFT_OUT = {
+    "too_long": "longer than data.form.max_tokens (data.form.too_long)",
+    "unwritable": "that the chat template cannot write (data.form.unwritable)",
+}
+"""Records without tokens, by the key of their number."""
+
 
 def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, figure, remark) of each figure that the job has."""
@@ -26,10 +32,12 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     for key, (what, form, remark) in TASKS.items():
         row(what, key, form, remark)
     rows += answered(result)
+    rows += profiled(result)
     rows += rewarded(result)
     if result.get("records_read") is not None:
         share = result["documents"] / max(1, result["records_read"])
         rows.append(("documents", f"{result['documents']:,}", f"{share:.1%} of {result['records_read']:,} records"))
+        rows += [("left out", f"{result[name]:,}", why) for name, why in LEFT_OUT.items() if name in result]
         row("text", "text_bytes", ",", "bytes")
         row("tokens", "tokens", ",")
         row("bytes per token", "bytes_per_token", ".3f")
@@ -63,6 +71,24 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     if rows and result.get("seconds") is not None:
         training = f"training took {duration(result['train_seconds'])}" if result.get("train_seconds") is not None else ""
         rows.append(("time", duration(result["seconds"]), training))
+    return rows
+
+
+def profiled(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of stage=profile."""
+    found = result.get("profile")
+    if found is None:
+        return []
+    lengths = sorted(found["all_steps"])
+    spread = f"{1e3 * lengths[0]:,.2f} to {1e3 * lengths[-1]:,.2f} in {len(lengths)} steps"
+    rows = [("milliseconds a step", f"{1e3 * found['seconds_per_step']:,.2f}", spread)]
+    rows.append(("tokens/s", f"{found['tokens_per_second']:,.0f}", f"{found['tokens_per_step']:,.0f} a step"))
+    if found["mfu"] is not None:
+        whole = f"of {found['peak_flops'] / 1e9:,.0f} GFLOP/s ({found['peak_is']})"
+        rows.append(("model FLOPs utilization", f"{found['mfu']:.1%}", whole))
+        rows.append(("GFLOP a step", f"{found['flops_per_step'] / 1e9:,.4g}", ""))
+    if len(found["totals"]) > 1:
+        rows.append(("slowest process", f"rank {found['slowest']}", "the one that waits least for others"))
     return rows
 
 

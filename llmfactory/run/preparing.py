@@ -21,6 +21,7 @@ from llmfactory.data.record.first_rows import detected
 from llmfactory.data.spec import DocumentsSpec
 from llmfactory.data.tasks import Workers
 from llmfactory.run.display import Display, make_display
+from llmfactory.run.figures import LEFT_OUT
 from llmfactory.stage.models import TrainedModels
 from llmfactory.stage.spec import Prepare
 
@@ -64,4 +65,16 @@ def totals(prepared: Prepared) -> dict[str, Any]:
     found: dict[str, Any] = {"records_read": read["seen"], "documents": documents, "text_bytes": text, "tokens": tokens}
     if not prepared.records:
         found["bytes_per_token"] = text / tokens
-    return found
+    return found | left_out(prepared)
+
+
+def left_out(prepared: Prepared) -> dict[str, int]:
+    """Records that were read and have no tokens, by the name of the reason."""
+    parts = [prepared.counts[part] for part in ("train", "held_out")]
+    found = {name: sum(part.get(name, 0) for part in parts) for name in LEFT_OUT}
+    return {name: count for name, count in found.items() if count}
+
+
+def told(prepared: Prepared) -> list[str]:
+    """The same in words."""
+    return [f"left out of the data: {count:,} records {LEFT_OUT[name]}" for name, count in left_out(prepared).items()]

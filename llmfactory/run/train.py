@@ -30,6 +30,7 @@ from llmfactory.run.folder import read_result, write_result
 from llmfactory.run.laid_out import LaidOut
 from llmfactory.run.peak import matmul_peak
 from llmfactory.run.preflight import preflight
+from llmfactory.run.preparing import told
 from llmfactory.run.sample import sample
 from llmfactory.run.supply import RowSupply
 from llmfactory.stage.evaluate import compressor_figures, held_out_figures, text_bytes
@@ -56,6 +57,9 @@ def train(job: Job, config: dict[str, Any], folder: Path) -> dict[str, Any]:
         try:
             data = prepare_in_turn(job, folder, world, display)
             here["data"] = data.name
+            if isinstance(data, Prepared):
+                for left_out in told(data):
+                    display.note(left_out)
             if world.rank == 0:
                 insist_same_data(job, folder, data)
                 write_result(folder, {"name": config["name"], "stage": config["stage"]["type"], "status": "running", **here})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from llmfactory.core.errors import UserError
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.step import Outcome
 
@@ -36,6 +37,19 @@ class Encoded:
     """What else rows need to know of it (JSON: a label, a score, names of pictures); kept beside the tokens."""
 
 
+Sequences = list[Encoded] | None
+"""Of a document."""
+
+
+class BadDocument(UserError):
+    """A document of those given that cannot be encoded."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+        """Among the texts that `encode` was given."""
+
+
 class Form(ABC):
     records: bool = False
     """Documents are JSON objects, one for each record; cleaning reads text, so only steps that compare whole documents fit."""
@@ -53,9 +67,9 @@ class Form(ABC):
         """The texts in a document, to train a tokenizer on."""
 
     @abstractmethod
-    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[Encoded]]:
+    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Sequences]:
         """Of each document the token sequences that it becomes: one, several that belong together (the sides of a pair), or none
-        where it is longer than allowed."""
+        where it is longer than allowed; None where its template cannot write it, and it is to be left out. Raises `BadDocument`."""
 
     def specials(self) -> tuple[str, ...]:
         """Tokens that no text spells and that a tokenizer must have, so that one that is trained leaves room for them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from llmfactory.data.form.form import Encoded
+from llmfactory.data.form.form import Encoded, Sequences
 from llmfactory.data.form.record_rows import PromptRows
 from llmfactory.data.form.records import Messages, Side, SidedForm
 from llmfactory.data.form.spec import Prompts, TooLong
@@ -29,10 +29,15 @@ class PromptsForm(SidedForm):
     def sides(self, record: Record) -> list[Side]:
         return [Side(record["prompt"], frozenset())]
 
-    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[Encoded]]:
+    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Sequences]:
         some = [json.loads(text)["records"] for text in texts]
-        ids = iter(self._prompts(tokenizer, [record["prompt"] for records in some for record in records]))
-        return [[one for record in records for one in self._fitting(tokenizer, record, next(ids))] for records in some]
+
+        def made(records: list[Record]) -> list[Encoded]:
+            ids = self._prompts(tokenizer, [record["prompt"] for record in records])
+            parts = zip(records, ids, strict=True)
+            return [one for record, its in parts for one in self._fitting(tokenizer, record, its)]
+
+        return [self.attempt(number, lambda records=records: made(records)) for number, records in enumerate(some)]  # type: ignore[misc]
 
     def _prompts(self, tokenizer: Tokenizer, prompts: Sequence[Messages]) -> list[list[int]]:
         """Tokens up to where an answer begins."""

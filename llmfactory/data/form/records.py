@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from llmfactory.core.errors import UserError
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.step import Drop, Kept, Outcome
-from llmfactory.data.form.form import Encoded, Form
-from llmfactory.data.form.spec import RecordSpec, TooLong
+from llmfactory.data.form.form import BadDocument, Encoded, Form, Sequences
+from llmfactory.data.form.spec import RecordSpec, TooLong, Unwritable
 from llmfactory.data.form.template.equip import equip, template_of
 from llmfactory.data.form.template.ids import Written, encode
 from llmfactory.data.form.template.template import Piece, Template
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 VERSION = 2
 """Of what `normalize` and `encode` do; part of the fingerprint."""
 Messages = list[dict[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +106,48 @@ class RecordForm(Form):
                     yield from (json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ()))
                 yield from (json.dumps(tool, ensure_ascii=False) for tool in side.tools)
 
-    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[Encoded]]:
+    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Sequences]:
         records = [json.loads(text)["records"] for text in texts]
-        flat = [self.sides(record) for some in records for record in some]
-        written = iter(self._written(tokenizer, [side for sides in flat for side in sides]))
-        of_record = iter([(sides, [next(written) for _ in sides]) for sides in flat])
-        return [
-            [one for record in some for one in self._filled(self._fitted(tokenizer, record, *next(of_record)))]
-            for some in records
+        sides = [[self.sides(record) for record in some] for some in records]
+        pieces = [
+            self.attempt(number, lambda some=some: self._pieces(tokenizer, [side for one in some for side in one]))  # type: ignore[misc]
+            for number, some in enumerate(sides)
         ]
+        written = iter(encode(tokenizer, [one for some in pieces for one in some or ()]))
+        found: list[Sequences] = []
+        for number, (some, of_each, there) in enumerate(zip(records, sides, pieces, strict=True)):
+            if there is None:
+                found.append(None)
+                continue
+            whole = [[next(written) for _ in one] for one in of_each]
+
+            def fitted(some: Any = some, of_each: Any = of_each, whole: Any = whole) -> list[Encoded]:
+                parts = zip(some, of_each, whole, strict=True)
+                return [one for part in parts for one in self._filled(self._fitted(tokenizer, *part))]
+
+            found.append(self.attempt(number, fitted))
+        return found
+
+    def attempt(self, number: int, make: Callable[[], T]) -> T | None:
+        """What is made of the document of this number; None where its template cannot write it, and it is to be left out.
+        Raises `BadDocument`."""
+        try:
+            return make()
+        except UserError as error:
+            if self.record_spec.unwritable is Unwritable.drop:
+                return None
+            raise BadDocument(number, f"{error}; or leave such conversations out: data.form.unwritable=drop") from error
 
     def _filled(self, sequences: list[Encoded]) -> list[Encoded]:
         missing = (self.sequences or 0) - len(sequences) if sequences else 0
         return [*sequences, *(Encoded((), np.zeros(1, bool)) for _ in range(missing))]
 
     def _written(self, tokenizer: Tokenizer, sides: Sequence[Side]) -> list[Written]:
+        return encode(tokenizer, self._pieces(tokenizer, sides))
+
+    def _pieces(self, tokenizer: Tokenizer, sides: Sequence[Side]) -> list[list[Piece]]:
         template = self.template(tokenizer)
-        return encode(tokenizer, [_stepped(template.pieces(side.messages, side.tools, self.last_only), side) for side in sides])
+        return [_stepped(template.pieces(side.messages, side.tools, self.last_only), side) for side in sides]
 
     def template(self, tokenizer: Tokenizer) -> Template:
         """How conversations are written out with this tokenizer."""

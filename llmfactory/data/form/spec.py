@@ -44,6 +44,15 @@ class TooLong(Enum):
     """What is behind the last token allowed is cut off."""
 
 
+class Unwritable(Enum):
+    """What becomes of conversations that the template cannot write: with tools that it does not know, roles in another order."""
+
+    refuse = "refuse"
+    """The first one ends the run, with its file and place."""
+    drop = "drop"
+    """They are left out and counted."""
+
+
 @dataclass(kw_only=True, slots=True)
 class RecordSpec(FormSpec):
     """Base of the forms whose documents are records, JSON objects that many formats write: alpaca, ShareGPT, OpenAI's messages, ..."""
@@ -62,6 +71,8 @@ class RecordSpec(FormSpec):
     """Tokens of a sequence at most, the one that ends it included; None: as long as they come, whatever the length of a row."""
     too_long: TooLong = TooLong.right
     """What becomes of longer ones."""
+    unwritable: Unwritable = Unwritable.refuse
+    """What becomes of conversations that the template cannot write."""
 
     def problems(self) -> Iterator[Problem]:
         from llmfactory.data.record.formats import FORMATS

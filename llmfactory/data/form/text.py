@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.step import Drop, Kept, Outcome
-from llmfactory.data.form.form import Encoded, Form
+from llmfactory.data.form.form import Encoded, Form, Sequences
 from llmfactory.data.tokenizer.tokenizer import Tokenizer
 
 
@@ -20,5 +20,5 @@ class PlainText(Form):
     def texts(self, text: str) -> Iterator[str]:
         yield text
 
-    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[Encoded]]:
+    def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Sequences]:
         return [[Encoded(ids)] for ids in tokenizer.encode_arrays(texts)]

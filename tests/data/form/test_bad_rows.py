@@ -10,13 +10,14 @@ import pytest
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.clean.spec import CleanSpec, Exact
-from llmfactory.data.form.spec import Chat, TooLong
+from llmfactory.data.form.spec import Chat, TooLong, Unwritable
 from llmfactory.data.pack.spec import BestFit
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.data.source.spec import Files
 from llmfactory.data.spec import Corpus
 from llmfactory.data.tokenizer.spec import Bytes
+from llmfactory.run.preparing import totals
 
 GOOD = [{"instruction": f"question {number}", "output": "answer " * number} for number in range(1, 19)]
 BAD: list[Any] = [{"messages": [{"role": "assistant", "content": "a"}]}, {"text": "x"}]
@@ -63,6 +64,25 @@ def test_above_the_share_the_first_is_named(tmp_path: Path, clean: dict[str, Cle
         made(tmp_path, rows, 0.1, clean)
     with pytest.raises(UserError, match=r"my.jsonl, line 4: wrong order of roles.*data.source.bad_share=0.01"):
         made(tmp_path, rows[:-1], 0.0, clean)
+
+
+def test_what_the_template_cannot_write_is_named_or_left_out_and_counted(tmp_path: Path) -> None:
+    tools = {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        "tools": [{"name": "weather"}],
+    }
+    rows = [*GOOD[:3], tools, *GOOD[3:]]
+    with pytest.raises(
+        UserError, match=r"my.jsonl, line 4: .* does not write tools, .*template=chatml.*data.form.unwritable=drop"
+    ):
+        made(tmp_path, rows, 0.0, {})
+    prepared = made(tmp_path, rows, 0.0, {}, unwritable=Unwritable.drop)
+    parts = [prepared.counts[part] for part in ("train", "held_out")]
+    assert sum(part["unwritable"] for part in parts) == 1
+    assert sum(part["too_long"] for part in parts) == 0
+    assert totals(prepared)["unwritable"] == 1
+    assert "too_long" not in totals(prepared)
+    assert sum(source.part(name).inputs > 0 for source in prepared.sources.values() for name in ("train", "held_out")) == 2
 
 
 def test_what_is_left_out_or_cut_for_its_length_is_counted(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from llmfactory.config.compose import compose_job
 from llmfactory.core.errors import ConfigError
+from llmfactory.data.form.form import BadDocument
 from llmfactory.data.form.prompts import PromptsForm
 from llmfactory.data.form.record_rows import PromptRows
-from llmfactory.data.form.spec import Prompts, TooLong
+from llmfactory.data.form.spec import Prompts, TooLong, Unwritable
 from llmfactory.data.form.template.prompt import chat_ids
-from llmfactory.data.form.template.spec import Own
+from llmfactory.data.form.template.spec import Jinja, Own
 from llmfactory.data.prepare import prepare
 from llmfactory.data.prepared import Prepared
 from llmfactory.data.record.boxed import boxed
@@ -150,7 +151,7 @@ def test_rows_give_what_the_model_reads_and_what_is_known(tmp_path: Path) -> Non
     assert (first.messages, first.record) == (ASKED, {"answer": "5"})
     assert second.record == {"tests": ["ü"]}
     batch = rows.read(np.array([1, 0]))
-    assert batch["tokens"][1, 1 : 1 + len(first.tokens)].tolist() == first.tokens
+    assert batch["tokens"][1, : len(first.tokens)].tolist() == first.tokens
 
 
 def test_rows_by_length_know_which_prompt_they_are(tmp_path: Path) -> None:
@@ -211,6 +212,20 @@ def test_prompts_that_are_too_long(too_long: TooLong, prompt: Any, text: str | N
     assert tokenizer.decode(list(one.ids)) == text
     assert (one.cut > 0) == (prompt != "x" * 4)
     assert json.loads(one.note)["record"] == {"answer": "5"}
+
+
+def test_prompts_that_the_template_cannot_write() -> None:
+    """Above all of a template that wants its roles to take turns."""
+    picky = Jinja(
+        source="{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0].content }}"
+    )
+    tokenizer = ByteTokenizer()
+    texts = [json.dumps({"records": read({"prompt": prompt, "answer": "5"}, Kind.prompt)[1]}) for prompt in ("x", TURNS)]
+    with pytest.raises(BadDocument, match=r"one at a time.*data.form.unwritable=drop") as raised:
+        PromptsForm(Prompts(template=picky)).encode(tokenizer, texts)
+    assert raised.value.number == 1
+    found = PromptsForm(Prompts(template=picky, unwritable=Unwritable.drop)).encode(tokenizer, texts)
+    assert [one is None for one in found] == [False, True]
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from llmfactory.core.batch import IGNORE, split
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.data.clean.page import Page
 from llmfactory.data.clean.step import Drop, Kept
+from llmfactory.data.form.form import BadDocument
 from llmfactory.data.form.record_rows import RecordRows
 from llmfactory.data.form.records import RecordForm
-from llmfactory.data.form.spec import Chat, FormSpec, Kto, Preference, Ranking, RecordSpec, Reward, TooLong
-from llmfactory.data.form.template.spec import Jinja
+from llmfactory.data.form.spec import Chat, FormSpec, Kto, Preference, Ranking, RecordSpec, Reward, TooLong, Unwritable
+from llmfactory.data.form.template.spec import PLAIN, Jinja
 from llmfactory.data.loader import StepLoader, held_out_batches
 from llmfactory.data.pack.spec import BestFit, Document, Grouped, PackSpec
 from llmfactory.data.tokenizer.bytes import ByteTokenizer
@@ -346,7 +347,8 @@ def test_every_option_of_records_works_for_each_form(cls: type[RecordSpec]) -> N
         if isinstance(outcome, Drop):
             return outcome.reason
         tokenizer = form.equip(trained(), 400)
-        return [list(one.ids) for one in form.encode(tokenizer, [outcome.text])[0]]
+        (encoded,) = form.encode(tokenizer, [outcome.text])
+        return None if encoded is None else [list(one.ids) for one in encoded]
 
     row = ROWS[cls]
     plain = found(row)
@@ -361,3 +363,8 @@ def test_every_option_of_records_works_for_each_form(cls: type[RecordSpec]) -> N
     ways = [found(long, max_tokens=size, too_long=way) for way in TooLong]
     assert len({str(way) for way in ways}) == 3
     assert ways[list(TooLong).index(TooLong.drop)] == []
+    picky = Jinja(source="{% if messages[0].content != 'x' %}{{ raise_exception('not so') }}{% endif %}" + PLAIN)
+    with pytest.raises(BadDocument, match=r"not so; or leave .*data.form.unwritable=drop") as raised:
+        found(row, template=picky)
+    assert raised.value.number == 0
+    assert found(row, template=picky, unwritable=Unwritable.drop) is None

@@ -71,7 +71,7 @@ class Template:
         if lost:
             raise UserError(
                 f"{self.name} does not write {' and '.join(lost)}, which a conversation has: {_shown(messages)}. "
-                "Take another (data/form/template=chatml), or leave such conversations out"
+                "Take another (data/form/template=chatml)"
             )
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[Piece]:
