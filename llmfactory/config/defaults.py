@@ -71,7 +71,7 @@ def _files(folder: str) -> Iterator[tuple[str, int, int]]:
                 yield entry.path, state.st_mtime_ns, state.st_size
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def _collect(
     config_name: str,
     chosen: tuple[tuple[str, str | tuple[str, ...] | None], ...],
@@ -81,7 +81,7 @@ def _collect(
 ) -> Pieces:
     """Members of a sweep differ in values most of the time; `state` tells when a file has changed."""
     choices = dict(chosen)
-    repository = make_repository(names, config_dirs)
+    repository = _repository(names, config_dirs, *state)
     lines = [
         f"~{key}" if option is None else f"{'+' if adds(key) else ''}{key}={_typed(option)}" for key, option in choices.items()
     ]
@@ -96,6 +96,12 @@ def _collect(
     by = {key: data.containing_config_path for key, data in found.overrides.override_metadata.items()}
     chosen_by = {key: f"conf/{file}.yaml" if file else COMMAND_LINE for key, file in by.items()}
     return Pieces(pieces, dict(reversed(found.overrides.known_choices.items())), chosen_by)
+
+
+@functools.lru_cache(maxsize=8)
+def _repository(names: tuple[str, ...], config_dirs: tuple[Path, ...], *state: Any) -> IConfigRepository:
+    """Reads each file once for all compositions, as Hydra does for all members of a sweep."""
+    return make_repository(names, config_dirs)
 
 
 def _piece(repository: IConfigRepository, default: Any) -> Piece:

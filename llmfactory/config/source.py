@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal import defaults_list
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
@@ -74,6 +75,21 @@ class SpecSource(ConfigSource):
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return []
+
+
+_map_of_choices = defaults_list._create_interpolation_map
+_NOTHING = OmegaConf.create()
+
+
+def _map_where_needed(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
+    """All choices, for `${...}` among the entries of one defaults list. Hydra makes this map for each file, of all choices so far,
+    which is most of the time that it takes to compose; where no entry refers to another, nobody looks into it."""
+    if any(default.is_interpolation() for default in defaults):
+        return _map_of_choices(overrides, defaults, self_added)
+    return _NOTHING
+
+
+defaults_list._create_interpolation_map = _map_where_needed
 
 
 def register_sources() -> None:
