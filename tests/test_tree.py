@@ -41,6 +41,10 @@ DIRECTLY = {
 
 
 THROUGH = {
+    **dict.fromkeys(
+        ("phases", "trace", "flame", "profile_figures", "part_flops", "profiled", "profile_spec"), "run/test_profiling.py"
+    ),
+    "profile": "config/test_rules.py",
     **dict.fromkeys(("line_report", "line_spec"), "run/test_line.py"),
     **dict.fromkeys(("iteration", "rollout_loader", "rewarded"), "run/test_answers.py"),
     **dict.fromkeys(("rl_spec", "policy_spec"), "test_dead_keys.py"),

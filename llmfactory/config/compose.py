@@ -27,6 +27,7 @@ from llmfactory.config.choices import choose, wants_group
 from llmfactory.config.defaults import Piece, Pieces, collect
 from llmfactory.config.initial import TAKEN, start_from
 from llmfactory.config.plain import from_plain, to_plain
+from llmfactory.config.profiled import unwrapped, wrap
 from llmfactory.config.register import doubles, groups, option_folders, packages
 from llmfactory.config.source import make_search_path
 from llmfactory.config.spec import Job
@@ -68,6 +69,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
     for argument in arguments:
         problems += refused(argument)
     arguments = [argument for argument in arguments if not argument.is_hydras and not argument.sweeps]
+    arguments, of_profile = unwrapped(arguments)
     group_arguments = [argument for argument in arguments if wants_group(argument, known)]
     choices, wrong = choose(group_arguments, known, folders)
     problems += wrong
@@ -81,6 +83,10 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[Path] = (), conf
     called = _start(tree, values, pieces, names)
     for argument in values:
         if argument.key != "init":
+            put(tree, argument)
+    if of_profile is not None:
+        wrap(tree)
+        for argument in of_profile:
             put(tree, argument)
     _add_plugins(tree, names)
     resolve(tree)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from llmfactory.config.profiled import told, trained
 from llmfactory.config.rule.anchor import (
     an_anchor_has_something_to_hold,
     one_process_measures_what_matters,
@@ -144,6 +145,11 @@ from llmfactory.config.rule.preference import (
     a_reference_lies_as_the_model_does,
     shared_prompts_change_no_number,
 )
+from llmfactory.config.rule.profile import (
+    a_profile_ends_within_the_run,
+    deepspeed_makes_its_own_steps,
+    what_is_profiled_is_trained,
+)
 from llmfactory.config.rule.records import (
     conversations_are_continued,
     instructions_have_answers,
@@ -186,13 +192,20 @@ Rule = Callable[[Job], Iterator[Problem]]
 
 
 def check(job: Job) -> list[Problem]:
-    """What is wrong between the parts of a job."""
-    return [
-        dataclasses.replace(problem, reason=f"{problem.reason} (rule {rule.__name__})") for rule in RULES for problem in rule(job)
-    ]
+    """What is wrong between the parts of a job; of a profile, between those of the training that it is of."""
+    inner = trained(job)
+    found = [(rule, problem) for rule in OF_PROFILES for problem in rule(job)]
+    others = [rule for rule in RULES if rule not in OF_PROFILES]
+    found += [(rule, problem if inner is job else told(problem)) for rule in others for problem in rule(inner)]
+    return [dataclasses.replace(problem, reason=f"{problem.reason} (rule {rule.__name__})") for rule, problem in found]
+
+
+OF_PROFILES: tuple[Rule, ...] = (what_is_profiled_is_trained, a_profile_ends_within_the_run, deepspeed_makes_its_own_steps)
+"""Rules that look at a profile itself."""
 
 
 RULES: tuple[Rule, ...] = (
+    *OF_PROFILES,
     formats_that_are_compiled_are_proven,
     formats_have_their_hardware,
     narrow_weights_are_stepped_one_by_one,

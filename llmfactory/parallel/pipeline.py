@@ -74,6 +74,8 @@ class Pipeline:
         self.schedule, self.p, self.v = layout.schedule, stages.group.size(), layout.stages_per_process
         self.homes = homes(self.schedule, self.p, self.v)
         self.link = Link(stages.group, stages.world.device)
+        self.begins: Callable[[str], None] = lambda phase: None
+        """As `MeshStrategy.begins`."""
         self._tables: dict[tuple[int, bool], Table] = {}
         if isinstance(root, FSDPModule):
             root.set_reshard_after_forward(False)
@@ -171,6 +173,7 @@ class _Run:
 
     def _forward(self, stage: int, micro: int) -> None:
         inputs = self._inputs(stage, micro)
+        self.pipeline.begins("forward")
         with self.pipeline.formats.forward_context():
             carried, sums = self.pipeline.root(self.pieces[micro], self.slices[stage], inputs)
         share = self.loss(micro, sums) if self.loss is not None and sums else None
@@ -212,6 +215,7 @@ class _Run:
 
     def _backward(self, stage: int, micro: int) -> None:
         going, (ends, gradients) = self.going[stage, micro], self._ends(stage, micro)
+        self.pipeline.begins("backward")
         if ends:
             torch.autograd.backward(ends, gradients)
         going.found = [torch.zeros_like(x) if x.grad is None else x.grad for x in going.leaves()]
@@ -223,6 +227,7 @@ class _Run:
         if not leaves:  # nobody waits for them
             going.later = partial(self._backward, stage, micro)
             return
+        self.pipeline.begins("backward")
         found, going.later = backward_of_inputs(*self._ends(stage, micro), leaves)
         going.found = [torch.zeros_like(x) if grad is None else grad for x, grad in zip(leaves, found, strict=True)]
         going.release()
@@ -230,6 +235,7 @@ class _Run:
     def _backward_of_weights(self, stage: int, micro: int) -> None:
         going = self.going[stage, micro]
         assert going.later is not None
+        self.pipeline.begins("backward")
         going.later()
         going.later = None
 

@@ -80,10 +80,10 @@ class MeshStrategy(ParallelStrategy):
         self.world, self.layout, self.seed, self.samples = world, layout, seed, samples
         self.rows, self.micro_batch_size = rows, micro_batch_size
         self.smallest_scale, self.compile, self.scratch = smallest_scale, compile, scratch
-        self._on_disk = False
+        self._on_disk, self._in_backward = False, in_backward
         self.in_backward: InBackward | None = None
         """Who steps parameters while the backward pass goes on; None: the optimizer does, at its end."""
-        self._in_backward = in_backward
+        self.begins: Callable[[str], None] = lambda phase: None  # told which phase of a step does (run/phases.py)
         self.stop_asked = False
         """Set by a signal handler of this process: stop after the current step."""
         self.stop_agreed = False
@@ -202,8 +202,10 @@ class MeshStrategy(ParallelStrategy):
         total: Tensor | None = None
         for number, (piece, share) in enumerate(pieces, start=1):
             next_micro_batch(root, number == len(pieces), self.layout.zero)
+            self.begins("forward")
             with self.formats.forward_context():
                 loss = self._loss(root(self._own_rows(piece)), share)
+            self.begins("backward")
             if self.in_backward is not None and not loss.isfinite():
                 self._stop(self._step + 1, loss.item(), math.nan)
             torch.autograd.backward(self.formats.scaled(loss))
@@ -324,6 +326,7 @@ class MeshStrategy(ParallelStrategy):
         if scale is not None:
             scale.update(overflow)
         optimizer.zero_grad()
+        self.begins("framework")
         return self.loss
 
     def _bound(self, gradients: list[Tensor]) -> None:

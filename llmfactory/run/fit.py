@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -68,6 +68,9 @@ from llmfactory.stage.spec import Ppo, Pretrain, TrainingSpec
 from llmfactory.stage.training import TrainingStage
 from llmfactory.tracking.tracker import Tracker
 
+if TYPE_CHECKING:
+    from llmfactory.run.profiling import Profiler
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
@@ -113,10 +116,19 @@ class Fitted:
         return self.trained.parameters if isinstance(self.trained, LaidOut) else parameters(self.trained)
 
 
-def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, world: World | None = None) -> Fitted:
+def fit(
+    job: Job,
+    data: Data,
+    folder: Path,
+    tracker: Tracker,
+    display: Display,
+    world: World | None = None,
+    profiler: Profiler | None = None,
+) -> Fitted:
     """Train `job` on `data`; called by every process of the job. Checkpoints stand in `folder/checkpoints`.
 
-    `world`: the processes to train on; None: all of the job.
+    `world`: the processes to train on; None: all of the job. `profiler`: measures its steps, as many as it wants, with nothing between
+    them: no evaluation, no checkpoint.
 
     Raises:
         UserError: a broken checkpoint, a full disk, a non-finite loss, too few processes or rows.
@@ -127,13 +139,15 @@ def fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, 
     with settings(job.trainer, kind), open_world(job.parallel.mesh(), kind) if world is None else nullcontext(world) as where:
         while True:
             try:
-                return _fit(job, data, folder, tracker, display, where)
+                return _fit(job, data, folder, tracker, display, where, profiler)
             except Rewound as rewound:
                 display.stop()
                 display.note(str(rewound))
 
 
-def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, world: World) -> Fitted:
+def _fit(
+    job: Job, data: Data, folder: Path, tracker: Tracker, display: Display, world: World, profiler: Profiler | None = None
+) -> Fitted:
     spec = job.trainer
     checkpoints = folder / "checkpoints"
     decisions = open_decisions(folder, world)
@@ -152,6 +166,7 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         progress.stopped, last_step = "early", progress.step
     elif progress.step >= spec.max_steps:
         display.note(f"trainer.max_steps={spec.max_steps} is reached already: nothing to train")
+    last_step = last_step if profiler is None else min(last_step, profiler.last_step)
 
     assert isinstance(job.stage, TrainingSpec)
     objective = job.stage.trained(job)
@@ -197,13 +212,18 @@ def _fit(job: Job, data: Data, folder: Path, tracker: Tracker, display: Display,
         *asking(job, data, supply, strategy, display, folder, resume),
         Watching(progress, strategy, formats, tracker, display, spec.log_every, supply.drawn),
         *([] if guarding is None else [guarding]),
-        Evaluating(progress, supply.measure, tracker, display, every=spec.eval_every, rows=spec.eval_rows),
-        Stopping(progress, strategy, spec.patience),
-        saving,
     ]
-    display.start(spec.max_steps, progress.step)
+    loader = supply.loader
+    if profiler is None:
+        evaluating = Evaluating(progress, supply.measure, tracker, display, every=spec.eval_every, rows=spec.eval_rows)
+        callbacks += [evaluating, Stopping(progress, strategy, spec.patience), saving]
+    else:
+        profiler.attach(strategy)
+        callbacks.append(profiler)
+        loader = profiler.loader(loader)
+    display.start(last_step if profiler is not None else spec.max_steps, progress.step)
     with _quiet_lightning(), signals(strategy):
-        _train(stage, supply.loader, strategy, formats, callbacks, last_step, progress.step)
+        _train(stage, loader, strategy, formats, callbacks, last_step, progress.step)
     progress.watch.stop()
     display.stop()
     if stage.average is not None:  # from here on the model is what others get

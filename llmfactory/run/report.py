@@ -13,6 +13,7 @@ from llmfactory.run.account import account_of
 from llmfactory.run.curves import Points, curves
 from llmfactory.run.decisions import FILE, Decisions, read_lines
 from llmfactory.run.figures import figures
+from llmfactory.run.flame import FLAME
 from llmfactory.run.folder import read_config, read_overrides, read_result
 from llmfactory.run.plain_file import write_whole
 from llmfactory.stage.plan import DRAWING
@@ -67,7 +68,7 @@ def bandwidths(measured: Mapping[str, Any] | None) -> list[str]:
 
 def write_report(folder: Path) -> None:
     config, result = read_config(folder), read_result(folder) or {}
-    drawing = folder / DRAWING
+    drawing, flame = folder / DRAWING, folder / FLAME
     if decided := read_lines(folder / FILE):
         tables = result.get("tables", [])
         result = {**result, "tables": [*tables, ("decisions of the guard", Decisions(folder / FILE, decided).table())]}
@@ -79,6 +80,7 @@ def write_report(folder: Path) -> None:
         plots=plots(read_metrics(folder / "metrics.csv")) + bandwidths(result.get("communication")),
         account=account_of(result["preparation"]) if "preparation" in result else None,
         drawing=drawing.read_text(encoding="utf-8") if drawing.is_file() else None,
+        flame=flame.read_text(encoding="utf-8") if flame.is_file() else None,
         overrides=read_overrides(folder),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100),
     )

@@ -32,7 +32,7 @@ from llmfactory.run.determinism import settings
 from llmfactory.run.folder import LOG, in_use, run_folder, write_result
 from llmfactory.run.log import logged_to
 from llmfactory.run.plain_file import read_yaml
-from llmfactory.stage.spec import Prepare, TrainingSpec
+from llmfactory.stage.spec import Prepare, Profile, TrainingSpec
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
@@ -53,6 +53,11 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
             from llmfactory.run.train import train
 
             result = train(job, config, folder)
+        elif isinstance(job.stage, Profile):
+            assert folder is not None
+            from llmfactory.run.profiling import profile_training
+
+            result = profile_training(job, config, folder)
         elif isinstance(job.stage, Prepare):
             assert folder is not None
             from llmfactory.run.preparing import prepare_data

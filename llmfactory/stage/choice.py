@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmfactory.config import rules
 from llmfactory.config.compose import compose_job
+from llmfactory.config.profiled import trained
 from llmfactory.config.register import options
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
@@ -120,9 +121,10 @@ def choose(job: Job) -> tuple[Candidate, Found, Question]:
 
 def resolved(job: Job) -> tuple[Job, list[str]]:
     """A training job with the layout that `parallel=auto` means, and lines that say how it was found; others as they are."""
-    if not isinstance(job.parallel, Auto) or not isinstance(job.stage, TrainingSpec):
+    inner = trained(job)
+    if not isinstance(job.parallel, Auto) or not isinstance(inner.stage, TrainingSpec):
         return job, []
-    best, found, question = choose(job)
+    best, found, question = choose(inner)
     return with_layout(job, best.mesh, best.micro_batch_size), list(told(found, question))
 
 

@@ -16,6 +16,7 @@ from llmfactory.stage.format.spec import FormatSpec
 from llmfactory.stage.line_spec import Examine as Examine
 from llmfactory.stage.line_spec import Line as Line
 from llmfactory.stage.merge_spec import Merge as Merge
+from llmfactory.stage.profile_spec import Profile as Profile
 from llmfactory.stage.rejection_spec import Rejection as Rejection
 from llmfactory.stage.rl_spec import Grpo as Grpo
 from llmfactory.stage.rl_spec import Ppo as Ppo

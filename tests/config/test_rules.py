@@ -23,6 +23,9 @@ PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 IN_BACKWARD, UNCLIPPED = "trainer.in_backward=true", "optim.clip_norm=null"
 FIRES = {
+    "what_is_profiled_is_trained": [["stage=profile", "stage.of=plan"], ["stage=profile", "model=kneser_ney"]],
+    "a_profile_ends_within_the_run": [["stage=profile", "trainer.max_steps=12"]],
+    "deepspeed_makes_its_own_steps": [["stage=profile", "parallel=deepspeed_zero1", "launch=local"]],
     "formats_that_are_compiled_are_proven": [
         ["precision=int8_mixed", "trainer.compile=true"],
         ["precision=bf16_true", "trainer.in_backward=true", "optim.clip_norm=null"],

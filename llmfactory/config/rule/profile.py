@@ -1,0 +1,36 @@
+"""Rules of stage=profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmfactory.config.spec import Job
+from llmfactory.core.errors import Problem
+from llmfactory.core.spec import stem
+from llmfactory.parallel.spec import DeepSpeed
+from llmfactory.stage.profile_spec import Profile
+from llmfactory.stage.spec import TrainingSpec
+
+
+def what_is_profiled_is_trained(job: Job) -> Iterator[Problem]:
+    if not isinstance(job.stage, Profile):
+        return
+    of = job.stage.of
+    if not isinstance(of, TrainingSpec):
+        yield Problem("stage.of", stem(type(of)), "has no training steps to profile", "stage.of=pretrain")
+    elif job.model.graph == "counts":
+        reason = "this model is counted in one pass: there are no steps to profile"
+        yield Problem("stage", "profile", reason, "stage=pretrain")
+
+
+def a_profile_ends_within_the_run(job: Job) -> Iterator[Problem]:
+    """Its steps are the run's first, under the run's schedule."""
+    if isinstance(job.stage, Profile) and job.stage.steps > job.trainer.max_steps:
+        reason = f"the profile takes {job.stage.steps} steps (stage.warm_up, stage.measured, one traced, one with stacks)"
+        yield Problem("trainer.max_steps", job.trainer.max_steps, reason, f"trainer.max_steps={job.stage.steps}")
+
+
+def deepspeed_makes_its_own_steps(job: Job) -> Iterator[Problem]:
+    if isinstance(job.stage, Profile) and isinstance(job.parallel, DeepSpeed):
+        reason = "its engine makes forward, backward and optimizer steps that cannot be told apart from outside"
+        yield Problem("parallel", stem(type(job.parallel)), reason, "parallel=zero3")
