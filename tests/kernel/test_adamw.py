@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from twice import DEVICES, TOLERANCE, random
+from twice import DEVICES, FORMATS, TOLERANCE, random
 
 from llmfactory.core.kernel import Kernel
 from llmfactory.kernel.adamw import adamw_step_, reference
@@ -51,3 +51,25 @@ def test_against_the_reference_and_left_out(device: str) -> None:
     reference(*plain, torch.tensor(7.0, dtype=torch.float64), **options)
     for one, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_each_format(dtype: torch.dtype, device: str) -> None:
+    """Against the reference in float64 of the same numbers; a gradient that is part of a wider tensor."""
+    ours = [random(5, 13, dtype=dtype, device=device, seed=n).abs() + 0.1 for n in range(4)]
+    plain = [x.double() for x in ours]
+    ours[1] = torch.stack((ours[1], ours[1]), -1)[..., 0]
+    options = {"lr": 0.1, "betas": (0.7, 0.9), "eps": 1e-3, "decay": 0.3}
+    adamw_step_(*ours, torch.zeros((), device=device), **options)
+    reference(*plain, torch.ones((), dtype=torch.float64), **options)
+    for one, other in zip(ours, plain, strict=True):
+        assert one.dtype is dtype
+        torch.testing.assert_close(one.double(), other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_weights_are_changed_where_they_stand(device: str) -> None:
+    weight, *rest = (torch.zeros(3, 4, device=device) for _ in range(4))
+    with pytest.raises(ValueError, match="contiguous"):
+        adamw_step_(weight.t(), *rest, torch.zeros((), device=device), lr=0.1, betas=(0.9, 0.9), eps=1e-8, decay=0.0)

@@ -48,8 +48,18 @@ def test_shapes(shape: tuple[int, int], device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_logits_apart_in_memory(device: str) -> None:
+    """Rows of a wider tensor, and every other column of one."""
+    x = random(3, 17, dtype=torch.float64, device=device)
+    own = labels(3, 17, device)
+    agree(lambda x, kernel: cross_entropy(torch.cat((x, -x), 1)[:, :17], own, z=0.1, kernel=kernel), [x])
+    agree(lambda x, kernel: cross_entropy(torch.stack((x, -x), -1)[..., 0], own, z=0.1, kernel=kernel), [x])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_no_rows_and_nothing_but_ignored(device: str) -> None:
-    assert cross_entropy(torch.zeros(0, 5, device=device), torch.zeros(0, dtype=torch.int64), kernel=Kernel.triton).shape == (0,)
+    nobody = torch.zeros(0, dtype=torch.int64, device=device)
+    agree(lambda x, kernel: cross_entropy(x, nobody, kernel=kernel), [random(0, 5, dtype=torch.float64, device=device)])
     x = random(2, 5, dtype=torch.float64, device=device)
     ignored = torch.full((2,), IGNORE, device=device)
     agree(lambda x, kernel: cross_entropy(x, ignored, kernel=kernel), [x])
@@ -79,7 +89,7 @@ def test_the_plain_one_is_pytorch_s() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", FORMATS)
 def test_the_fused_head(dtype: torch.dtype, device: str) -> None:
     """In chunks of rows, with weights, a bias, smoothing and a cap."""
     hidden, weight, bias = (random(*s, dtype=dtype, device=device) for s in ((7, 6), (17, 6), (17,)))
@@ -94,9 +104,18 @@ def test_the_fused_head(dtype: torch.dtype, device: str) -> None:
             weights=weights,
             label_smoothing=0.1,
             softcap=4.0,
+            z=0.05,
             chunk_rows=3,
             kernel=kernel,
         )
 
     agree(loss, [hidden, weight, bias])
+    hidden, weight = (random(*s, dtype=dtype, device=device, strided=True) for s in ((7, 6), (17, 6)))
     agree(lambda h, w, kernel: linear_cross_entropy(h, w, labels(7, 17, device), chunk_rows=4, kernel=kernel), [hidden, weight])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_fused_head_without_tokens(device: str) -> None:
+    hidden, weight = (random(*s, dtype=torch.float64, device=device) for s in ((0, 6), (17, 6)))
+    nobody = torch.zeros(0, dtype=torch.int64, device=device)
+    agree(lambda h, w, kernel: linear_cross_entropy(h, w, nobody, kernel=kernel), [hidden, weight])

@@ -32,15 +32,18 @@ CASES = {
 }
 
 
-def check(mask: Mask, queries: int, keys: int, dtype: torch.dtype, device: str, window=None, softcap=None, heads=(4, 2)) -> None:
-    shapes = ((2, queries, heads[0], 6), (2, keys, heads[1], 6), (2, keys, heads[1], 5))
-    tensors = [random(*shape, dtype=dtype, device=device, seed=seed) for seed, shape in enumerate(shapes)]
+def check(
+    mask: Mask, queries: int, keys: int, dtype: torch.dtype, device: str, window=None, softcap=None, heads=(2, 1), **options
+) -> None:
+    rows, strided, scale = options.get("rows", 2), options.get("strided", False), options.get("scale")
+    shapes = ((rows, queries, heads[0], 6), (rows, keys, heads[1], 6), (rows, keys, heads[1], 5))
+    tensors = [random(*shape, dtype=dtype, device=device, seed=seed, strided=strided) for seed, shape in enumerate(shapes)]
 
     def attention(q, k, v, kernel):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # as a model has them: heads before tokens, in memory behind
         if kernel is Kernel.torch:
-            return plain(q, k, v, mask.dense(window), None, None, softcap, 0.0)
-        return flash_attention(q, k, v, form_of(mask, window), window=window, softcap=softcap)
+            return plain(q, k, v, mask.dense(window), None, scale, softcap, 0.0)
+        return flash_attention(q, k, v, form_of(mask, window), scale=scale, window=window, softcap=softcap)
 
     agree(attention, tensors)
 
@@ -59,9 +62,15 @@ def test_each_format(dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("length", "heads"), [(1, (1, 1)), (3, (3, 1)), (33, (2, 2))])
+@pytest.mark.parametrize(("length", "heads"), [(1, (1, 1)), (3, (3, 3)), (33, (1, 1)), (17, (4, 2))])
 def test_lengths_and_shared_heads(length: int, heads: tuple[int, int], device: str) -> None:
     check(CausalMask(length, device), length, length, torch.float64, device, heads=heads)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_apart_in_memory_another_scale_and_no_rows(device: str) -> None:
+    check(CausalMask(5, device), 5, 5, torch.float64, device, strided=True, scale=0.7, softcap=2.0, heads=(2, 2))
+    check(CausalMask(5, device), 5, 5, torch.float64, device, rows=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -59,6 +59,23 @@ def test_groups_of_rows(dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_apart_in_memory(device: str) -> None:
+    """Rows and matrices that are parts of wider ones."""
+    x, weight = (random(*shape, dtype=torch.float32, device=device, strided=True) for shape in ((5, 9), (2, 17, 9)))
+    ends = torch.tensor([2, 5], dtype=torch.int32, device=device)
+    agree(lambda x, w, kernel: grouped_linear(x, w, ends, kernel), [x, weight])
+    order = torch.tensor([3, 0, 9, 1, 2, 8, 7, 4, 6, 5], device=device)
+    agree(lambda x, kernel: to_experts(x, order, 2, kernel), [x])
+    agree(lambda x, kernel: back_to_tokens(x, torch.tensor([3, 0, 4, 1, 2], device=device), kernel), [x])
+    packed = int8(random(17, 9, dtype=torch.float32, device=device))
+
+    def product(x, kernel):
+        return quantized_linear(x, packed, kernel) if kernel is Kernel.triton else x @ weight_of(packed, 9).double().t()
+
+    agree(product, [x])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_no_rows_at_all(device: str) -> None:
     ends = torch.zeros(3, dtype=torch.int32, device=device)
     agree(

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from llmfactory.kernel.tile.launch import INTERPRETED, on, operand, power, precision, sigmoid, wide
 
+TILE_BYTES = 1 << 14
+"""Of a tile of queries or keys. Nine such tiles must fit into the memory that a program's threads share: 227 KiB on an H100, 163 on
+an A100."""
+
 
 @triton.jit
 def _seen(row, t, s, queries, keys, t_segments, s_segments, t_stride, s_stride, CAUSAL, SEGMENTS, WINDOW):
@@ -43,6 +47,18 @@ def _scores(q, k, seen, scale, SOFTCAP, PRECISION: tl.constexpr, WIDE: tl.conste
 
 
 @triton.jit
+def _shares_and_slopes(q, k, v, dy, lse, delta, seen, scale, SOFTCAP, PRECISION: tl.constexpr, WIDE: tl.constexpr):
+    """[T, S], how a query's attention is shared out, and the gradient with respect to q k^T scale."""
+    scores, slope = _scores(q, k, seen, scale, SOFTCAP, PRECISION, WIDE)
+    shares = tl.exp(scores - lse[:, None])
+    dshares = tl.dot(dy, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
+    dscores = shares * (dshares - delta[:, None])
+    if SOFTCAP is not None:
+        dscores = dscores * slope
+    return shares, dscores
+
+
+@triton.jit
 def _load(ptr, places, there, columns, width, FACTOR: tl.constexpr):
     return tl.load(ptr + places[:, None] + columns[None, :], mask=there[:, None] & (columns < width)[None, :], other=0.0).to(
         FACTOR
@@ -53,8 +69,8 @@ def _load(ptr, places, there, columns, width, FACTOR: tl.constexpr):
 def _forward(
     q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, t_segments, s_segments,
     q_row, q_head, q_token, k_row, k_head, k_token, v_row, v_head, v_token, t_stride, s_stride,
-    n_heads, shared, queries, keys, dim, value_dim, scale,
-    CAUSAL: tl.constexpr, SEGMENTS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    n_heads, shared, queries, keys, dim, value_dim,
+    scale: tl.constexpr, CAUSAL: tl.constexpr, SEGMENTS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     FACTOR: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
@@ -98,8 +114,8 @@ def _forward(
 def _back_to_queries(
     q_ptr, k_ptr, v_ptr, dy_ptr, lse_ptr, delta_ptr, dq_ptr, t_segments, s_segments,
     q_row, q_head, q_token, k_row, k_head, k_token, v_row, v_head, v_token, t_stride, s_stride,
-    n_heads, shared, queries, keys, dim, value_dim, scale,
-    CAUSAL: tl.constexpr, SEGMENTS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    n_heads, shared, queries, keys, dim, value_dim,
+    scale: tl.constexpr, CAUSAL: tl.constexpr, SEGMENTS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     FACTOR: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
@@ -123,12 +139,7 @@ def _back_to_queries(
             v_ptr + row * v_row + (head // shared) * v_head, s.to(tl.int64) * v_token, s < keys, value_columns, value_dim, FACTOR
         )
         seen = _seen(row, t, s, queries, keys, t_segments, s_segments, t_stride, s_stride, CAUSAL, SEGMENTS, WINDOW)
-        scores, slope = _scores(q, k, seen, scale, SOFTCAP, PRECISION, WIDE)
-        shares = tl.exp(scores - lse[:, None])
-        dshares = tl.dot(dy, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
-        dscores = shares * (dshares - delta[:, None])
-        if SOFTCAP is not None:
-            dscores = dscores * slope
+        _, dscores = _shares_and_slopes(q, k, v, dy, lse, delta, seen, scale, SOFTCAP, PRECISION, WIDE)
         dq += tl.dot(dscores.to(FACTOR), k, input_precision=PRECISION, out_dtype=WIDE)
     dq_places = places[:, None] * dim + columns[None, :]
     tl.store(dq_ptr + dq_places, (dq * scale).to(dq_ptr.dtype.element_ty), mask=asks[:, None] & (columns < dim)[None, :])
@@ -138,8 +149,8 @@ def _back_to_queries(
 def _back_to_keys(
     q_ptr, k_ptr, v_ptr, dy_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, t_segments, s_segments,
     q_row, q_head, q_token, k_row, k_head, k_token, v_row, v_head, v_token, t_stride, s_stride,
-    n_heads, shared, queries, keys, dim, value_dim, scale,
-    CAUSAL: tl.constexpr, SEGMENTS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    n_heads, shared, queries, keys, dim, value_dim,
+    scale: tl.constexpr, CAUSAL: tl.constexpr, SEGMENTS: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     FACTOR: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
@@ -166,19 +177,20 @@ def _back_to_keys(
             lse = tl.load(lse_ptr + places, mask=asks, other=float("inf"))
             delta = tl.load(delta_ptr + places, mask=asks, other=0.0)
             seen = _seen(row, t, s, queries, keys, t_segments, s_segments, t_stride, s_stride, CAUSAL, SEGMENTS, WINDOW)
-            scores, slope = _scores(q, k, seen, scale, SOFTCAP, PRECISION, WIDE)
-            shares = tl.exp(scores - lse[:, None])
+            shares, dscores = _shares_and_slopes(q, k, v, dy, lse, delta, seen, scale, SOFTCAP, PRECISION, WIDE)
             dv += tl.dot(tl.trans(shares.to(FACTOR)), dy, input_precision=PRECISION, out_dtype=WIDE)
-            dshares = tl.dot(dy, tl.trans(v), input_precision=PRECISION, out_dtype=WIDE)
-            dscores = shares * (dshares - delta[:, None])
-            if SOFTCAP is not None:
-                dscores = dscores * slope
             dk += tl.dot(tl.trans(dscores.to(FACTOR)), q, input_precision=PRECISION, out_dtype=WIDE)
     places = (row * n_kv_heads + kv_head) * keys + s
     dk_places, dv_places = places[:, None] * dim + columns[None, :], places[:, None] * value_dim + value_columns[None, :]
     tl.store(dk_ptr + dk_places, (dk * scale).to(dk_ptr.dtype.element_ty), mask=is_key[:, None] & (columns < dim)[None, :])
     inside = is_key[:, None] & (value_columns < value_dim)[None, :]
     tl.store(dv_ptr + dv_places, dv.to(dv_ptr.dtype.element_ty), mask=inside)
+
+
+def tile(row: int) -> tuple[int, int]:
+    """Queries and keys of a tile, of vectors of so many bytes."""
+    length = max(16, min(64, TILE_BYTES // row))
+    return length, length
 
 
 class Shapes:
@@ -192,12 +204,13 @@ class Shapes:
         self.segments = (None, None) if segments is None else tuple(x.expand(self.rows, -1).contiguous() for x in segments)
         strides = [stride for x in (q_BHTD, k_BGSD, v_BGSE) for stride in x.stride()[:3]]
         shared = self.n_heads // self.n_kv_heads
-        self.numbers = (*strides, self.queries, self.keys, self.n_heads, shared, self.queries, self.keys, dim, value_dim, scale)
+        self.numbers = (*strides, self.queries, self.keys, self.n_heads, shared, self.queries, self.keys, dim, value_dim)
         dtype = q_BHTD.dtype
-        self.tile = (16, 16) if INTERPRETED else (64, 64) if max(dim, value_dim) <= 128 else (32, 32)
         widths = max(16, power(dim)), max(16, power(value_dim))
+        self.tile = (16, 16) if INTERPRETED else tile(max(widths) * q_BHTD.element_size())
         formats = operand(dtype), wide(dtype), precision(dtype)
-        self.constants = (causal, segments is not None, window, softcap, *formats, *self.tile, *widths)
+        # A number that is no constant would be float32, whatever the tensors are.
+        self.constants = (scale, causal, segments is not None, window, softcap, *formats, *self.tile, *widths)
 
 
 def forward(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor]:

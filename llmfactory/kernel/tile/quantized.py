@@ -77,27 +77,15 @@ def _product(
         there = (rows < n)[:, None] & (depth < inner)[None, :]
         x = tl.load(x_ptr + rows[:, None] * inner + depth[None, :], mask=there, other=0.0)
         if BACK:
-            weight = _weights(
-                codes_ptr, scales_ptr, book_ptr, depth, columns, outputs, inputs, bytes_of_row, blocks_of_row, NF4, SHARE, WIDE
-            )
+            outs, ins = depth, columns
         else:
-            weight = tl.trans(
-                _weights(
-                    codes_ptr,
-                    scales_ptr,
-                    book_ptr,
-                    columns,
-                    depth,
-                    outputs,
-                    inputs,
-                    bytes_of_row,
-                    blocks_of_row,
-                    NF4,
-                    SHARE,
-                    WIDE,
-                )
-            )
+            outs, ins = columns, depth
+        weight = _weights(
+            codes_ptr, scales_ptr, book_ptr, outs, ins, outputs, inputs, bytes_of_row, blocks_of_row, NF4, SHARE, WIDE
+        )
         weight = weight.to(x.dtype).to(FACTOR)
+        if not BACK:
+            weight = tl.trans(weight)
         total += tl.dot(x.to(FACTOR), weight, input_precision=PRECISION, out_dtype=WIDE)
     both = (rows < n)[:, None] & (columns < width)[None, :]
     tl.store(y_ptr + rows[:, None] * width + columns[None, :], total.to(y_ptr.dtype.element_ty), mask=both)
