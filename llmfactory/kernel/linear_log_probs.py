@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmfactory.kernel.linear_cross_entropy import accumulator, chunk_size
-from llmfactory.kernel.product import product
+from llmfactory.kernel.linear_cross_entropy import accumulator, add_product_, chunk_logits, chunk_size, turned_over
+from llmfactory.kernel.product import product_in_graph
 
 
 def reference(
@@ -108,7 +108,7 @@ class _LinearLogProbs(torch.autograd.Function):
                     shares_CV = logits_CV.sub_(normalizer_C1).exp_()
                     grad_CV = _of_labels(shares_CV, label_C1, slope_CV, temperature)
                     assert ready_ND is not None
-                    ready_ND[cut] = product(grad_CV.to(dtype), w_VD.t())
+                    ready_ND[cut] = product_in_graph(grad_CV.to(dtype), w_VD.t())
         if at_once:
             ctx.save_for_backward(ready_ND)
         else:
@@ -134,7 +134,7 @@ class _LinearLogProbs(torch.autograd.Function):
         dtype, exact = ctx.dtype, accumulator(ctx.dtype)
         h_ND, w_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
         grad_hidden = torch.empty_like(h_ND) if need_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=exact) if need_weight else None
+        grad_weight = w_VD.new_zeros(w_VD.shape[::-1], dtype=exact) if need_weight else None  # [D, V]
         grad_bias = torch.zeros_like(bias_V, dtype=exact) if need_bias and bias_V is not None else None
         with torch.autocast(h_ND.device.type, enabled=False):
             for start in range(0, h_ND.shape[0], ctx.rows):
@@ -153,13 +153,17 @@ class _LinearLogProbs(torch.autograd.Function):
                 low_CV = grad_CV.to(dtype)
                 # The factor of a token scales D numbers here instead of V there.
                 if grad_hidden is not None:
-                    grad_hidden[cut] = product(low_CV, w_VD.t()) * factor_C1.to(dtype)
+                    grad_hidden[cut] = product_in_graph(low_CV, w_VD.t()) * factor_C1.to(dtype)
                 if grad_weight is not None:
-                    grad_weight += product(low_CV.t(), (h_ND[cut] * factor_C1.to(dtype)).t())
+                    add_product_(grad_weight, h_ND[cut] * factor_C1.to(dtype), low_CV)
                 if grad_bias is not None:
                     grad_bias += (grad_CV.t() @ factor_C1.to(exact))[:, 0]
-        found = zip((grad_hidden, grad_weight, grad_bias), (hidden_ND, weight_VD, bias_V), strict=True)
-        return (*(None if grad is None else grad.to(like.dtype) for grad, like in found), *rest)
+        return (
+            None if grad_hidden is None else grad_hidden.to(hidden_ND.dtype),
+            None if grad_weight is None else turned_over(grad_weight, weight_VD.dtype),
+            None if grad_bias is None else grad_bias.to(bias_V.dtype),
+            *rest,
+        )
 
 
 def _logits(
@@ -172,16 +176,10 @@ def _logits(
     *,
     slope: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits of a chunk, and where they are capped, with `slope`, the cap's derivative."""
-    logits_CV = product(h_CD, w_VD).to(exact)
-    if bias_V is not None:
-        logits_CV = logits_CV + bias_V.to(exact)
-    slope_CV = None
-    if softcap is not None:
-        logits_CV = (logits_CV / softcap).tanh_()
-        slope_CV = 1 - logits_CV.square() if slope else None
-        logits_CV = logits_CV * softcap
-    return (logits_CV if temperature == 1 else logits_CV / temperature), slope_CV
+    """Logits of a chunk in `exact`, divided by the temperature, and where they are capped, with `slope`, the cap's derivative."""
+    logits_CV, slope_CV = chunk_logits(h_CD, w_VD, bias_V, softcap, exact, slope=slope)
+    logits_CV = logits_CV.to(exact)
+    return (logits_CV if temperature == 1 else logits_CV.div_(temperature)), slope_CV
 
 
 def _of_labels(shares_CV: Tensor, label_C1: Tensor, slope_CV: Tensor | None, temperature: float) -> Tensor:

@@ -45,8 +45,12 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0, kerne
     by = way(kernel, x)
     if by is Kernel.triton:
         return _Norm.apply(x, weight_D, None, eps, offset, False)  # type: ignore[no-any-return,no-untyped-call]
-    plain = compiled(plain_rms_norm) if by is Kernel.compile else plain_rms_norm
-    return plain(x, weight_D, eps, offset)
+    if by is Kernel.compile:
+        return compiled(plain_rms_norm)(x, weight_D, eps, offset)  # type: ignore[no-any-return]
+    # PyTorch has one operation for a GPU, many for a CPU.
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _RmsNorm.apply(x, weight_D, eps, offset)  # type: ignore[no-any-return,no-untyped-call]
+    return plain_rms_norm(x, weight_D, eps, offset)
 
 
 def layer_norm(x: Tensor, weight_D: Tensor | None, bias_D: Tensor | None, eps: float, kernel: Kernel = Kernel.torch) -> Tensor:
@@ -56,6 +60,33 @@ def layer_norm(x: Tensor, weight_D: Tensor | None, bias_D: Tensor | None, eps: f
         return _Norm.apply(x, weight_D, bias_D, eps, 0.0, True)  # type: ignore[no-any-return,no-untyped-call]
     plain = compiled(plain_layer_norm) if by is Kernel.compile else plain_layer_norm
     return plain(x, weight_D, bias_D, eps)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """`plain_rms_norm`, of which only x and r are kept; x^ is computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x_wide = x.to(wide)
+        inverse = x_wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight_D, inverse)
+        ctx.offset = offset
+        return (x_wide * inverse).mul_(weight_D.to(wide) + offset).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight_D, inverse = ctx.saved_tensors
+        need_x, need_weight, *_ = ctx.needs_input_grad
+        dy, gain_D = dy.to(inverse.dtype), weight_D.to(inverse.dtype) + ctx.offset
+        turned = x.to(inverse.dtype) * inverse
+        products = dy * turned
+        dweight_D = products.flatten(0, -2).sum(0).to(weight_D.dtype) if need_weight else None
+        if not need_x:
+            return None, dweight_D, None, None
+        dx = (dy * gain_D).sub_(turned.mul_((products @ gain_D)[..., None] / len(gain_D))).mul_(inverse)
+        return dx.to(x.dtype), dweight_D, None, None
 
 
 class _Norm(torch.autograd.Function):

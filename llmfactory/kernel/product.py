@@ -15,10 +15,18 @@ LARGE = 2**24
 
 
 def product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    """[N, I], [O, I] -> [N, O], in full precision; without gradient. Transposed views are as good as contiguous ones."""
+    """[N, I], [O, I] -> [N, O], in full precision; without gradient."""
     if one_dnn_serves(x_NI, x_NI.numel() * weight_OI.shape[0]):
-        return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, None, "none", [], "")  # type: ignore[no-any-return]
+        # It copies an `x_NI` that is turned over, so the smaller copies are made: of that, or of the other factor and the result.
+        if not x_NI.is_contiguous() and weight_OI.numel() + x_NI.shape[0] * weight_OI.shape[0] < x_NI.numel():
+            return _one_dnn(weight_OI, x_NI).t().contiguous()
+        return _one_dnn(x_NI, weight_OI)
     return x_NI @ weight_OI.T
+
+
+def _one_dnn(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    # The copy is made here, so that it is seen by who counts memory.
+    return torch.ops.mkldnn._linear_pointwise(x_NI.contiguous(), weight_OI, None, "none", [], "")  # type: ignore[no-any-return]
 
 
 @torch.library.custom_op("llmfactory::product", mutates_args=())
@@ -33,8 +41,9 @@ def _(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 def product_in_graph(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    """`product` for functions that a compiler may look into."""
-    if torch.compiler.is_compiling() and x_NI.device.type == "cpu":
+    """`product` for functions that a compiler may look into: it would give large ones in float32 to torch's own."""
+    size, whole = x_NI.numel() * weight_OI.shape[0], x_NI.dtype is torch.float32 and x_NI.device.type == "cpu"
+    if torch.compiler.is_compiling() and whole and size >= LARGE:
         return opaque_product(x_NI, weight_OI)  # type: ignore[no-any-return]
     return product(x_NI, weight_OI)
 

@@ -104,7 +104,7 @@ def draws(operation: Any, given: Sequence[Any], named: dict[str, Any]) -> bool:
 
 
 @dataclass
-class Sizes:
+class Seen:
     """What the blocks of a forward pass keep, in the order in which they are called."""
 
     inputs: list[int] = field(default_factory=list)
@@ -134,10 +134,10 @@ class Budget:
 
     def __init__(self, limit: float, again: Callable[..., Any]) -> None:
         self.limit, self.again = limit, again
-        self.sizes: dict[tuple[int, ...], Sizes] = {}
+        self.sizes: dict[tuple[int, ...], Seen] = {}
         """By the shape of the first block's input."""
         self._call = 0
-        self._now, self._kept, self._first = Sizes(), frozenset[int](), True
+        self._now, self._kept, self._first = Seen(), frozenset[int](), True
 
     def begin(self) -> None:
         """A forward pass of the model begins."""
@@ -151,7 +151,7 @@ class Budget:
         if number == 0:
             shape = tuple(inputs[0].shape)
             self._first = shape not in self.sizes
-            self._now = self.sizes.setdefault(shape, Sizes())
+            self._now = self.sizes.setdefault(shape, Seen())
             self._kept = frozenset({0}) if self._first else self._now.kept(self.limit)
         if self._first:
             self._now.inputs.append(sum(x.numel() * x.element_size() for x in inputs))

@@ -17,17 +17,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmfactory.core.batch import IGNORE
+from llmfactory.kernel.embedding import embedding
+from llmfactory.kernel.linear_cross_entropy import add_product_, chunk_logits, chunk_size, turned_over
+from llmfactory.kernel.product import product
 from llmfactory.model.embedding.table import TokenTable
 from llmfactory.model.head.lm import VocabularyHead
 from llmfactory.parallel.collectives import Group, gather, total, total_
-
-CHUNK = 2**27
-"""Logits of a chunk on all processes together."""
 
 
 class _Rows:
@@ -56,7 +55,7 @@ def cut_look_up(table: TokenTable, group: Group, tokens: Tensor) -> Tensor:
     rows = weight_VD.shape[0]
     places = tokens - group.rank() * rows
     here = (places >= 0) & (places < rows)
-    found = F.embedding(places.where(here, 0), weight_VD) * here[..., None].to(weight_VD.dtype)
+    found = embedding(places.where(here, 0), weight_VD) * here[..., None].to(weight_VD.dtype)
     return total(found, group)
 
 
@@ -67,6 +66,7 @@ def cut_cross_entropy(
     labels: Tensor,
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    z: float = 0.0,
 ) -> Tensor:
     """`Head.cross_entropy` where the vocabulary is cut; the same number on every process."""
     features = head.features(hidden)
@@ -77,7 +77,7 @@ def cut_cross_entropy(
     exact = torch.promote_types(features.dtype, torch.float32)
     scale_N = kept_N.to(exact) if weights is None else weights.flatten().to(exact) * kept_N
     return _CutCrossEntropy.apply(  # type: ignore[no-any-return,no-untyped-call]
-        features.flatten(0, -2), weight_VD, bias_V, labels_N.where(kept_N, 0), scale_N, label_smoothing, head.softcap, group
+        features.flatten(0, -2), weight_VD, bias_V, labels_N.where(kept_N, 0), scale_N, label_smoothing, head.softcap, z, group
     )
 
 
@@ -112,6 +112,7 @@ class _CutCrossEntropy(torch.autograd.Function):
         scale_N: Tensor,
         smoothing: float,
         softcap: float | None,
+        z: float,
         group: Group,
     ) -> Tensor:
         device, exact = hidden_ND.device.type, scale_N.dtype
@@ -119,24 +120,15 @@ class _CutCrossEntropy(torch.autograd.Function):
         h_ND, w_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
         rows, first = w_VD.shape[0], group.rank() * w_VD.shape[0]
         whole = rows * group.size()
-        grad_hidden, grad_weight = torch.zeros_like(h_ND), torch.zeros(w_VD.shape, dtype=exact, device=w_VD.device)
+        grad_hidden, grad_weight = torch.empty_like(h_ND), w_VD.new_zeros(w_VD.shape[::-1], dtype=exact)  # [N, D], [D, V]
         grad_bias = None if bias_V is None else torch.zeros(rows, dtype=exact, device=w_VD.device)
         loss = torch.zeros((), dtype=exact, device=w_VD.device)
-        step = max(128, CHUNK // whole)
         with torch.autocast(device, enabled=False):
-            for start in range(0, h_ND.shape[0], step):
-                cut = slice(start, start + step)
+            for cut in _chunks(h_ND, whole):
                 h_CD, scale_C1 = h_ND[cut], scale_N[cut, None]
-                logits_CV = (h_CD @ w_VD.t()).to(exact)
-                if bias_V is not None:
-                    logits_CV = logits_CV + bias_V.to(exact)
-                if softcap is not None:
-                    tanh_CV = (logits_CV / softcap).tanh()
-                    logits_CV = softcap * tanh_CV
-                place_C = target_N[cut] - first
-                here_C = (place_C >= 0) & (place_C < rows)
-                place_C1 = place_C.where(here_C, 0)[:, None]
-                here_C1 = here_C[:, None].to(exact)
+                logits_CV, slope_CV = chunk_logits(h_CD, w_VD, bias_V, softcap, exact, slope=True)
+                logits_CV = logits_CV.to(exact)
+                place_C1, here_C1 = _own_places(target_N[cut] - first, rows, exact)
                 largest_C1 = logits_CV.max(-1, keepdim=True).values
                 dist.all_reduce(largest_C1, dist.ReduceOp.MAX, group=group)
                 exp_CV = (logits_CV - largest_C1).exp_()
@@ -146,17 +138,21 @@ class _CutCrossEntropy(torch.autograd.Function):
                 sum_C1, label_C1, all_C1 = total_(parts_C3, group).chunk(3, 1)
                 normalizer_C1 = largest_C1 + sum_C1.log()
                 loss_C1 = (1 - smoothing) * (normalizer_C1 - label_C1) + smoothing * (normalizer_C1 - all_C1 / whole)
+                if z:
+                    loss_C1 += z * normalizer_C1.square()
                 loss += (loss_C1 * scale_C1).sum()
                 grad_CV = exp_CV.div_(sum_C1)
+                if z:
+                    grad_CV *= 1 + 2 * z * normalizer_C1
                 if smoothing:
                     grad_CV -= smoothing / whole
                 grad_CV.scatter_add_(-1, place_C1, here_C1 * (smoothing - 1))
-                if softcap is not None:
-                    grad_CV *= 1 - tanh_CV.square()
+                if slope_CV is not None:
+                    grad_CV *= slope_CV
                 grad_CV *= scale_C1
                 low_CV = grad_CV.to(dtype)
-                grad_hidden[cut] = low_CV @ w_VD
-                grad_weight += low_CV.t() @ h_CD
+                grad_hidden[cut] = product(low_CV, w_VD.t())
+                add_product_(grad_weight, h_CD, low_CV)
                 if grad_bias is not None:
                     grad_bias += grad_CV.sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -168,11 +164,14 @@ class _CutCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         # All processes return the same loss, so its gradient is what all of them say together.
         grad_loss = total_(grad_loss.clone(), ctx.group)
-        scaled = (
-            None if grad is None else (grad * grad_loss.to(grad.dtype)).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        grad_hidden, grad_weight_DV, grad_bias = ctx.saved_tensors
+        hidden_as, weight_as, bias_as = ctx.dtypes
+        return (
+            (grad_hidden * grad_loss.to(grad_hidden.dtype)).to(hidden_as),
+            turned_over(grad_weight_DV, grad_weight_DV.dtype).mul_(grad_loss.to(grad_weight_DV.dtype)).to(weight_as),
+            None if grad_bias is None else (grad_bias * grad_loss.to(grad_bias.dtype)).to(bias_as),
+            *(None,) * 6,
         )
-        return (*scaled, None, None, None, None, None)
 
 
 class _CutLogProbs(torch.autograd.Function):
@@ -198,8 +197,9 @@ class _CutLogProbs(torch.autograd.Function):
         logp_N, normalizer_N = (torch.empty(n, dtype=exact, device=h_ND.device) for _ in range(2))
         entropy_N = torch.empty(n if entropy else 0, dtype=exact, device=h_ND.device)
         with torch.autocast(device, enabled=False):
-            for cut in _chunks(n, w_VD.shape[0] * group.size()):
-                logits_CV, _ = _cut_logits(h_ND[cut], w_VD, bias_V, softcap, temperature, exact)
+            for cut in _chunks(h_ND, w_VD.shape[0] * group.size()):
+                logits_CV, _ = chunk_logits(h_ND[cut], w_VD, bias_V, softcap, exact, slope=False)
+                logits_CV = logits_CV.to(exact) / temperature
                 place_C1, here_C1 = _own_places(labels_N[cut] - first, w_VD.shape[0], exact)
                 largest_C1 = logits_CV.max(-1, keepdim=True).values
                 dist.all_reduce(largest_C1, dist.ReduceOp.MAX, group=group)
@@ -224,43 +224,35 @@ class _CutLogProbs(torch.autograd.Function):
         spread_N = total_(grad_entropy_N.contiguous().clone(), ctx.group) if ctx.entropy else None
         h_ND, w_VD = hidden_ND.to(ctx.dtype), weight_VD.to(ctx.dtype)
         first = ctx.group.rank() * w_VD.shape[0]
-        grad_hidden, grad_weight = torch.zeros_like(h_ND), torch.zeros(w_VD.shape, dtype=exact, device=w_VD.device)
+        grad_hidden, grad_weight = torch.empty_like(h_ND), w_VD.new_zeros(w_VD.shape[::-1], dtype=exact)  # [N, D], [D, V]
         grad_bias = None if bias_V is None else torch.zeros(w_VD.shape[0], dtype=exact, device=w_VD.device)
         with torch.autocast(h_ND.device.type, enabled=False):
-            for cut in _chunks(h_ND.shape[0], w_VD.shape[0] * ctx.group.size()):
-                logits_CV, tanh_CV = _cut_logits(h_ND[cut], w_VD, bias_V, ctx.softcap, ctx.temperature, exact)
+            for cut in _chunks(h_ND, w_VD.shape[0] * ctx.group.size()):
+                logits_CV, slope_CV = chunk_logits(h_ND[cut], w_VD, bias_V, ctx.softcap, exact, slope=True)
+                logits_CV = logits_CV.to(exact) / ctx.temperature
                 place_C1, here_C1 = _own_places(labels_N[cut] - first, w_VD.shape[0], exact)
                 logp_CV, factor_C1 = logits_CV - normalizer_N[cut, None], factor_N[cut, None]
                 weight_CV = factor_C1 if spread_N is None else factor_C1 + spread_N[cut, None] * (logp_CV + entropy_N[cut, None])
                 grad_CV = -logp_CV.exp() * weight_CV
                 grad_CV.scatter_add_(-1, place_C1, here_C1 * factor_C1)
-                if tanh_CV is not None:
-                    grad_CV *= 1 - tanh_CV.square()
+                if slope_CV is not None:
+                    grad_CV *= slope_CV
                 low_CV = (grad_CV / ctx.temperature).to(ctx.dtype)
-                grad_hidden[cut] = low_CV @ w_VD
-                grad_weight += low_CV.t() @ h_ND[cut]
+                grad_hidden[cut] = product(low_CV, w_VD.t())
+                add_product_(grad_weight, h_ND[cut], low_CV)
                 if grad_bias is not None:
                     grad_bias += grad_CV.sum(0) / ctx.temperature
-        found = zip((grad_hidden, grad_weight, grad_bias), (hidden_ND, weight_VD, bias_V), strict=True)
-        return (*(None if grad is None else grad.to(like.dtype) for grad, like in found), *(None,) * 5)
+        return (
+            grad_hidden.to(hidden_ND.dtype),
+            turned_over(grad_weight, weight_VD.dtype),
+            None if grad_bias is None else grad_bias.to(bias_V.dtype),
+            *(None,) * 5,
+        )
 
 
-def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
-    step = max(128, CHUNK // vocabulary)
-    yield from (slice(start, start + step) for start in range(0, tokens, step))
-
-
-def _cut_logits(
-    h_CD: Tensor, w_VD: Tensor, bias_V: Tensor | None, softcap: float | None, temperature: float, exact: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """This process's logits, and the tanh in them where they are capped."""
-    logits_CV, tanh_CV = (h_CD @ w_VD.t()).to(exact), None
-    if bias_V is not None:
-        logits_CV = logits_CV + bias_V.to(exact)
-    if softcap is not None:
-        tanh_CV = (logits_CV / softcap).tanh()
-        logits_CV = softcap * tanh_CV
-    return logits_CV / temperature, tanh_CV
+def _chunks(h_ND: Tensor, vocabulary: int) -> Iterator[slice]:
+    step = chunk_size(h_ND.device.type, vocabulary)
+    yield from (slice(start, start + step) for start in range(0, h_ND.shape[0], step))
 
 
 def _own_places(place_C: Tensor, rows: int, exact: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,8 @@ class Saving(pl.Callback):
     """Writes a checkpoint every `save_every` steps, at a new lowest held-out loss, when the run is stopped, and at its end.
 
     `resume` is the checkpoint to go on from, `record` what state.json holds beside the progress, `attach` writes what
-    travels along (tokenizer, config), `more` gives what state.json holds of that moment besides, and what `keep` gives at that moment writes what else the run has to remember.
+    travels along (tokenizer, config), `more` gives what state.json holds of that moment besides, and what `keep` gives at that
+    moment writes what else the run has to remember.
     """
 
     def __init__(

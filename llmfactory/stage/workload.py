@@ -52,7 +52,7 @@ FORMATS = {
 }
 """Bytes of the stream and of products, and the products' format, by precision. Those of 8 bits are reckoned at bfloat16's speed, which
 theirs exceeds by what depends on the shapes."""
-GPU_LOGITS, CPU_ROWS = 2**27, 512
+GPU_LOGITS, CPU_ROWS = 2**27, 256
 """How many logits, or rows of them, `kernel/linear_cross_entropy.py` makes at once."""
 
 

@@ -46,6 +46,7 @@ def test_the_same_steps(name: str, tmp_path: Path) -> None:
 # ---- the loss from cut logits
 
 ROWS, WIDTH, VOCABULARY = 300, 6, 8
+"""More rows than a chunk has."""
 
 
 class Head(nn.Module):
@@ -76,30 +77,30 @@ def numbers() -> SimpleNamespace:
     )
 
 
-def cut_loss(smoothing: float, softcap: float | None) -> list[Tensor]:
+def cut_loss(smoothing: float, softcap: float | None, z: float) -> list[Tensor]:
     """The loss, and the gradients of hidden vectors and of this process's rows, of a loss of which each process takes half."""
     import torch.distributed as dist
 
     from llmfactory.parallel import vocabulary
 
-    vocabulary.CHUNK = 130 * VOCABULARY  # several chunks
     group, n, rank = dist.group.WORLD, numbers(), int(os.environ["RANK"])
     assert group is not None
     own = slice(rank * VOCABULARY // 2, (rank + 1) * VOCABULARY // 2)
     head, hidden = Head(n.weight[own].clone(), n.bias[own].clone(), softcap), n.hidden.requires_grad_()
-    loss = vocabulary.cut_cross_entropy(head, group, hidden, n.labels, n.weights, smoothing)  # type: ignore[arg-type]
+    loss = vocabulary.cut_cross_entropy(head, group, hidden, n.labels, n.weights, smoothing, z)  # type: ignore[arg-type]
     (loss / 2).backward()
     return [loss.detach(), hidden.grad, head.weight.grad, head.bias.grad]
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("smoothing", "softcap"), [(0.0, None), (0.1, 3.0)])
-def test_loss_from_cut_logits(smoothing: float, softcap: float | None) -> None:
+@pytest.mark.parametrize(("smoothing", "softcap", "z"), [(0.0, None, 0.0), (0.1, 3.0, 0.05)])
+def test_loss_from_cut_logits(smoothing: float, softcap: float | None, z: float) -> None:
     n = numbers()
     leaves = [n.hidden.requires_grad_(), n.weight.requires_grad_(), n.bias.requires_grad_()]
-    loss = reference(n.hidden, n.weight, n.labels, bias_V=n.bias, weights=n.weights, label_smoothing=smoothing, softcap=softcap)
+    options: dict[str, Any] = {"label_smoothing": smoothing, "softcap": softcap, "z": z}
+    loss = reference(n.hidden, n.weight, n.labels, bias_V=n.bias, weights=n.weights, **options)
     expected: list[Any] = torch.autograd.grad(loss, leaves)
-    ranks = pool.run(2, cut_loss, smoothing, softcap)
+    ranks = pool.run(2, cut_loss, smoothing, softcap, z)
     for rank in ranks:
         torch.testing.assert_close(rank[0], loss.detach(), rtol=1e-12, atol=0)
     for number, whole in enumerate(expected, start=1):
@@ -114,7 +115,6 @@ def cut_logps(softcap: float | None, entropy: bool) -> list[Tensor]:
 
     from llmfactory.parallel import vocabulary
 
-    vocabulary.CHUNK = 130 * VOCABULARY
     group, n, rank = dist.group.WORLD, numbers(), int(os.environ["RANK"])
     assert group is not None
     own = slice(rank * VOCABULARY // 2, (rank + 1) * VOCABULARY // 2)

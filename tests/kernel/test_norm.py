@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm in Triton (kernel/norm.py, kernel/tile/norm.py) against PyTorch's own in float64."""
+"""RMSNorm and LayerNorm (kernel/norm.py), in Triton (kernel/tile/norm.py) against PyTorch's own in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from twice import DEVICES, FORMATS, agree, random
 
 from llmfactory.core.kernel import Kernel
-from llmfactory.kernel.norm import layer_norm, rms_norm
+from llmfactory.kernel.norm import layer_norm, plain_rms_norm, rms_norm
 
 SHAPES = [(1, 3), (3, 17), (5, 65), (70, 17), (2, 129), (0, 8)]
 
@@ -65,3 +65,34 @@ def test_the_same_bits_every_time(device: str) -> None:
         return list(torch.autograd.grad(rms_norm(x, weight, 1e-5, 0.0, Kernel.triton).square().sum(), [x, weight]))
 
     assert all(torch.equal(one, other) for one, other in zip(gradients(), gradients(), strict=True))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm_keeps_rows_and_a_number_each(offset: float) -> None:
+    """Values and gradients are those of PyTorch's operations, and those of differences; strided rows, and in half precision."""
+    for dtype, tolerance in ((torch.float64, 1e-13), (torch.bfloat16, 2e-2)):
+        found, kept = [], []
+        for way in (rms_norm, plain_rms_norm):
+            x = random(2, 3, 5, 8, dtype=dtype, device="cpu", strided=True).requires_grad_()
+            weight = random(8, dtype=torch.promote_types(dtype, torch.float32), device="cpu", seed=1).requires_grad_()
+            sizes: dict[int, int] = {}
+
+            def seen(t: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+                sizes[t.untyped_storage().data_ptr()] = t.nbytes
+                return t
+
+            with torch.autograd.graph.saved_tensors_hooks(seen, lambda t: t):
+                y = way(x, weight, 1e-3, offset)
+            slope = random(2, 3, 5, 8, dtype=torch.float64, device="cpu", seed=2).to(y.dtype)
+            found.append([y.detach(), *torch.autograd.grad(y, (x, weight), slope)])
+            kept.append(sum(sizes.values()))
+        for one, other in zip(*found, strict=True):
+            assert one.dtype is other.dtype
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+        assert kept[0] < 0.75 * kept[1]
+    leaves = [random(*shape, dtype=torch.float64, device="cpu").requires_grad_() for shape in ((2, 3, 4), (4,))]
+    assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-3, offset), leaves)
+    x, weight = (leaf.detach().requires_grad_(number == 0) for number, leaf in enumerate(leaves))
+    rms_norm(x, weight, 1e-3, offset).sum().backward()
+    assert x.grad is not None
+    assert weight.grad is None

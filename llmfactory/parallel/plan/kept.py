@@ -69,10 +69,10 @@ class Kept:
         return rows * queries * a_token + queries * keys * a_pair
 
 
-def kept_by_norm(norm: NormSpec, width: int, form: Formats, rows: int = 1) -> float:
-    """Bytes a token of a norm over `rows` vectors of a width, its input included."""
-    if isinstance(norm, RmsNorm):
-        return rows * form.wide * ((2 if form.is_cpu else 1) * width + 1)
+def kept_by_norm(norm: NormSpec, width: int, form: Formats, rows: int = 1, low: bool = False) -> float:
+    """Bytes a token of a norm over `rows` vectors of a width, its input included; `low`: which a product has made."""
+    if isinstance(norm, RmsNorm):  # PyTorch's operation for a GPU keeps the wide copy that it works on
+        return rows * (width * (form.low if low and form.is_cpu else form.wide) + form.wide)
     if isinstance(norm, LayerNorm):
         return rows * form.wide * (width + 2)
     return 0.0
@@ -106,9 +106,9 @@ def kept_by_attention(part: AttentionSpec, position: PositionSpec, dim: int, mem
     q, kv = heads * head, groups * head
     normed = 0.0
     if isinstance(part, Gqa) and part.qk_norm is not None:
-        normed = kept_by_norm(part.qk_norm, head, form, heads + groups)
+        normed = kept_by_norm(part.qk_norm, head, form, heads + groups, low=True)
     rotated = position.rotated(head) if isinstance(position, Rope) else head
-    if isinstance(part, Gqa) and (part.qk_norm is not None or rotated < head):
+    if isinstance(part, Gqa) and (rotated < head or (part.qk_norm is not None and not form.is_cpu)):
         # Queries made anew lie head by head, and so does the output, so that the last map reads a copy of it.
         normed += q * form.low
     stream = kept_by_inputs(2, memory, form) if isinstance(part, Cross) else 0.0
@@ -160,9 +160,8 @@ KEPT_ACTIVATION = {Activation.relu: 0, Activation.relu2: 1, Activation.quick_gel
 
 def _activated(activation: Activation, gated: bool) -> int:
     """Tensors [hidden] that are kept from the first maps' outputs to the last map's input."""
-    extra = KEPT_ACTIVATION.get(activation, 1)
-    # A gate multiplies: it keeps both factors, and what the last map reads; a ReLU's output serves the product too.
-    return extra + 3 if gated else extra + 1
+    # A gate keeps what it multiplies (`kernel/gated.py`), and the last map what it reads; a ReLU's output serves the product too.
+    return 3 if gated else KEPT_ACTIVATION.get(activation, 1) + 1
 
 
 def kept_by_ffn(part: FfnSpec, dim: int, form: Formats) -> Kept:
@@ -219,7 +218,7 @@ def kept_by_block(
         if isinstance(block, Parallel):  # both norms read the same tensor
             stream -= dim * form.wide if a_norm else 0
     if isinstance(block, Sandwich):
-        stream += len(parts) * a_norm
+        stream += len(parts) * kept_by_norm(norm, dim, form, low=True)
     if isinstance(ffn, MoeSpec) and form.mixed:
         stream -= kept_by_inputs(readers(ffn), dim, form)  # the router's copy and the experts' are counted there
     return inside + Kept(stream=stream)
