@@ -1,16 +1,18 @@
 """A training step of 20 to 30 M parameters: ours, the same model in `transformers`, and the floor, its matrix products alone.
 
-    python benchmarks/train_step.py                                 eager variants, both sizes, 5 rounds
-    python benchmarks/train_step.py --compiled --sizes llama        those under torch.compile
-    python benchmarks/train_step.py --same-allocator                every side with our `mallopt` settings
+    python benchmarks/train_step.py                          all rows of both sizes, 5 rounds
+    python benchmarks/train_step.py --sizes llama --rounds 1
+    python benchmarks/train_step.py --only hf ours floor_one_dnn
 
 `llama`: L6 D384 H6 FF1024 V32000, `gpt2`: L6 D384 H6 FF1536 V50257; heads tied, 8 rows of 256 random tokens, float32, AdamW (fused),
-gradients clipped at norm 1. `ours` and `hf` are bare loops, `trainer` is transformers' Trainer with its defaults but for the clock.
-`floor` replays the model's own linear maps with nothing between them: of each the product of the forward pass and both of the
-backward pass, by `torch.mm` into memory that is there already (`floor_one_dnn`: by oneDNN, which on an AMD processor is the faster
-library); what attention multiplies is not in it. Ours sets `mallopt` as a run does; the
-others run as they come, or with the same settings under `--same-allocator`. Seconds of CPU time a step, median over steps, one
-thread, one process a sample.
+gradients clipped at norm 1. `ours` and `hf` are bare loops, eager and under torch.compile, `trainer` is transformers' Trainer with its
+defaults but for the clock. `floor` replays the model's own linear maps with nothing between them: of each the product of the forward
+pass and both of the backward pass, by `torch.mm` into memory that is there already (`floor_one_dnn`: by oneDNN, which on an AMD
+processor is the faster library); what attention multiplies is not in it.
+
+Ours sets `mallopt` as a run does, and so do the floors; the others run as they come. `hf+mallopt` and its like have ours' settings,
+`ours-mallopt` runs without. Seconds of CPU time a step, median over steps, one thread, one process a sample; compilers take theirs in
+a step that is not counted.
 """
 
 from __future__ import annotations
@@ -31,8 +33,24 @@ from benchmarks.model_step import ours, sizes, transformers
 
 WARM, STEPS = 1, 3
 """Steps that are not counted (compilers take theirs there), and those that are."""
-EAGER = ("hf", "trainer", "ours", "floor", "floor_one_dnn")
-COMPILED = ("hf_compiled", "ours_compiled", "floor", "floor_one_dnn")
+VARIANTS = (
+    *("hf", "trainer", "ours", "hf_compiled", "ours_compiled", "floor", "floor_one_dnn"),
+    *("hf+mallopt", "trainer+mallopt", "hf_compiled+mallopt", "ours-mallopt", "ours_compiled-mallopt"),
+)
+PAIRS = (
+    ("hf", "ours", "1.15, each side's own allocator"),
+    ("trainer", "ours", "1.2, each side's own allocator"),
+    ("hf+mallopt", "ours", "1.0, mallopt on both sides"),
+    ("trainer+mallopt", "ours", "1.0, mallopt on both sides"),
+    ("hf", "ours-mallopt", "1.0, mallopt on neither side"),
+    ("trainer", "ours-mallopt", "1.0, mallopt on neither side"),
+    ("hf_compiled", "ours_compiled", "1.0, each side's own allocator"),
+    ("hf_compiled+mallopt", "ours_compiled", "1.0, mallopt on both sides"),
+    ("hf_compiled", "ours_compiled-mallopt", "1.0, mallopt on neither side"),
+    *((floor, "ours", "0.72") for floor in ("floor", "floor_one_dnn")),
+    *((floor, "ours_compiled", "0.80") for floor in ("floor", "floor_one_dnn")),
+)
+"""(the other side, ours, the goal of its time divided by ours)."""
 
 
 def shapes(name: str, size: dict[str, int]) -> list[tuple[int, int, int]]:
@@ -76,7 +94,7 @@ def trained(name: str, size: dict[str, int], variant: str) -> Callable[[Any], No
 
     model, loss = ours(name, size, fused=True) if variant.startswith("ours") else transformers(name, size)
     model.train()
-    if variant == "ours":
+    if variant.startswith("ours"):
         quicken(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
     loss = torch.compile(loss) if variant.endswith("_compiled") else loss
@@ -120,21 +138,22 @@ def trainer(name: str, size: dict[str, int], tokens: list[Any]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(times)]
 
 
-def measure(name: str, variant: str, same: bool) -> float:
+def measure(name: str, variant: str) -> float:
     import torch
 
     from llmfactory.run.allocator import keep_freed_memory
 
-    if same or variant.startswith(("ours", "floor")):
+    kind = variant.removesuffix("+mallopt").removesuffix("-mallopt")
+    if variant.endswith("+mallopt") or (kind.startswith(("ours", "floor")) and kind == variant):
         keep_freed_memory()
     size = sizes(name)
     generator = torch.Generator().manual_seed(0)
     tokens = [
         torch.randint(0, size["vocab"], (size["rows"], size["length"] + 1), generator=generator) for _ in range(WARM + STEPS)
     ]
-    if variant == "trainer":
+    if kind == "trainer":
         return statistics.median(trainer(name, size, tokens)[-STEPS:])
-    step = floor(name, size, variant == "floor_one_dnn") if variant.startswith("floor") else trained(name, size, variant)
+    step = floor(name, size, kind == "floor_one_dnn") if kind.startswith("floor") else trained(name, size, kind)
     seconds = []
     for some in tokens:
         start = time.process_time()
@@ -143,25 +162,53 @@ def measure(name: str, variant: str, same: bool) -> float:
     return statistics.median(seconds[WARM:])
 
 
+def compare(numbers: dict[str, list[float]]) -> None:
+    """The ratios that goals are about, taken within each round."""
+    print("\n| ratio | median | spread | goal |\n|---|---|---|---|")
+    for other, mine, goal in PAIRS:
+        if other in numbers and mine in numbers:
+            ratios = [theirs / own for theirs, own in zip(numbers[other], numbers[mine], strict=True)]
+            print(f"| {other} / {mine} | {statistics.median(ratios):.3f} | {min(ratios):.3f}-{max(ratios):.3f} | {goal} |")
+
+
+def profile(name: str, variant: str) -> None:
+    """What one step of ours, or of the other side, consists of: operations by their own time."""
+    import torch
+
+    from llmfactory.run.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    size, step = sizes(name), trained(name, sizes(name), variant)
+    tokens = torch.randint(0, size["vocab"], (size["rows"], size["length"] + 1))
+    for _ in range(WARM + 1):
+        step(tokens)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        step(tokens)
+    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=("llama", "gpt2"), default=["llama", "gpt2"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compiled", action="store_true", help="the variants under torch.compile instead")
-    parser.add_argument("--same-allocator", action="store_true", help="our mallopt settings on every side")
+    parser.add_argument(
+        "--only", nargs="+", choices=VARIANTS, default=VARIANTS, help="these rows; the first is what others are compared with"
+    )
     parser.add_argument("--sample", nargs=2, metavar=("SIZE", "VARIANT"), help="one measurement in this process")
+    parser.add_argument("--profile", nargs=2, metavar=("SIZE", "VARIANT"), help="operations of one step by their own time")
     arguments = parser.parse_args()
     if arguments.sample:
-        print(measure(*arguments.sample, same=arguments.same_allocator))
+        print(measure(*arguments.sample))
+        return
+    if arguments.profile:
+        profile(*arguments.profile)
         return
     from benchmarks.harness import interleave
 
     for name in arguments.sizes:
         print(f"\n## {name}\n")
-        compared = COMPILED if arguments.compiled else EAGER
-        more = ["--same-allocator"] if arguments.same_allocator else []
-        variants = {variant: [__file__, *more, "--sample", name, variant] for variant in compared}
-        interleave(variants, compared[0], arguments.rounds, "CPU s/step")
+        variants = {variant: [__file__, "--sample", name, variant] for variant in arguments.only}
+        compare(interleave(variants, arguments.only[0], arguments.rounds, "CPU s/step"))
 
 
 if __name__ == "__main__":
