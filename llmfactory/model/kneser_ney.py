@@ -118,9 +118,9 @@ class KneserNeyHead(Head):
         return p_NV.log().unflatten(0, hidden.shape[:-1])  # type: ignore[no-untyped-call, no-any-return]
 
     def cross_entropy(
-        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, z: float = 0.0
     ) -> Tensor:
-        """By looking up the labels alone. Nothing is trained by it, so there is no smoothing of labels."""
+        """By looking up the labels alone. Nothing is trained by it, so there is no smoothing of labels, and no normalizer to hold."""
         labels_N = labels.flatten()
         kept_N = labels_N != IGNORE
         nll_N = -self.probabilities(hidden.flatten(0, -2)[kept_N], labels_N[kept_N]).log()

@@ -56,9 +56,9 @@ class Head(Protocol):
         ...
 
     def cross_entropy(
-        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, z: float = 0.0
     ) -> Tensor:
-        """Sum over labels of weight x smoothed cross-entropy under the softmax of the logits; ignored labels count nothing."""
+        """Sum over labels of weight x (smoothed cross-entropy + z log^2 of the softmax's normalizer); ignored labels count nothing."""
         ...
 
     def log_probs(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:

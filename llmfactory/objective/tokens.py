@@ -21,6 +21,7 @@ class TokenObjective(Objective):
 
     terms = ("loss",)
     label_smoothing: float = 0.0
+    z_loss: float = 0.0
     sparse = True  # most places have no label
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Terms:
@@ -28,7 +29,7 @@ class TokenObjective(Objective):
         if self.sparse:
             kept = labels != IGNORE
             hidden, labels, weights = hidden[kept], labels[kept], None if weights is None else weights[kept]
-        total = outputs.head.cross_entropy(hidden, labels, weights, self.label_smoothing)
+        total = outputs.head.cross_entropy(hidden, labels, weights, self.label_smoothing, self.z_loss)
         return {"loss": (total, self.denominators(batch)["loss"])}
 
     def denominators(self, batch: Batch) -> dict[str, Tensor]:

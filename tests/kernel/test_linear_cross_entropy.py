@@ -70,6 +70,25 @@ def test_capped_logits(softcap: float, label_smoothing: float) -> None:
     assert not torch.isclose(ours[0], uncapped, rtol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "softcap": 3.0}], ids=str)
+def test_z_loss(options: dict[str, float]) -> None:
+    """The reference's, and by hand; logits far from zero keep their digits."""
+    arguments = inputs(weighted=True)
+    ours = gradients(linear_cross_entropy, arguments, z=0.05, chunk_rows=4, **options)
+    for one, other in zip(ours, gradients(reference, arguments, z=0.05, **options), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    logits = torch.nn.functional.linear(arguments["hidden"], arguments["weight_VD"], arguments["bias_V"])
+    if options:
+        logits = 3.0 * torch.tanh(logits / 3.0)
+    kept = arguments["weights"] * (arguments["labels"] != IGNORE)
+    without = linear_cross_entropy(**arguments, **options).detach()
+    torch.testing.assert_close(
+        ours[0], without + 0.05 * (logits.logsumexp(-1).square() * kept).sum().detach(), rtol=1e-12, atol=0
+    )
+    far = {"hidden": torch.ones(1, 1), "weight_VD": torch.tensor([[-1e30], [2.0], [1.0]]), "labels": torch.tensor([1])}
+    torch.testing.assert_close(linear_cross_entropy(**far, z=0.05), reference(**far, z=0.05))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_capped_logits_under_autocast(dtype: torch.dtype) -> None:
     arguments = inputs(torch.float32)

@@ -37,6 +37,17 @@ def test_mean_over_targets(bias: bool, smoothing: float) -> None:
     torch.testing.assert_close(total / count, expected)
 
 
+def test_z_loss() -> None:
+    """PaLM's: the squared logarithm of each token's normalizer; reports and comparisons do without."""
+    outputs, batch = case()
+    objective = Causal(z_loss=0.2).build()
+    total, count = objective(outputs, batch)["loss"]
+    plain, _ = Causal().build()(outputs, batch)["loss"]
+    normalizers = outputs.head(outputs.hidden).logsumexp(-1)[batch["labels"] != IGNORE]
+    torch.testing.assert_close(total, plain + 0.2 * normalizers.square().sum())
+    torch.testing.assert_close(objective.plain()(outputs, batch)["loss"], (plain, count))
+
+
 def test_weights_of_labels() -> None:
     outputs, batch = case()
     weights = torch.rand(B, T, generator=torch.Generator().manual_seed(4))

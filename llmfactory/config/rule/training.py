@@ -109,6 +109,8 @@ def counting_is_no_optimization(job: Job) -> Iterator[Problem]:
         yield Problem(
             "stage.objective.label_smoothing", job.stage.objective.label_smoothing, why, "stage.objective.label_smoothing=0.0"
         )
+    if isinstance(job.stage.objective, Causal) and job.stage.objective.z_loss:
+        yield Problem("stage.objective.z_loss", job.stage.objective.z_loss, why, "stage.objective.z_loss=0.0")
 
 
 def preflight_has_two_to_compare(job: Job) -> Iterator[Problem]:

@@ -44,9 +44,10 @@ class Head(Part):
         return hidden
 
     def cross_entropy(
-        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+        self, hidden: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, z: float = 0.0
     ) -> Tensor:
-        """Sum over labels of weight x smoothed cross-entropy under the softmax of the logits; ignored labels count nothing.
+        """Sum over labels of weight x (smoothed cross-entropy + z log^2 Z) under the softmax of the logits, with Z its normalizer;
+        ignored labels count nothing.
 
         By `kernel/linear_cross_entropy.py`, without holding all logits; a head that is no matrix computes its own.
         """
@@ -58,6 +59,7 @@ class Head(Part):
             weights=weights,
             label_smoothing=label_smoothing,
             softcap=self.softcap,
+            z=z,
             kernel=self.kernel,
         )
 
