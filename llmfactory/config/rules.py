@@ -68,6 +68,7 @@ from llmfactory.config.rule.init import (
 from llmfactory.config.rule.kernel import (
     counts_have_no_kernels,
     kernels_are_proven_on_this_layout,
+    kernels_step_where_weights_are,
     one_compiler_at_a_time,
     triton_compiles_for_gpus,
 )
@@ -262,6 +263,7 @@ RULES: tuple[Rule, ...] = (
     triton_compiles_for_gpus,
     one_compiler_at_a_time,
     kernels_are_proven_on_this_layout,
+    kernels_step_where_weights_are,
     counts_have_no_kernels,
     rows_fit_the_model,
     ids_fit_the_model,

@@ -284,9 +284,9 @@ FIRES = {
     ],
     "kernels_are_proven_on_this_layout": [
         ["trainer.kernel=auto", "parallel=deepspeed_zero1", "launch=local"],
-        ["trainer.kernel=triton", "parallel=tp_summa", "launch=local", "launch.processes=4"],
-        ["trainer.kernel=triton", "parallel=cp_ring", "launch=local"],
+        ["optim.kernel=triton", "parallel=deepspeed_zero1", "launch=local"],
     ],
+    "kernels_step_where_weights_are": [["optim.kernel=triton", "parallel=offload", "launch=local"]],
     "counts_have_no_kernels": [["trainer.kernel=auto", "model=kneser_ney"]],
     "one_number_of_threads": [["launch=local", "parallel=ddp", "launch.threads=2", "trainer.threads=1"]],
     "rows_fit_the_model": [["data.seq_len=2000"], ["model.max_positions=100"]],
@@ -436,6 +436,7 @@ FIRES = {
         ["model=kneser_ney", "trainer.compile=true"],
         ["model=kneser_ney", "guard=skip"],
         ["model=kneser_ney", "stage.objective.label_smoothing=0.1"],
+        ["model=kneser_ney", "stage.objective.z_loss=0.1"],
     ],
     "cross_attention_stands_at_cross": [["model/attention=cross"]],
     "rows_are_cut_into_equal_blocks": [

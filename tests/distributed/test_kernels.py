@@ -1,43 +1,105 @@
-"""Kernels in Triton see the tensors of their process only: under layouts that cut what they work on, training is the same."""
+"""Kernels work on the tensors of their process only: under layouts that cut what they work on, training is the same."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pool
 import pytest
 import torch
 from toy_job import Memory, Notes, prepared, toy_job
 
+from llmfactory.config import rules
 from llmfactory.config.spec import Job
 from llmfactory.core.kernel import Kernel, interpreted
+from llmfactory.launch.spec import Local
+from llmfactory.model.ffn.spec import Activation, Moe
 from llmfactory.optim.schedule.spec import Constant
 from llmfactory.optim.spec import Adamw
-from llmfactory.parallel.spec import Mesh
+from llmfactory.parallel.spec import ContextMethod, Mesh, TensorForm, Zero
 from llmfactory.precision.spec import Fp64
 from llmfactory.run.fit import fit
 
-LAYOUTS = {"zero3": Mesh(dp_shard=2), "tensor": Mesh(tp=2, loss_parallel=False)}
+LAYOUTS = {
+    "expert x zero3": Mesh(dp_shard=2, ep=2),
+    "ddp": Mesh(dp_replicate=2),
+    "zero1": Mesh(dp_shard=2, zero=Zero.optimizer),
+    "zero2": Mesh(dp_shard=2, zero=Zero.gradients),
+    "zero3, recomputed": Mesh(dp_shard=2, recompute=True),
+    "tensor": Mesh(tp=2),
+    "tensor and sequence, cut loss": Mesh(tp=2, sequence_parallel=True, loss_parallel=True),
+    "tensor in squares": Mesh(tp=4, tensor_form=TensorForm.summa),
+    "ring": Mesh(cp=2),
+    "ulysses": Mesh(cp=2, context_method=ContextMethod.ulysses),
+    "gather": Mesh(cp=2, context_method=ContextMethod.gather),
+    "pipeline": Mesh(pp=2),
+}
+OFTEN = "expert x zero3"
+"""The one with all kernels at once, and weights of which a process has a part: in every run of the tests."""
 
 
-def make(folder: Path, kernel: Kernel, layout: Mesh) -> Job:
-    """Norms, rotary positions, a gated unit, attention, the head and the optimizer."""
+def make(folder: Path, kernel: Kernel, layout: Mesh, experts: bool) -> Job:
+    """Norms, rotary positions, a gated unit, attention, the head and the optimizer. Three rows: one process has more than the other."""
     changes = {"trainer__max_steps": 2, "trainer__eval_every": None, "trainer__save_every": None, "model__vocab_size": 258}
-    changes |= {"trainer__batch_size": 2, "model__n_layers": 1, "data__seq_len": 8, "trainer__kernel": kernel}
-    optim = Adamw(lr=1e-2, schedule=Constant(), clip_norm=0.05, kernel=kernel)
-    return toy_job(folder, optim=optim, parallel=layout, precision=Fp64(), **changes)
+    changes |= {"trainer__keep_best": False}
+    changes |= {"trainer__batch_size": 3, "model__n_layers": layout.pp, "data__seq_len": 8, "trainer__kernel": kernel}
+    if layout != Mesh():
+        world = layout.dp_replicate * layout.dp_shard * layout.cp * layout.tp * layout.pp
+        changes |= {"launch": Local(processes=world), "trainer__micro_batch_size": 1 if layout.pp > 1 else 2}
+    if experts:
+        changes["model__ffn"] = Moe(hidden=9, activation=Activation.silu, gated=True, n_experts=4, k=2, balance=0.1)
+    own = Kernel.triton if kernel is Kernel.triton else Kernel.torch
+    optim = Adamw(lr=1e-2, schedule=Constant(), clip_norm=0.05, kernel=own)
+    job = toy_job(folder, optim=optim, parallel=layout, precision=Fp64(), **changes)
+    assert rules.check(job) == []
+    return job
 
 
 def train(job: Job, folder: Path) -> dict[str, torch.Tensor]:
-    fitted = fit(job, prepared(job), folder, Memory(), Notes())
+    # By the compiler's front, which is where layouts could matter, without writing machine code.
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
+        fitted = fit(job, prepared(job), folder, Memory(), Notes())
     return {name: p.detach().clone() for name, p in fitted.model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory):
+    """Weights after the steps by PyTorch's own operations in one process."""
+    known: dict[tuple[int, bool], dict[str, torch.Tensor]] = {}
+    folder = tmp_path_factory.mktemp("whole")
+
+    def weights(layers: int, experts: bool) -> dict[str, torch.Tensor]:
+        if (layers, experts) not in known:
+            job = make(folder, Kernel.torch, Mesh(), experts)
+            job.model.n_layers = layers
+            known[layers, experts] = train(job, folder / f"{layers}{experts}")
+        return known[layers, experts]
+
+    return weights
+
+
+def compare(kernel: Kernel, name: str, whole, folder: Path) -> None:
+    layout = LAYOUTS[name]
+    weights = whole(layout.pp, layout.ep > 1)
+    job = make(folder, kernel, layout, layout.ep > 1)
+    alone = kernel is Kernel.compile  # which leaves compiled functions behind
+    for found in pool.run(job.launch.world(), train, job, folder / "many", alone=alone):
+        for key, weight in weights.items():
+            # The floor is for what has no gradient but rounding.
+            assert (found[key] - weight).norm() <= 1e-9 * max(float(weight.norm()), 1e-3), key
 
 
 @pytest.mark.dist
 @pytest.mark.skipif(not interpreted(), reason="on the CPU")
-def test_the_steps_are_those_of_one_process(tmp_path: Path) -> None:
-    weights = train(make(tmp_path, Kernel.torch, Mesh()), tmp_path / "one")
-    for layout, mesh in LAYOUTS.items():
-        for found in pool.run(2, train, make(tmp_path, Kernel.triton, mesh), tmp_path / layout, timeout=250):
-            for key, weight in weights.items():
-                assert (found[key] - weight).norm() <= 1e-9 * weight.norm(), (layout, key)
+@pytest.mark.parametrize("name", [name if name == OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS])
+def test_the_steps_are_those_of_one_process(name: str, whole, tmp_path: Path) -> None:
+    compare(Kernel.triton, name, whole, tmp_path)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_compiled_operations_too(name: str, whole, tmp_path: Path) -> None:
+    compare(Kernel.compile, name, whole, tmp_path)

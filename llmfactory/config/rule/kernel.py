@@ -8,6 +8,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.kernel import Kernel, interpreted
 from llmfactory.optim.spec import Adamw
+from llmfactory.parallel.spec import DeepSpeed, Mesh, Offload
 from llmfactory.run.spec import Device
 from llmfactory.stage.spec import TrainingSpec
 
@@ -34,14 +35,23 @@ def one_compiler_at_a_time(job: Job) -> Iterator[Problem]:
 
 
 def kernels_are_proven_on_this_layout(job: Job) -> Iterator[Problem]:
-    """They work on the tensors of one process; that training is the same where several share a model has yet to be shown."""
-    kernel, processes = job.trainer.kernel, job.launch.world()
-    if kernel is not Kernel.torch and processes > 1:
-        reason = f"kernels of single parts are proven in a single process only, and there are {processes}"
-        yield Problem("trainer.kernel", kernel.name, reason, PLAIN)
-    if isinstance(job.optim, Adamw) and job.optim.kernel is not Kernel.torch and processes > 1:
-        reason = f"its own kernel is proven in a single process only, and there are {processes}"
+    """They work on the tensors of one process, and training is the same under every layout of ours (tests/distributed/test_kernels.py)."""
+    if not isinstance(job.parallel, DeepSpeed):
+        return
+    reason = "kernels of single parts are not proven under DeepSpeed's engine"
+    if job.trainer.kernel is not Kernel.torch:
+        yield Problem("trainer.kernel", job.trainer.kernel.name, reason, PLAIN)
+    if isinstance(job.optim, Adamw) and job.optim.kernel is not Kernel.torch:
         yield Problem("optim.kernel", job.optim.kernel.name, reason, "optim.kernel=torch")
+
+
+def kernels_step_where_weights_are(job: Job) -> Iterator[Problem]:
+    layout = job.parallel
+    if not isinstance(layout, Mesh) or layout.offload is Offload.none or not isinstance(job.optim, Adamw):
+        return
+    if job.optim.kernel is Kernel.triton:
+        reason = f"parallel.offload={layout.offload.name} has the step computed on the CPU, and Triton compiles for GPUs only"
+        yield Problem("optim.kernel", "triton", reason, "optim.kernel=torch")
 
 
 def counts_have_no_kernels(job: Job) -> Iterator[Problem]:
