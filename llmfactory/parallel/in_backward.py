@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llmfactory.parallel.stepping import only
+
 
 class InBackward:
     """Steps the parameters of an optimizer from hooks on their gradients."""
@@ -39,11 +41,8 @@ class InBackward:
             # What an optimizer counts in a group must count once a step: all parameters begin with what the step began with.
             before = self._groups.setdefault(number, {key: value for key, value in groups[number].items() if key != "params"})
             alone = {**before, "params": [parameter]}
-            self.optimizer.param_groups = [alone]
-            try:
+            with only(self.optimizer, alone):
                 self.optimizer.step()
-            finally:
-                self.optimizer.param_groups = groups
             groups[number].update({key: value for key, value in alone.items() if key != "params"})
         parameter.grad = None
 

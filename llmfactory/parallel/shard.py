@@ -29,7 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from llmfactory.parallel.expert import experts_of, placement
-from llmfactory.parallel.spec import Zero
+from llmfactory.parallel.spec import Offload, Zero
 
 
 def shard(
@@ -38,17 +38,18 @@ def shard(
     zero: Zero = Zero.optimizer,
     *,
     experts: DeviceMesh | None = None,
-    offload: bool = False,
+    offload: Offload = Offload.none,
     gradients: torch.dtype | None = None,
 ) -> None:
     """Make `root` data parallel over the mesh (copies, shards), in place. All processes must hold the same weights.
 
     `experts`: the mesh (copies, shards) of experts that are dealt out, which have fewer of both; None: they are not.
-    `offload`: weights, gradients and the optimizer's state stay in the host's memory. `gradients`: the format in which they are added
+    `offload`: whether weights, gradients and the optimizer's state stay with the host. `gradients`: the format in which they are added
     up and summed (`add_gradients_in`); None: that of the weights.
     """
     again = zero is Zero.parameters and mesh.size(1) > 1
-    policy = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
+    pinned = mesh.device_type != "cpu" and offload is Offload.cpu  # what is in files cannot be
+    policy = OffloadPolicy() if offload is Offload.none else CPUOffloadPolicy(pin_memory=pinned)
     sums = MixedPrecisionPolicy(reduce_dtype=gradients)
     if experts is not None:
         cut = partial(placement, shards=experts.size(1))

@@ -58,7 +58,7 @@ class Offload(Enum):
 
     none = "nothing"
     cpu = "weights, gradients and optimizer state live in the host's memory (ZeRO-Offload)"
-    disk = "optimizer state lives in memory-mapped files (ZeRO-Infinity)"
+    disk = "weights and optimizer state live in memory-mapped files (ZeRO-Infinity)"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,21 +1,21 @@
 """The one Lightning strategy. It is thin: what it does stands in functions of this package that know no Lightning.
 
-One Lightning batch is this process's share of one optimizer step. Before its copy to the device, the denominators of the
-loss are counted and added up over all processes; then the share goes through the model in micro-batches, each of which
-back-propagates sum / denominator. So loss and gradients depend neither on the micro-batch size nor on the number of
-processes. Then one pass over the gradients unscales and clips them, and the optimizer steps.
+One Lightning batch is this process's share of one optimizer step. Before its copy to the device, the denominators of the loss
+are counted and added up over all processes; then the share goes through the model in micro-batches, each of which
+back-propagates sum / denominator. So loss and gradients depend neither on the micro-batch size nor on the number of processes.
+Then one pass over the gradients unscales and clips them, and the optimizer steps.
 
 The model is laid out in this order: tensors and experts are cut, blocks recompute, modules are compiled, FSDP2 wraps what is
 there, the pieces get memory and are filled, the optimizer gets them. Until then parameters are on the meta device: a process
 never holds more than its pieces.
 
-A step whose loss or gradient norm is not finite never reaches the weights. On the CPU that is decided at once. A GPU would
-have to be waited for, so there the decision stays on it: the optimizer's kernel takes a flag and leaves the weights alone,
-and `check` (called when metrics are read anyway) ends the run. Where there is a guard, it has the verdict, also on steps that
-are finite, and whoever asks it decides what becomes of the run. All processes judge by the numbers of the first one.
+A step whose loss or gradient norm is not finite never reaches the weights. On the CPU that is decided at once. A GPU would have
+to be waited for, so there the decision stays on it: the optimizer's kernel takes a flag and leaves the weights alone, and
+`check` (called when metrics are read anyway) ends the run. Where there is a guard, it has the verdict, also on steps that are
+finite, and whoever asks it decides what becomes of the run. All processes judge by the numbers of the first one.
 
-Lightning runs training_step, then zero_grad, then backward; the first has done the backward pass here, so the second must
-do nothing (the stage's `optimizer_zero_grad`) and so must the third.
+Lightning runs training_step, then zero_grad, then backward; the first has done the backward pass here, so the second must do
+nothing (the stage's `optimizer_zero_grad`) and so must the third.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.kernel.linear import quicken
 from llmfactory.parallel.clip import bound_, clip_factor, global_norm, scale_
+from llmfactory.parallel.compiling import compile_blocks
 from llmfactory.parallel.context import ContextCut
 from llmfactory.parallel.expert import deal_experts
 from llmfactory.parallel.in_backward import InBackward
 from llmfactory.parallel.mesh import World
-from llmfactory.parallel.offload import keep_on_disk
+from llmfactory.parallel.offload import keep_on_disk, memory_in
 from llmfactory.parallel.pipeline import Pipeline
 from llmfactory.parallel.place import Place
 from llmfactory.parallel.recompute import recompute
-from llmfactory.parallel.shard import add_gradients_in, next_micro_batch, shard, units
+from llmfactory.parallel.shard import add_gradients_in, next_micro_batch, shard
 from llmfactory.parallel.spec import Mesh, Offload, Schedule, TensorForm
 from llmfactory.parallel.stages import Stages
 from llmfactory.parallel.summa import cut_on_grid, own_rows_of
@@ -129,27 +130,28 @@ class MeshStrategy(ParallelStrategy):
             quicken(root)  # zero bubble takes the backward pass of a linear map apart, which has to be torch's own
         if layout.recompute:
             recompute(root, layout)
-        if self.compile:  # before the layout: FSDP2 gathers weights outside of what is compiled
-            for module in [root] if dense is None else units(root):
-                module.compile()
+        if self.compile:
+            compile_blocks(root, self.world)
         if dense is not None:
             sparse = self.world.sparse
             experts = None if sparse is None else sparse["copies", "shards"]
-            offloads, sums = layout.offload is not Offload.none, self.formats.gradients
-            shard(root, dense["copies", "shards"], layout.zero, experts=experts, offload=offloads, gradients=sums)
+            sums, data = self.formats.gradients, dense["copies", "shards"]
+            shard(root, data, layout.zero, experts=experts, offload=layout.offload, gradients=sums)
         if stages is not None:
             self.pipeline = Pipeline(root, stages, layout, self.formats)
         self.fill(root)
         if self.formats.gradients is not None:
             add_gradients_in(root, self.formats.gradients)
         self.setup_optimizers(trainer)
-        if self._in_backward:
-            self.in_backward = InBackward(self.optimizers[0])
+        self.in_backward = InBackward(self.optimizers[0]) if self._in_backward else None
 
     def fill(self, root: nn.Module) -> None:
         """Memory for the parameters of the laid out model, and their first values."""
-        offloaded = self.layout.offload is not Offload.none
-        allocate(root, torch.device("cpu") if offloaded else self.world.device)
+        offload, memory = self.layout.offload, None
+        if offload is Offload.disk:
+            assert self.scratch is not None
+            memory = memory_in(self.scratch)
+        allocate(root, self.world.device if offload is Offload.none else torch.device("cpu"), memory)
         self.stage.fill(self.world)
 
     def _cut(self, root: nn.Module) -> None:

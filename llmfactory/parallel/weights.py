@@ -6,6 +6,7 @@ A piece is a box of the whole: DTensors over several axes of a mesh, cut evenly 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -45,9 +46,9 @@ def put(tensor: Tensor, whole: Tensor) -> None:
     local(tensor).copy_(cut(whole, box(tensor)))
 
 
-def allocate(root: nn.Module, device: torch.device) -> None:
+def allocate(root: nn.Module, device: torch.device, memory: Callable[[Tensor], Tensor] | None = None) -> None:
     """Give the parameters of `root` that are on the meta device memory on `device`, in place: their pieces only, with undefined
-    values. A parameter that stands at several places stays one.
+    values. A parameter that stands at several places stays one. `memory` gives it, for a parameter; None: the device itself.
 
     Raises:
         TypeError: a buffer on the meta device, whose values nobody would compute again.
@@ -55,10 +56,11 @@ def allocate(root: nn.Module, device: torch.device) -> None:
     lost = [name for name, buffer in root.named_buffers() if buffer.is_meta]
     if lost:
         raise TypeError(f"the buffers {', '.join(lost)} were made on the meta device, so what they held is lost")
+    memory = memory or partial(torch.empty_like, device=device)
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # so that a parameter stays the same object
     try:
-        root._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x)  # type: ignore[no-untyped-call]
+        root._apply(lambda x: memory(x) if x.is_meta else x)  # type: ignore[no-untyped-call]
     finally:
         torch.__future__.set_swap_module_params_on_conversion(swap)
 

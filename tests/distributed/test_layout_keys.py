@@ -83,12 +83,12 @@ def policy() -> bool:
 
     from llmfactory.parallel.mesh import open_world
     from llmfactory.parallel.shard import shard
-    from llmfactory.parallel.spec import Mesh
+    from llmfactory.parallel.spec import Mesh, Offload
 
     with open_world(Mesh(dp_shard=None), "cpu") as world:
         assert world.dense is not None
         root = nn.Sequential(nn.Linear(2, 2))
-        shard(root, world.dense["copies", "shards"], offload=True)
+        shard(root, world.dense["copies", "shards"], offload=Offload.cpu)
         return isinstance(root._get_fsdp_state()._fsdp_param_group.offload_policy, CPUOffloadPolicy)  # type: ignore[operator]
 
 

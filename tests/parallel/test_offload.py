@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from toy_job import toy_job, train, weights
 
 from llmfactory.core.errors import UserError
-from llmfactory.parallel.offload import keep_on_disk
+from llmfactory.parallel.offload import keep_on_disk, memory_in
+from llmfactory.parallel.spec import Mesh, Offload
+from llmfactory.parallel.weights import allocate
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system does not reserve space")
@@ -23,8 +26,12 @@ def test_a_full_disk_is_said_before_the_first_step(tmp_path: Path, monkeypatch) 
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     optimizer = torch.optim.AdamW(nn.Linear(4, 3).parameters())
-    with pytest.raises(UserError, match=r"kept in .*: the disk is full; name another folder with parallel\.offload_dir"):
+    with pytest.raises(
+        UserError, match=r"state cannot be kept in .*: the disk is full; name another folder with parallel\.offload_dir"
+    ):
         keep_on_disk(optimizer, tmp_path)
+    with pytest.raises(UserError, match=r"the weights cannot be kept in .*: the disk is full"):
+        memory_in(tmp_path)(torch.empty(2, 3, device="meta"))
     assert not list(tmp_path.iterdir())
 
 
@@ -57,3 +64,40 @@ def test_nothing_but_the_optimizer_writes(tmp_path: Path) -> None:
     keep_on_disk(optimizer, tmp_path / "deep" / "folder")
     assert not list((tmp_path / "deep" / "folder").iterdir())
     assert set(optimizer.state) == set(model.parameters())
+
+
+def test_weights_lie_in_files(tmp_path: Path) -> None:
+    """Of their own formats and shapes, tied ones once; what is empty lies nowhere."""
+    with torch.device("meta"):
+        model = nn.ModuleDict(
+            {"a": nn.Linear(4, 3), "b": nn.Linear(4, 3, dtype=torch.bfloat16), "c": nn.Linear(0, 3, bias=False)}
+        )
+        model["b"].bias = model["a"].bias
+    allocate(model, torch.device("cpu"), memory_in(tmp_path / "files"))
+    assert model["b"].bias is model["a"].bias
+    assert model["b"].weight.dtype is torch.bfloat16
+    assert model["b"].weight.shape == (3, 4)
+    places = {p.untyped_storage().filename for p in model.parameters() if p.numel()}
+    assert len(places) == 3
+    assert None not in places
+    assert not list((tmp_path / "files").iterdir())
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_single_process_with_all_of_it_on_disk(tmp_path: Path, in_backward: bool) -> None:
+    """Weights, state and, stepped as they come, no gradients: the same numbers to the last bit, on resuming too."""
+    changes = {
+        "trainer__max_steps": 4,
+        "trainer__save_every": 2,
+        "trainer__eval_every": None,
+        "trainer__in_backward": in_backward,
+    }
+    changes |= {"optim__clip_norm": None} if in_backward else {}
+    plain, curve = train(toy_job(tmp_path, **changes), tmp_path / "plain")
+    disk = Mesh(offload=Offload.disk, offload_dir=str(tmp_path / "files"))
+    train(toy_job(tmp_path, parallel=disk, **{**changes, "trainer__max_steps": 2}), tmp_path / "disk")
+    fitted, rows = train(toy_job(tmp_path, parallel=disk, **changes), tmp_path / "disk")
+    assert {4: rows.curve()[4]} == {4: curve.curve()[4]}
+    assert all(p.untyped_storage().filename is not None for p in fitted.model.parameters())
+    assert all(torch.equal(value, weights(plain)[name]) for name, value in weights(fitted).items())
+    assert not list((tmp_path / "files").iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from enum import Enum
 
 from llmfactory.config.rule.degrees import degrees_of, with_degrees
@@ -27,6 +28,7 @@ from llmfactory.model.spec import (
 )
 from llmfactory.objective.spec import ReplacedToken
 from llmfactory.parallel.spec import ContextMethod, Mesh, Offload, Schedule, TensorForm, Zero
+from llmfactory.run.spec import Device
 from llmfactory.stage.spec import TrainingSpec
 
 
@@ -163,23 +165,43 @@ def loss_parallel_has_a_cut_vocabulary(job: Job) -> Iterator[Problem]:
 
 
 def offload_has_what_to_do(job: Job) -> Iterator[Problem]:
-    """Weights leave a device through FSDP, which a single process does without."""
+    """Weights leave a device through FSDP, which a single process does without; on the CPU they are used where their files lie."""
     layout = job.parallel
-    if isinstance(layout, Mesh) and layout.offload is not Offload.none and job.launch.world() == 1:
-        reason = "a single process holds everything itself"
-        yield Problem("parallel.offload", layout.offload.name, reason, "parallel.offload=none parallel.offload_dir=null")
+    if not isinstance(layout, Mesh) or layout.offload is Offload.none or job.launch.world() > 1:
+        return
+    off = "parallel.offload=none parallel.offload_dir=null"
+    if layout.offload is Offload.cpu or not isinstance(job.stage, TrainingSpec):
+        yield Problem("parallel.offload", layout.offload.name, "a single process holds everything itself", off)
+    elif job.trainer.device is not Device.cpu:
+        reason = f"a single process works on weights in files on the CPU only, but trainer.device={job.trainer.device.name}"
+        yield Problem("parallel.offload", "disk", reason, "trainer.device=cpu")
 
 
 def compiled_layouts_are_proven(job: Job) -> Iterator[Problem]:
-    """The compiler looks into blocks, where the collective operations of these layouts are; that has not been shown to be right."""
+    """The compiler looks into blocks, where the messages of a layout are; those that were shown to be right there may be compiled."""
+    layout = job.parallel
     if not job.trainer.compile:
         return
-    for axis in ("tp", "cp", "pp", "ep"):
-        degree = degrees_of(job).get(axis, 1)
-        if degree > 1:
-            reason = f"compiled blocks are proven under data parallelism only, but parallel.{axis}={degree}"
-            yield Problem("trainer.compile", True, reason, "trainer.compile=false")
-            return
+    degrees = degrees_of(job)
+    cut = any(degrees.get(axis, 1) > 1 for axis in ("tp", "cp", "pp", "ep"))
+    reason = None
+    if isinstance(layout, Mesh) and layout.tensor_form is TensorForm.summa:
+        reason = "products over a grid of processes (parallel.tensor_form=summa) are not proven where compiled"
+    elif isinstance(layout, Mesh) and layout.pp > 1 and layout.schedule in (Schedule.zero_bubble, Schedule.zero_bubble_v):
+        reason = (
+            f"parallel.schedule={layout.schedule.name} takes the backward pass of each linear map apart, which a compiler joins"
+        )
+    elif cut and isinstance(layout, Mesh) and layout.recompute:
+        reason = "compiled blocks that hold messages, or are stages of a pipeline, are not proven to be computed again rightly"
+    elif cut and _drops(job):
+        reason = "which processes draw the same dropout masks is decided by hooks, which a compiled block does not stop for"
+    if reason is not None:
+        yield Problem("trainer.compile", True, reason, "trainer.compile=false")
+
+
+def _drops(job: Job) -> bool:
+    """Whether the model has dropout anywhere."""
+    return any(getattr(part, one.name) for _, part in walk(job.model) for one in fields(part) if one.name.endswith("dropout"))
 
 
 def keys_of_an_axis_need_the_axis(job: Job) -> Iterator[Problem]:
