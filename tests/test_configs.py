@@ -61,6 +61,7 @@ GRADERS = {
 MERGE = ["stage=merge", "init=.", "stage.models={other: outputs/other}"]
 ANSWERED = ["data=prompts", *ROWS, "data.form.max_tokens=256", "stage/grader=[exact_match]"]
 NEEDS = {
+    "optim/width=mup": ["optim.width.base={dim: 64, attention.n_heads: 2, ffn.hidden: 192}"],
     "data=mixture": [MIXTURE],
     "stage=reweight": [MIXTURE],
     "data/mix=fixed": [MIXTURE],

@@ -439,6 +439,7 @@ EFFECTS: dict[str, str] = {
         for name in ("start_step", "start_share", "every")
     },
     **{f"optim/average/lawa.{name}": "optim/average/test_lawa.py::test_the_mean_of_the_last" for name in ("last", "every")},
+    "trainer.log_parts": "stage/test_magnitudes.py::test_they_are_what_a_plain_step_says",
     "trainer.batch_ramp": "run/batch_ramp/test_linear.py::test_a_run_with_a_growing_batch",
     **{
         f"trainer/batch_ramp/linear.{name}": "run/batch_ramp/test_linear.py::test_sizes_are_those_of_megatron"

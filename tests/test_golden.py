@@ -29,8 +29,8 @@ from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.objective.objective import Objective
 from llmfactory.objective.spec import Causal, answers_of, natural
-from llmfactory.optim.groups import groups
 from llmfactory.parallel.clip import clip_factor, global_norm, scale_
+from llmfactory.stage.rates import rates
 from llmfactory.stage.spec import TrainingSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,8 +74,7 @@ def first_losses(job: Job) -> list[float]:
     job.stage.objective.build().equip(model)
     initialize(model, job.seed)
     model.eval()  # dropout draws differ between machines
-    decays = {name: declared.decay for name, declared in declarations(model).items()}
-    optimizer = job.optim.build(groups(model.named_parameters(), decays, job.optim.weight_decay))
+    optimizer = job.optim.build(rates(model, job.optim, declarations(model)).groups(model.named_parameters()))
     schedule = job.optim.schedule.build(job.trainer.max_steps)
     objective = job.stage.objective.build()  # type: ignore[attr-defined]
     losses = []

@@ -100,6 +100,7 @@ from llmfactory.config.rule.objective import (
 from llmfactory.config.rule.optim import (
     deepspeed_steps_number_by_number,
     layers_learn_at_different_rates,
+    parts_are_measured_before_the_step,
     schedule_free_has_no_schedule,
 )
 from llmfactory.config.rule.packing import (
@@ -186,6 +187,11 @@ from llmfactory.config.rule.training import (
     warmup_ends_before_the_run,
 )
 from llmfactory.config.rule.whole import whole_models_are_not_cut
+from llmfactory.config.rule.width import (
+    a_width_has_a_base,
+    widths_are_scaled_for_steps_like_adams,
+    widths_are_scaled_where_that_is_known,
+)
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 
@@ -295,6 +301,7 @@ RULES: tuple[Rule, ...] = (
     deepspeed_judges_its_own_steps,
     deepspeed_steps_number_by_number,
     layers_learn_at_different_rates,
+    parts_are_measured_before_the_step,
     schedule_free_has_no_schedule,
     what_is_left_out_was_to_be_read,
     a_rewind_finds_a_checkpoint,
@@ -334,6 +341,9 @@ RULES: tuple[Rule, ...] = (
     averages_are_taken_of_our_own_weights,
     an_average_begins_within_the_run,
     who_compares_models_takes_averages,
+    widths_are_scaled_for_steps_like_adams,
+    widths_are_scaled_where_that_is_known,
+    a_width_has_a_base,
     a_growing_batch_has_rows_for_all,
     ramps_are_of_rows_of_data,
 )

@@ -89,6 +89,10 @@ class Parameter:
     shared: bool = False
     """Where there are fewer units than processes, several processes work with the same one: key/value heads that query heads
     share."""
+    fan_in: int | None = None
+    """The dimension that a matrix product sums over; None: no product does (tables that are looked up, gains, biases)."""
+    rate: float = 1.0
+    """Multiple of the learning rate at which it learns, for the model's width (`optim/width`)."""
     hidden: int | None = None
     """Of a stack of experts' matrices, the dimension of their hidden units, which is cut over the tensor-parallel group."""
 

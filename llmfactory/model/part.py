@@ -67,7 +67,7 @@ def declare_linear(
     """
     declared: dict[str, Parameter] = {}
     if not isinstance(linear, Part):  # which declares its matrix itself
-        declared[f"{name}.weight"] = Parameter(Normal(std), layout, unit=unit, shared=shared)
+        declared[f"{name}.weight"] = Parameter(Normal(std), layout, unit=unit, shared=shared, fan_in=1)
     if linear.bias is not None:
         bias_layout = Layout.replicated if layout is Layout.row else layout
         declared[f"{name}.bias"] = Parameter(Constant(0.0), bias_layout, decay=False, unit=unit, shared=shared)

@@ -16,6 +16,7 @@ from torch.optim.adamw import adamw as fused_step
 
 from llmfactory.core.kernel import Kernel
 from llmfactory.kernel.adamw import adamw_step_
+from llmfactory.optim.optimizer import without_closure
 from llmfactory.optim.spec import Adamw, MomentsSpec
 from llmfactory.parallel.weights import local
 
@@ -36,8 +37,7 @@ class KernelAdamW(AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One update of all weights that have a gradient."""
-        if closure is not None:
-            raise TypeError("the gradients are there before the step: no closure")
+        without_closure(closure)
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:

@@ -6,6 +6,7 @@ Decay pulls matrices towards zero; norm gains and biases are left alone, as the 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +18,23 @@ FACTOR = "lr_factor"
 
 MATRIX = "matrix"
 """Key of a group: whether it is one of those apart, of matrices from features to features."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What each parameter of a model learns at, by name (`stage/rates.py` finds it)."""
+
+    weight_decay: float
+    decays: Mapping[str, bool | float]
+    """Whether it applies, or a number in its place."""
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """Multiples of the learning rate, of those that do not learn at 1."""
+    matrices: Collection[str] = ()
+    """Those in groups apart."""
+
+    def groups(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        """Of the model, or of a part of it."""
+        return groups(parameters, self.decays, self.weight_decay, self.factors, self.matrices)
 
 
 def groups(

@@ -30,6 +30,8 @@ from torch.optim import Optimizer
 from llmfactory.core.sharding import name_seed
 from llmfactory.kernel.random_bits import numbers_of, random_bits
 from llmfactory.kernel.stochastic_round import stochastic_round
+from llmfactory.optim.optimizer import without_closure
+from llmfactory.parallel.stepping import only
 from llmfactory.parallel.weights import box, local
 from llmfactory.precision.spec import Rounding
 
@@ -50,8 +52,7 @@ class NarrowWeights(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One step of the inner optimizer over all weights that have a gradient."""
-        if closure is not None:
-            raise TypeError("the gradients are there before the step: no closure")
+        without_closure(closure)
         for group in self.param_groups:
             for weights in _some_at_a_time([weight for weight in group["params"] if weight.grad is not None]):
                 self._step(weights, group)
@@ -59,12 +60,12 @@ class NarrowWeights(Optimizer):
     def _step(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
         wide = [self._widened(weight) for weight in weights]
         state: dict[Tensor, Any] = {one: self._wide_state(weight) for weight, one in zip(weights, wide, strict=True)}
-        self.inner.param_groups = [{**group, "params": wide}]
         self.inner.state = defaultdict(dict, state)
-        self.inner.step()
+        with only(self.inner, {**group, "params": wide}):
+            self.inner.step()
         for weight, one in zip(weights, wide, strict=True):
             self._keep(weight, one, self.inner.state[one])
-        self.inner.param_groups, self.inner.state = [], defaultdict(dict)
+        self.inner.state = defaultdict(dict)
 
     def _widened(self, weight: nn.Parameter) -> nn.Parameter:
         """The weight in float32, with its gradient."""

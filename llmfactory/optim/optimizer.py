@@ -13,6 +13,12 @@ from torch.optim import Optimizer
 from llmfactory.optim.spec import OptimSpec
 
 
+def without_closure(closure: Callable[[], Any] | None) -> None:
+    """Raises TypeError where a step is to compute its gradients."""
+    if closure is not None:
+        raise TypeError("the gradients are there before the step: no closure")
+
+
 class StepOptimizer(Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], spec: OptimSpec) -> None:
         super().__init__(groups, {"lr": spec.lr, "weight_decay": spec.weight_decay})
@@ -20,8 +26,7 @@ class StepOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One update of all weights that have a gradient."""
-        if closure is not None:
-            raise TypeError("the gradients are there before the step: no closure")
+        without_closure(closure)
         for group in self.param_groups:
             if weights := [weight for weight in group["params"] if weight.grad is not None]:
                 self.update(weights, group)

@@ -14,6 +14,8 @@ from llmfactory.core.spec import Spec, above, at_least, between
 from llmfactory.optim.average.spec import AverageSpec
 from llmfactory.optim.average.spec import None_ as NoAverage
 from llmfactory.optim.schedule.spec import ScheduleSpec
+from llmfactory.optim.width.spec import None_ as NoWidth
+from llmfactory.optim.width.spec import WidthSpec
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -37,6 +39,8 @@ class OptimSpec(Spec):
     schedule: ScheduleSpec
     average: AverageSpec = field(default_factory=NoAverage)
     """Which weights are measured, saved and handed on, if not those that are trained."""
+    width: WidthSpec = field(default_factory=NoWidth)
+    """How first weights and learning rates follow the model's width."""
     weight_decay: float = 0.1
     """Decay of matrices; norms, biases and what parts declare as such are never decayed."""
     clip_norm: float | None = 1.0
@@ -274,6 +278,36 @@ class Muon(MomentsSpec):
         from llmfactory.optim.muon import Muon as MuonOptimizer
 
         return MuonOptimizer(groups, self)
+
+
+@dataclass(kw_only=True, slots=True)
+class Soap(MomentsSpec):
+    """Adam in the eigenbasis of Shampoo's running means (Vyas et al. 2024, algorithm 3), for matrices; tables of tokens and vectors
+    learn by AdamW."""
+
+    matrices_apart: ClassVar[bool] = True
+    betas: list[float] = field(default_factory=lambda: [0.95, 0.95])
+    """Decay rates of the running means of the gradient and of its square."""
+    basis_beta: float = 0.95
+    """Decay rate of the running means of G G' and G' G, whose eigenvectors are the bases."""
+    refresh_every: int = 10
+    """Steps between two power iterations, which let the bases follow."""
+    largest_side: int = 10_000
+    """Longer sides of a matrix have no basis."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from MomentsSpec.problems(self)
+        yield from between(self, 0.0, 0.9999, "basis_beta")
+        yield from at_least(self, 1, "refresh_every", "largest_side")
+
+    def state_copies(self) -> int:
+        """Of a square matrix; others keep more, and what is beside the two running means is whole on every process."""
+        return 6
+
+    def build(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
+        from llmfactory.optim.soap import Soap as SoapOptimizer
+
+        return SoapOptimizer(groups, self)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -31,7 +31,6 @@ from llmfactory.config.spec import Job
 from llmfactory.core.sharding import Layout
 from llmfactory.data.form.referenced import ReferencedRows
 from llmfactory.model.count import parameters
-from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.part import use
 from llmfactory.model.skeleton import Skeleton
@@ -62,7 +61,8 @@ from llmfactory.run.watching import Watching
 from llmfactory.stage.anchor.spec import None_ as NoAnchor
 from llmfactory.stage.base import BASE, base_of, find_base, trained_part
 from llmfactory.stage.initial import HEAD, checkpoint_of, fill, has_new_head
-from llmfactory.stage.rates import decays, lr_factors, matrices
+from llmfactory.stage.magnitudes import Magnitudes
+from llmfactory.stage.rates import rates
 from llmfactory.stage.rows import Data
 from llmfactory.stage.spec import Ppo, Pretrain, TrainingSpec
 from llmfactory.stage.training import TrainingStage
@@ -175,6 +175,7 @@ def _fit(
     base = None if resume is None or stands_on is None else find_base(resume, stands_on, job.init)
     encode = data.tokenizer.encode
     stage = build_stage(job, supply.isolated, fresh=resume is None, note=display.note, base=base, encode=encode)
+    stage.magnitudes = Magnitudes(spec.log_every, last_step) if spec.log_parts else None
     if stands_on is None and stage.model.borrowed:
         starting = None if job.init is None else checkpoint_of(job, "starting")
         stands_on = world.broadcast(base_of(job.init, starting, job.seed, job.init_trained) if world.rank == 0 else None)
@@ -296,7 +297,7 @@ def build_stage(
         job.peft.apply(model)
         objective.equip(model)
     use(model, job.trainer.kernel)
-    declared = declarations(model)
+    declared = job.optim.width.declared(model, job.model, objective.equip)
     job.precision.build("meta").convert_module(model)  # first: float64 weights must not pass through float32
     # What is borrowed is not in the checkpoint of a run that goes on, so that it starts as a fresh one does.
     # Nor are the weights that an anchor holds on to.
@@ -336,7 +337,7 @@ def build_stage(
         model,
         objective,
         job.optim,
-        decays=decays(model, job.optim, declared),
+        rates=rates(model, job.optim, declared, job.peft.lr_factors(model)),
         max_steps=job.trainer.max_steps,
         isolated=isolated,
         first_weights=first_weights,
@@ -344,8 +345,6 @@ def build_stage(
         resting=[name for name, one in declared.items() if one.layout is not Layout.vocab],
         resting_steps=job.stage.embeddings_only_steps if isinstance(job.stage, Pretrain) else 0,
         anchor=anchor,
-        lr_factors=lr_factors(model, job.optim, job.peft.lr_factors(model)),
-        matrices=matrices(model, declared),
         rounding=job.precision.rounding(),
         seed=job.seed,
     )

@@ -39,6 +39,9 @@ class Trainer(Spec):
     """Rows that one process puts through the model at once; None: its whole share. Changes memory and speed, not the result."""
     log_every: int = 10
     """Steps between rows of metrics."""
+    log_parts: bool = False
+    """In them also, of each layer, the embedding and the head, the norm of the gradient before clipping and how long the step is, as a
+    share of the weights; takes a copy of the weights at such steps."""
     eval_every: int | None = 100
     """Steps between evaluations on held-out rows; None: only at the end."""
     eval_rows: int | None = 64

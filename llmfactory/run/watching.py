@@ -65,5 +65,6 @@ class Watching(pl.Callback):
         tokens, seconds = progress.tokens, progress.watch.read()
         metrics["tokens_per_second"] = (tokens - self.last[0]) / max(seconds - self.last[1], 1e-9)
         self.last = tokens, seconds
-        self.tracker.log(progress.step, metrics | self.drawn(progress.step))
+        parts = {} if stage.magnitudes is None else stage.magnitudes.read(self.strategy.world)
+        self.tracker.log(progress.step, metrics | parts | self.drawn(progress.step))
         self.display.update(progress.step, metrics)

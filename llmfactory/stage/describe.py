@@ -17,7 +17,6 @@ from llmfactory.config.explain import explain
 from llmfactory.config.spec import Job
 from llmfactory.core.sharding import Parameter
 from llmfactory.model.count import by_part, parameters
-from llmfactory.model.declarations import declarations
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.stage.architectures import architectures
 from llmfactory.stage.job import StageJob
@@ -42,7 +41,7 @@ def describe(job: Job, origins: Mapping[str, str]) -> str:
         "config": list(table(explain(job, origins))),
         "model": list(_model(job, model)),
         "parameters": list(_parts(model)),
-        "layout (how tensor parallelism may cut each parameter)": list(_layout(model)),
+        "layout (how tensor parallelism may cut each parameter)": list(_layout(job, model)),
         "optimizer step": list(_step(job)),
         "learning rate": list(_rates(job)),
     }
@@ -91,10 +90,10 @@ def _parts(model: Skeleton) -> Iterator[str]:
     yield from table([("part", "class", "copies", "parameters", "share"), *rows, *last])
 
 
-def _layout(model: Skeleton) -> Iterator[str]:
+def _layout(job: Job, model: Skeleton) -> Iterator[str]:
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     rows: dict[tuple[str, ...], int] = {}
-    for name, declared in declarations(model).items():
+    for name, declared in job.optim.width.declared(model, job.model, job.peft.apply).items():
         key = (re.sub(r"\b\d+\b", "*", name), _shape(shapes[name]), declared.layout.value, str(declared.start), _decay(declared))
         rows[key] = rows.get(key, 0) + 1
     yield from table([("parameter", "shape", "cut", "starts as", "decays"), *rows])

@@ -7,12 +7,32 @@ learns at d^(L + 1 - l) times the rate, what stands before the first at d^(L + 1
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Layout, Parameter
 from llmfactory.model.skeleton import Skeleton
+from llmfactory.optim.groups import Rates
 from llmfactory.optim.spec import OptimSpec
 from llmfactory.peft.targets import parameters_below
+
+
+def rates(
+    model: Skeleton, optim: OptimSpec, declared: Mapping[str, Parameter], of_method: Mapping[str, float] = MappingProxyType({})
+) -> Rates:
+    """Of all parameters of a model. `of_method`: what a parameter-efficient method says itself of their learning rates.
+
+    Raises:
+        UserError: a pattern of the config that means no parameter.
+    """
+    apart = matrices(model, declared) if optim.matrices_apart else ()
+    factors, found = lr_factors(model, optim, of_method), decays(model, optim, declared)
+    for name, one in declared.items():
+        if one.rate != 1.0:  # a step decays by the product of the two, which the width does not change
+            factors[name] = factors.get(name, 1.0) * one.rate
+            says = found[name]
+            found[name] = (says if not isinstance(says, bool) else optim.weight_decay if says else 0.0) / one.rate
+    return Rates(optim.weight_decay, found, factors, frozenset(apart))
 
 
 def lr_factors(model: Skeleton, optim: OptimSpec, of_method: Mapping[str, float]) -> dict[str, float]:

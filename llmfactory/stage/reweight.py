@@ -38,15 +38,14 @@ from llmfactory.data.loader import StepLoader
 from llmfactory.data.mix.mixed_rows import MixedRows
 from llmfactory.data.mix.spec import Fixed
 from llmfactory.data.prepared import Prepared
-from llmfactory.model.declarations import declarations
 from llmfactory.model.initialize import initialize
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.objective.spec import Causal
-from llmfactory.optim.groups import groups, set_lr
+from llmfactory.optim.groups import set_lr
 from llmfactory.parallel.clip import bound_, clip_factor, global_norm, scale_
 from llmfactory.parallel.mesh import device_type
 from llmfactory.stage.job import StageJob
-from llmfactory.stage.rates import decays, lr_factors, matrices
+from llmfactory.stage.rates import rates
 from llmfactory.stage.rows import packed_rows, read_data
 from llmfactory.stage.spec import Reweight
 from llmfactory.tracking.tracker import Tracker
@@ -154,18 +153,10 @@ class _Learner:
         self.device = torch.device(device_type(job.trainer.device))
         self.objective = Causal().build()
         self.model: Skeleton = job.model.build()
-        initialize(self.model, job.seed)
+        declared = job.optim.width.declared(self.model, job.model)
+        initialize(self.model, job.seed, declared=declared)
         self.model.to(self.device).train()
-        declared = declarations(self.model)
-        self.optimizer = job.optim.build(
-            groups(
-                self.model.named_parameters(),
-                decays(self.model, job.optim, declared),
-                job.optim.weight_decay,
-                lr_factors(self.model, job.optim, {}),
-                matrices(self.model, declared) if job.optim.matrices_apart else (),
-            )
-        )
+        self.optimizer = job.optim.build(rates(self.model, job.optim, declared).groups(self.model.named_parameters()))
         self.schedule = job.optim.schedule.build(job.trainer.max_steps)
 
     def step(self, number: int, batch: Batch, weights_BT: Tensor) -> float:

@@ -6,9 +6,8 @@ weights only within the root's forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -21,13 +20,14 @@ from llmfactory.core.context import Context, Record
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.model.steps import HIDDEN, Pass
 from llmfactory.objective.objective import Objective, Outputs
-from llmfactory.optim.groups import groups, set_lr
+from llmfactory.optim.groups import Rates, set_lr
 from llmfactory.optim.narrow import NarrowWeights
 from llmfactory.optim.spec import OptimSpec
 from llmfactory.parallel.context import ContextCut, padded
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.shard import reshard
 from llmfactory.precision.spec import Rounding
+from llmfactory.stage.magnitudes import Magnitudes
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch
@@ -93,11 +93,9 @@ class Root(nn.Module):
 class TrainingStage(pl.LightningModule):
     """Trains `model` on `objective`.
 
-    `decays` says for each parameter name of the model whether weight decay applies, or how much. `isolated`: rows hold several documents
-    or padding, which attention must keep apart. `first_weights` fills the parameters of the model that it is given, once it is
-    laid out over the processes of a world. Parameters named in `resting` do not learn in the first `resting_steps` steps.
-    `lr_factors`: multiples of the learning rate, of parameters that do not learn at 1. `matrices`: names of those from features to
-    features, which some optimizers treat in a way of their own. `anchor` holds weights near those that they began with.
+    `rates`: what its parameters learn at. `isolated`: rows hold several documents or padding, which attention must keep apart.
+    `first_weights` fills the parameters of the model that it is given, once it is laid out over the processes of a world. Parameters
+    named in `resting` do not learn in the first `resting_steps` steps. `anchor` holds weights near those that they began with.
     `rounding`: how steps reach weights that are kept in bfloat16, by random bits of `seed`; None: they are not.
     """
 
@@ -107,15 +105,13 @@ class TrainingStage(pl.LightningModule):
         objective: Objective,
         optim: OptimSpec,
         *,
-        decays: Mapping[str, bool | float],
+        rates: Rates,
         max_steps: int,
         isolated: bool,
         first_weights: Callable[[Skeleton, World], None] = lambda model, world: None,
         after_step: Callable[[Skeleton, int, Tensor], None] = lambda model, step, taken: None,
         resting: Collection[str] = (),
         resting_steps: int = 0,
-        lr_factors: Mapping[str, float] = MappingProxyType({}),
-        matrices: Collection[str] = (),
         anchor: Anchor | None = None,
         rounding: Rounding | None = None,
         seed: int = 0,
@@ -125,14 +121,15 @@ class TrainingStage(pl.LightningModule):
         self.root = Root(model, objective, isolated)
         self.first_weights, self.after_step = first_weights, after_step
         self.resting, self.resting_steps = frozenset(resting), resting_steps
-        self.objective, self.optim, self.decays, self.lr_factors = objective, optim, dict(decays), dict(lr_factors)
-        self.matrices = frozenset(matrices) if optim.matrices_apart else frozenset()
+        self.objective, self.optim, self.rates = objective, optim, rates
         self.schedule = optim.schedule.build(max_steps)
         self.average = optim.averaging(max_steps)
         self.clip_norm, self.clip_value = optim.clip_norm, optim.clip_value
         self.lr_factor: Callable[[int], float] = lambda step: 1.0
         """What the learning rate of a step is multiplied by besides: a guard may lower it for a while."""
         self.watched, self.surveys = objective.watched, objective.surveys
+        self.magnitudes: Magnitudes | None = None
+        """Who measures gradients and steps part by part; None: nobody."""
 
     @property
     def model(self) -> Skeleton:
@@ -153,6 +150,8 @@ class TrainingStage(pl.LightningModule):
         """Add to the step's gradients those of penalties on the weights themselves; `scale`: the loss was multiplied by it."""
         if self.anchor is not None:
             self.anchor.pull(self.model, scale)
+        if self.magnitudes is not None:
+            self.magnitudes.before(self.model, self.trainer.global_step, scale)
 
     def penalties(self, world: World) -> dict[str, float]:
         """What these penalties are now, beside the loss; called by every process."""
@@ -160,6 +159,8 @@ class TrainingStage(pl.LightningModule):
 
     def stepped(self, step: int, taken: Tensor) -> None:
         """What the method of training has to do after a step, counted from 0; `taken`: it reached the weights."""
+        if self.magnitudes is not None:
+            self.magnitudes.after(self.model)
         self.after_step(self.model, step, taken)
         if self.average is not None:
             self.average.update(step)
@@ -185,8 +186,7 @@ class TrainingStage(pl.LightningModule):
         return {**denominators, **self.model.term_tokens(batch), "tokens": tokens}
 
     def configure_optimizers(self) -> Optimizer:
-        decay, factors = self.optim.weight_decay, self.lr_factors
-        found = groups(self.model.named_parameters(), self.decays, decay, factors, self.matrices)
+        found = self.rates.groups(self.model.named_parameters())
         if not found:  # a stage of a pipeline, all of which is frozen
             found = [{"params": [nn.Parameter(torch.zeros((), device=self.device))]}]
         optimizer = self.optim.build(found)

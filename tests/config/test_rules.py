@@ -22,6 +22,7 @@ PREFERENCE = ["stage=preference", "data=preference", "data.source.files=[a.jsonl
 PROMPTS = ["data=prompts", "data.source.files=[x.jsonl]", "data.form.max_tokens=256"]
 WRITES = ["stage=grpo", "stage/grader=[exact_match]", *PROMPTS]
 IN_BACKWARD, UNCLIPPED = "trainer.in_backward=true", "optim.clip_norm=null"
+MUP = ["optim/width=mup", "optim.width.base={dim: 64, attention.n_heads: 2, ffn.hidden: 192}"]
 FIRES = {
     "what_is_profiled_is_trained": [["stage=profile", "stage.of=plan"], ["stage=profile", "model=kneser_ney"]],
     "a_profile_ends_within_the_run": [["stage=profile", "trainer.max_steps=12"]],
@@ -82,6 +83,21 @@ FIRES = {
         ["trainer/batch_ramp=staged", "model=kneser_ney"],
         ["trainer/batch_ramp=staged", *WRITES],
         ["trainer/batch_ramp=staged", "stage=reweight", MIXTURE],
+    ],
+    "widths_are_scaled_for_steps_like_adams": [
+        [*MUP, "optim=muon"],
+        [*MUP, "optim=adam", "optim.weight_decay=0.1"],
+    ],
+    "widths_are_scaled_where_that_is_known": [
+        [*MUP, "peft=lora"],
+        [*MUP, "model/head=lm_unit_rows"],
+        [*MUP, "model/embedding=token_sqrt_dim"],
+        [*MUP, "parallel=deepspeed_zero1", "launch=local"],
+    ],
+    "a_width_has_a_base": [
+        [MUP[0], "optim.width.base={dim: 63}"],
+        [MUP[0], "optim.width.base={dim: 64}"],
+        [*MUP, "model/head=lm_tied"],
     ],
     "averages_are_taken_of_our_own_weights": [["optim/average=ema", "parallel=deepspeed_zero1", "launch=local"]],
     "an_average_begins_within_the_run": [
@@ -495,6 +511,10 @@ FIRES = {
     "schedule_free_has_no_schedule": [
         ["optim=schedule_free", "optim/schedule=cosine"],
         ["optim=schedule_free", "optim/average=ema"],
+    ],
+    "parts_are_measured_before_the_step": [
+        ["trainer.log_parts=true", "parallel=deepspeed_zero1", "launch=local"],
+        ["trainer.log_parts=true", IN_BACKWARD, UNCLIPPED],
     ],
     "layers_learn_at_different_rates": [["model=neural_ngram_tiny", "optim.layer_decay=0.9"]],
     "deepspeed_shares_over_several": [["parallel=deepspeed_zero1"]],

@@ -160,7 +160,7 @@ def test_the_stage_trains_and_decays_the_generator_too(tmp_path) -> None:
     stage = build_stage(job, isolated=True)
     trained = {id(p) for group in stage.configure_optimizers().param_groups for p in group["params"]}
     assert trained == {id(p) for p in stage.model.parameters()}
-    assert any(name.startswith("generator.") for name in stage.decays)
+    assert any(name.startswith("generator.") for name in stage.rates.decays)
 
 
 def test_the_model_is_used_without_its_generator(tmp_path) -> None:

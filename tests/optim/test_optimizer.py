@@ -9,7 +9,7 @@ import torch
 from toy_job import toy_job, train, weights
 
 from llmfactory.optim.schedule.spec import Constant
-from llmfactory.optim.spec import Adafactor, Adam, Adamw, Adamw8bit, Lamb, Lion, Muon, OptimSpec, ScheduleFree, Sgd
+from llmfactory.optim.spec import Adafactor, Adam, Adamw, Adamw8bit, Lamb, Lion, Muon, OptimSpec, ScheduleFree, Sgd, Soap
 from llmfactory.parallel.offload import keep_on_disk
 from llmfactory.precision.spec import Fp64
 
@@ -19,6 +19,7 @@ OPTIMIZERS: dict[str, OptimSpec] = {
     "lamb": Lamb(lr=1e-2, schedule=Constant()),
     "lion": Lion(lr=1e-3, schedule=Constant()),
     "muon": Muon(lr=1e-3, schedule=Constant()),
+    "soap": Soap(lr=1e-3, schedule=Constant(), refresh_every=2),
 }
 ON_DISK = {
     **OPTIMIZERS,

@@ -35,6 +35,19 @@ def deepspeed_steps_number_by_number(job: Job) -> Iterator[Problem]:
                 yield Problem(f"optim.{name}", getattr(optim, name), reason, ours)
 
 
+def parts_are_measured_before_the_step(job: Job) -> Iterator[Problem]:
+    """When all gradients are there, and where they are."""
+    if not job.trainer.log_parts or not isinstance(job.stage, TrainingSpec):
+        return
+    if job.trainer.in_backward:
+        reason = "with trainer.in_backward=true a gradient is gone before the next one comes"
+    elif isinstance(job.parallel, DeepSpeed):
+        reason = "DeepSpeed's engine keeps gradients to itself"
+    else:
+        return
+    yield Problem("trainer.log_parts", True, reason, "trainer.log_parts=false")
+
+
 def layers_learn_at_different_rates(job: Job) -> Iterator[Problem]:
     if job.optim.layer_decay is not None and isinstance(job.model, (EmbeddingModel, KneserNey, NeuralNgram)):
         reason = f"{stem(type(job.model))} has no layers"

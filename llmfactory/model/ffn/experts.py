@@ -44,8 +44,8 @@ class Experts(Part):
     def declare(self) -> dict[str, Parameter]:
         inner = ("up",) if self.gate is None else ("gate", "up")
         return {
-            **{name: Parameter(Normal(self.std), Layout.expert, hidden=1) for name in inner},
-            "down": Parameter(Normal(self.out_std), Layout.expert, hidden=2),
+            **{name: Parameter(Normal(self.std), Layout.expert, hidden=1, fan_in=2) for name in inner},
+            "down": Parameter(Normal(self.out_std), Layout.expert, hidden=2, fan_in=2),
         }
 
     def visited(self) -> float:

@@ -38,7 +38,7 @@ class Router(Part):
         self.weight = nn.Parameter(torch.empty(spec.n_experts, site.frame.dim))
 
     def declare(self) -> dict[str, Parameter]:
-        return {"weight": Parameter(Normal(self.std))}
+        return {"weight": Parameter(Normal(self.std), fan_in=1)}
 
     @property
     def own_terms(self) -> tuple[str, ...]:

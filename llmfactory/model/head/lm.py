@@ -46,7 +46,7 @@ class OwnHead(VocabularyHead):
         self.weight = nn.Parameter(torch.zeros(vocab_size, width))
 
     def declare(self) -> dict[str, Parameter]:
-        return {"weight": Parameter(Normal(self.std), Layout.vocab), **super().declare()}
+        return {"weight": Parameter(Normal(self.std), Layout.vocab, fan_in=1), **super().declare()}
 
 
 class TiedHead(VocabularyHead):

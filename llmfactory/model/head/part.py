@@ -108,5 +108,5 @@ class LinearHead(Head):
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def declare(self) -> dict[str, Parameter]:
-        weight = {"weight": Parameter(Normal(self.std))}
+        weight = {"weight": Parameter(Normal(self.std), fan_in=1)}
         return weight if self.bias is None else {**weight, "bias": Parameter(Constant(0.0), decay=False)}
