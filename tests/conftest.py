@@ -18,11 +18,42 @@ if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+LONG = (
+    *("distributed/test_proofs", "run/test_life_lines", "distributed/test_precisions", "distributed/test_context_parallel"),
+    *("run/test_interrupted", "test_configs", "launch/test_local", "distributed/test_pipeline", "distributed/test_kill"),
+    *("run/test_start", "test_style", "config/test_compose", "run/test_sweep", "distributed/test_expert_parallel"),
+    *(
+        "distributed/test_checkpoints",
+        "data/source/test_pydoc_items",
+        "distributed/test_optimizers",
+        "distributed/test_layout_keys",
+    ),
+    *("distributed/test_methods", "distributed/test_kernels", "distributed/test_rollouts", "run/test_line", "test_dead_keys"),
+)
+"""Files that take longest, in that order: they run first, so that none of them begins when all others are done."""
+DRAWN = ("test_report", "test_sweep", "test_profiling")
+"""Files of tests/run that look at plots."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.json with what the tree gives now")
     parser.addoption("--shard", default="1/1", help="with -m matrix: which part of the cross of layouts to prove, as 3/20")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {ROOT / "tests" / f"{name}.py": rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _reports_without_drawings(request: pytest.FixtureRequest):
+    """Drawing the plots of a report takes longer than training a toy: where a run is started for something else, it is left out."""
+    if request.path.parent.name not in ("run", "stage") or request.path.stem in DRAWN:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmfactory.run.report.curves", lambda title, *_, **__: f"<svg>{title}</svg>")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
