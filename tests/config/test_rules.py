@@ -29,7 +29,7 @@ FIRES = {
     "deepspeed_makes_its_own_steps": [["stage=profile", "parallel=deepspeed_zero1", "launch=local"]],
     "formats_that_are_compiled_are_proven": [
         ["precision=int8_mixed", "trainer.compile=true"],
-        ["precision=bf16_true", "trainer.in_backward=true", "optim.clip_norm=null"],
+        ["precision=bf16_true", "trainer.compile=true"],
     ],
     "deepspeed_judges_its_own_steps": [["guard=skip", "parallel=deepspeed_zero1", "launch=local"]],
     "what_is_left_out_was_to_be_read": [["guard=rewind", *WRITES]],
@@ -46,7 +46,6 @@ FIRES = {
     "eight_bits_have_maps_to_multiply": [
         ["precision=int8_mixed", "model=word2vec_tiny", "stage/objective=skip_gram"],
         ["precision=int8_mixed", "peft=qlora"],
-        ["precision=fp8", "precision.emulate=true", "precision.recipe=row_wise", *STAGES],
         ["precision=fp8", "parallel=tp_summa", "launch=local", "launch.processes=4", "model=llama_tiny"],
     ],
     "what_precedes_leaves_room": [

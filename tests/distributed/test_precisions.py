@@ -118,8 +118,6 @@ def test_the_numbers_of_one_process(layout: str, variant: str, alone: Any, tmp_p
     folder, right = alone(max(2, mesh.pp * mesh.stages_per_process), variant)
     for found in pool.run(processes, train_all, folder, tmp_path, mesh, variant):
         for name, (_, tolerance) in PRECISIONS.items():
-            if mesh.pp > 1 and name == f"fp8 {Recipe.row_wise.name}":
-                continue  # a rule refuses it
             insist_near(found[name], right[name], tolerance, f"{name} under {layout}")
 
 

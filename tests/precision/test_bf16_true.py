@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from toy_job import filled, prepared, toy_job
+from toy_job import filled, prepared, toy_job, train, weights
 
 from llmfactory.parallel.shard import add_gradients_in
 from llmfactory.precision.bf16_true import bf16_true
@@ -62,3 +63,25 @@ def test_micro_batches_are_added_up_in_float32() -> None:
         (weight * size).sum().backward()
     assert weight.grad is not None
     assert weight.grad.item() == 511
+
+
+@pytest.mark.parametrize("keep", [Rounding.stochastic, Rounding.compensated])
+def test_steps_within_the_backward_pass_round_alike(keep: Rounding, tmp_path: Path) -> None:
+    found = []
+    for within in (False, True):
+        few = {"trainer__eval_every": None, "trainer__save_every": None, "trainer__keep_best": False, "trainer__max_steps": 3}
+        job = toy_job(tmp_path, precision=Bf16True(keep=keep), trainer__in_backward=within, optim__clip_norm=None, **few)
+        found.append(weights(train(job, tmp_path / str(within))[0]))
+    assert all(found[0][name].equal(found[1][name]) for name in found[0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled(tmp_path: Path) -> None:
+    """As near to the uncompiled run as another order of sums is: the compiler leaves out roundings between operations."""
+    losses = []
+    for compiled in (False, True):
+        few = {"trainer__eval_every": None, "trainer__save_every": None, "trainer__keep_best": False, "trainer__max_steps": 3}
+        job = toy_job(tmp_path, precision=Bf16True(), trainer__compile=compiled, **few)
+        losses.append([row["loss"] for row in train(job, tmp_path / str(compiled))[1].rows.values()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -36,23 +36,24 @@ class Band:
 
 
 BANDS = {
-    "fp64": Band(Fp64(), 1e-6, 1e-3),
-    "bf16_mixed": Band(Bf16Mixed(), 1e-3, 0.03),
-    "fp16_mixed": Band(Fp16Mixed(), 2e-4, 0.03),
-    "bf16_true nearest": Band(Bf16True(keep=Rounding.nearest), 8e-3, 0.1),
-    "bf16_true stochastic": Band(Bf16True(), 2e-3, 0.05),
-    "bf16_true compensated": Band(Bf16True(keep=Rounding.compensated), 1e-3, 0.03),
-    "bf16_true master": Band(Bf16True(keep=Rounding.master), 1e-3, 0.03),
-    "fp8 tensor_wise": Band(Fp8(emulate=True), 2e-3, 0.05),
-    "fp8 row_wise": Band(Fp8(emulate=True, recipe=Recipe.row_wise), 1e-3, 0.05),
-    "int8_mixed": Band(Int8Mixed(), 1e-3, 0.03),
-    "int8_mixed stochastic": Band(Int8Mixed(stochastic=True), 1e-3, 0.03),
+    "fp64": Band(Fp64(), 1e-6, 2e-5),
+    "bf16_mixed": Band(Bf16Mixed(), 3e-4, 1e-3),
+    "fp16_mixed": Band(Fp16Mixed(), 5e-5, 3e-4),
+    "bf16_true nearest": Band(Bf16True(keep=Rounding.nearest), 0.02, 0.2),
+    "bf16_true stochastic": Band(Bf16True(), 4e-3, 8e-3),
+    "bf16_true compensated": Band(Bf16True(keep=Rounding.compensated), 1e-3, 3e-3),
+    "bf16_true master": Band(Bf16True(keep=Rounding.master), 1e-3, 3e-3),
+    "fp8 tensor_wise": Band(Fp8(emulate=True), 1e-3, 0.01),
+    "fp8 row_wise": Band(Fp8(emulate=True, recipe=Recipe.row_wise), 1.5e-3, 0.01),
+    "int8_mixed": Band(Int8Mixed(), 4e-4, 2e-3),
+    "int8_mixed stochastic": Band(Int8Mixed(stochastic=True), 3e-4, 2e-3),
 }
+"""Two to four times what the worst of three seeds was off by (docs/precision.md)."""
 
 
 def losses(precision: PrecisionSpec, steps: int, folder: Path) -> list[float]:
     few = {"trainer__eval_every": None, "trainer__keep_best": False, "trainer__save_every": None}
-    optim = Adamw(lr=1e-2, schedule=Cosine(warmup_steps=5, horizon=200))
+    optim = Adamw(lr=3e-3, schedule=Cosine(warmup_steps=5, horizon=200))
     job = toy_job(folder, precision=precision, optim=optim, trainer__max_steps=steps, **few)
     tracker = Memory()
     fit(job, DATA.setdefault(folder, prepared(job)), folder / f"{id(precision)}_{steps}", tracker, Notes())
@@ -90,7 +91,7 @@ def test_20_steps(name: str, short: list[float], folder: Path) -> None:
 @pytest.fixture(scope="module")
 def long(folder: Path) -> list[float]:
     found = losses(Fp32(), 200, folder)
-    assert found[-1] < 0.4 * found[0], "there must be something to learn"
+    assert found[-1] < 0.5 * found[0], "there must be something to learn"
     return found
 
 

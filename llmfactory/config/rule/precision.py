@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmfactory.config.rule.degrees import degrees_of
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.optim.spec import Adafactor, Adam, Adamw, Lamb, Lion, Muon, Sgd
 from llmfactory.parallel.spec import Mesh, Offload, TensorForm
 from llmfactory.peft.spec import Qlora
-from llmfactory.precision.spec import Bf16True, EightBitSpec, Fp8, Fp32, Recipe
+from llmfactory.precision.spec import Bf16True, EightBitSpec, Fp8, Fp32
 from llmfactory.run.spec import Device
 from llmfactory.stage.spec import TrainingSpec
 
@@ -40,13 +39,12 @@ def narrow_weights_are_stepped_one_by_one(job: Job) -> Iterator[Problem]:
 
 
 def formats_that_are_compiled_are_proven(job: Job) -> Iterator[Problem]:
-    """The compiler may leave out a rounding that these products are about."""
-    if isinstance(job.precision, EightBitSpec) and job.trainer.compile and isinstance(job.stage, TrainingSpec):
+    """The compiler fuses operations and leaves out roundings between them, which these formats are about."""
+    if not isinstance(job.precision, (EightBitSpec, Bf16True)) or not isinstance(job.stage, TrainingSpec):
+        return
+    if job.trainer.compile:
         reason = f"compiled blocks are not proven to round as precision={stem(type(job.precision))} says"
         yield Problem("trainer.compile", True, reason, "trainer.compile=false")
-    if isinstance(job.precision, Bf16True) and job.trainer.in_backward and isinstance(job.stage, TrainingSpec):
-        reason = "steps of weights that are kept in bfloat16 are not proven within the backward pass"
-        yield Problem("trainer.in_backward", True, reason, "trainer.in_backward=false")
 
 
 def narrow_weights_keep_their_state(job: Job) -> Iterator[Problem]:
@@ -65,9 +63,6 @@ def eight_bits_have_maps_to_multiply(job: Job) -> Iterator[Problem]:
     if not isinstance(job.precision, EightBitSpec):
         return
     name, layout = stem(type(job.precision)), job.parallel
-    if isinstance(job.precision, Fp8) and job.precision.recipe is Recipe.row_wise and degrees_of(job).get("pp", 1) > 1:
-        reason = "the steps of a pipeline with a scale for each row are not proven to be those of a single process"
-        yield Problem("precision.recipe", "row_wise", reason, "precision.recipe=tensor_wise")
     if job.model.graph in WITHOUT_MAPS:
         reason = f"a model of the kind {job.model.graph} has no linear maps, whose products it is about"
     elif isinstance(job.peft, Qlora):
