@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmfactory.kernel.embedding import embedding
 from llmfactory.model.part import Part
 
 
@@ -19,4 +19,4 @@ class TokenTable(Part):
 
     def look_up(self, tokens: Tensor) -> Tensor:
         """ids [...] -> rows [..., width]."""
-        return F.embedding(tokens, self.weight)
+        return embedding(tokens, self.weight)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Layout, Normal, Parameter
+from llmfactory.kernel.embedding import embedding
 from llmfactory.model.embedding.table import TokenTable
 
 
@@ -31,7 +31,7 @@ class TokenSegmentEmbedding(TokenTable):
         if context.types is None or self.types.shape[0] == 1:
             return self.vectors(tokens_BT) + self.types[0]
         self._check(context.types)
-        return self.vectors(tokens_BT) + F.embedding(context.types, self.types)
+        return self.vectors(tokens_BT) + embedding(context.types, self.types)
 
     def _check(self, types_BT: Tensor) -> None:
         """By value on the CPU, without waiting elsewhere; as for learned positions."""

@@ -16,6 +16,8 @@ from llmfactory.model.mixer.spec import Gru
 class GatedRecurrentUnit(Recurrence):
     """[B, T, H] -> [B, T, H]; its state is h. Gates stand in PyTorch's order: r, z, n."""
 
+    adds_up_narrow = True
+
     def __init__(self, spec: Gru, site: Site) -> None:
         super().__init__(site, gates=3, bias=spec.bias, state_bias=spec.bias)
 

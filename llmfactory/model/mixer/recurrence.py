@@ -67,6 +67,9 @@ class Recurrence(Part):
     reads = ("x", "h")
     n_states: int = 1
     """Tensors [B, H] that a state is made of; the first is the output."""
+    adds_up_narrow: bool = False
+    """Under autocast, the kernel for CPUs adds up the gradients of its weights over the steps in half precision, where they stand still
+    after some hundreds of them: then it runs in the weights' own format."""
 
     def __init__(self, site: Site, gates: int, bias: bool, state_bias: bool) -> None:
         super().__init__()
@@ -94,6 +97,13 @@ class Recurrence(Part):
     def steps(self, x_NH: Tensor, sizes: Tensor, states_1PH: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The kernel on the packed form: outputs [N, H], then the last states [1, P, H]."""
 
+    def _steps(self, x_NH: Tensor, sizes: Tensor, states_1PH: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not self.adds_up_narrow or x_NH.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return self.steps(x_NH, sizes, states_1PH)
+        wide = self.h.weight.dtype
+        with torch.autocast("cpu", enabled=False):
+            return self.steps(x_NH.to(wide), sizes, tuple(state.to(wide) for state in states_1PH))
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the kernels are fused already, and sizes depend on the data
     def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
         B, T = x_BTH.shape[:2]
@@ -105,7 +115,7 @@ class Recurrence(Part):
         if len(cut.token_N):
             keeps_P1 = cut.continues_P[:, None]
             first = tuple((state[cut.row_P] * keeps_P1)[None] for state in states)
-            y_NH, *last = self.steps(x_BTH.flatten(0, 1)[cut.token_N], cut.sizes, first)
+            y_NH, *last = self._steps(x_BTH.flatten(0, 1)[cut.token_N], cut.sizes, first)
             # In the format of the input: under autocast, that of the kernels depends on how long the runs are.
             y_BTH = y_BTH.index_copy(0, cut.token_N, y_NH.to(y_BTH.dtype))
             has_B1 = (cut.last_B >= 0)[:, None]

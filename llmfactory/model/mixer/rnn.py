@@ -15,6 +15,8 @@ KERNELS = {Squash.tanh: torch.rnn_tanh, Squash.relu: torch.rnn_relu}
 class ElmanNetwork(Recurrence):
     """[B, T, H] -> [B, T, H]; its state is h."""
 
+    adds_up_narrow = True
+
     def __init__(self, spec: Rnn, site: Site) -> None:
         super().__init__(site, gates=1, bias=spec.bias, state_bias=False)
         self.layers = KERNELS[spec.activation]

@@ -8,12 +8,12 @@ costs no synchronization. Compiled graphs carry no check of ours; their embeddin
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Normal, Parameter
+from llmfactory.kernel.embedding import embedding
 from llmfactory.model.frame import Frame
 from llmfactory.model.position.part import Position, one_axis
 from llmfactory.model.position.spec import Learned
@@ -34,7 +34,7 @@ class LearnedPosition(Position):
     def embed(self, x_BTD: Tensor, context: Context) -> Tensor:
         positions_BT = one_axis(context.positions)
         check_range(positions_BT, self.weight.shape[0] - self.offset)
-        return x_BTD + F.embedding(positions_BT + self.offset, self.weight)
+        return x_BTD + embedding(positions_BT + self.offset, self.weight)
 
 
 def check_range(positions: Tensor, rows: int) -> None:

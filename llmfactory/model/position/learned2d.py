@@ -5,11 +5,11 @@ in which a blank is one place, and one for its place within the blank (0 outside
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Normal, Parameter
+from llmfactory.kernel.embedding import embedding
 from llmfactory.model.frame import Frame
 from llmfactory.model.position.learned import check_range
 from llmfactory.model.position.part import Position, two_axes
@@ -32,4 +32,4 @@ class TwoAxesLearnedPosition(Position):
         positions_B2T = two_axes(context.positions)
         check_range(positions_B2T, self.text.shape[0])
         text_BT, blank_BT = positions_B2T.unbind(1)
-        return x_BTD + F.embedding(text_BT, self.text) + F.embedding(blank_BT, self.blank)
+        return x_BTD + embedding(text_BT, self.text) + embedding(blank_BT, self.blank)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Normal, Parameter
+from llmfactory.kernel.embedding import embedding
 from llmfactory.model.frame import Frame
 from llmfactory.model.position.distance import distances
 from llmfactory.model.position.part import Position
@@ -37,7 +37,7 @@ class BucketBias(Position):
 
     def prepare(self, context: Context, dtype: torch.dtype) -> Context:
         buckets_BTS = bucket(distances(context), self.n_buckets, self.max_distance, self.causal)
-        return context.with_(bias=F.embedding(buckets_BTS, self.weight).permute(0, 3, 1, 2).contiguous())
+        return context.with_(bias=embedding(buckets_BTS, self.weight).permute(0, 3, 1, 2).contiguous())
 
 
 def bucket(distance: Tensor, n_buckets: int, max_distance: int, causal: bool) -> Tensor:
