@@ -48,6 +48,14 @@ def test_equals_the_reference_in_float64(chunk_rows: int, label_smoothing: float
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_columns_of_the_gradient_at_once(monkeypatch) -> None:
+    """The last ones are fewer."""
+    whole = gradients(linear_cross_entropy, inputs(), chunk_rows=4)
+    monkeypatch.setattr("llmfactory.kernel.linear_cross_entropy.COLUMNS", 4)
+    for one, other in zip(gradients(linear_cross_entropy, inputs(), chunk_rows=4), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("softcap", [0.5, 3.0, 30.0])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_capped_logits(softcap: float, label_smoothing: float) -> None:

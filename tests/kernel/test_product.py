@@ -33,6 +33,15 @@ def test_rows_of_a_larger_matrix():
     torch.testing.assert_close(product(x[3:8, 5:21], weight[2:6, 5:21]), x[3:8, 5:21] @ weight[2:6, 5:21].T)
 
 
+def test_a_large_factor_that_is_turned_over():
+    """Then the other factor and the result are turned over instead: the same numbers, row by row in memory."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 9).T, torch.randn(2, 64)
+    got = product(x, weight)
+    torch.testing.assert_close(got, x.contiguous() @ weight.T)
+    assert got.is_contiguous()
+
+
 def test_when_one_dnn_is_asked(monkeypatch):
     monkeypatch.setattr("llmfactory.kernel.product.LARGE", 100)
     available = torch.backends.mkldnn.is_available()

@@ -1,14 +1,18 @@
-"""Optimizer state in files of a disk; numbers and resume: `tests/distributed`."""
+"""Weights and optimizer state in files of a disk; among several processes: `tests/distributed`."""
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from toy_job import toy_job, train, weights
 
 from llmfactory.core.errors import UserError
