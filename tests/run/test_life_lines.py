@@ -1,6 +1,6 @@
 """The two life lines on the documentation of this Python: that they compose, and, slowly, what each step is good for.
 
-Whole, with three seeds, they take an hour or two: `pytest -m slow tests/run/test_life_lines.py`.
+Whole, with three seeds, they take more than an hour: `pytest -m slow tests/run/test_life_lines.py`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ LINES = {"zephyr_tiny": ("judge", "dpo"), "instructgpt_tiny": ("reward", "ppo")}
 def test_every_step_composes_and_the_two_lines_share_what_is_alike(name: str) -> None:
     (steps,) = plan(compose_job([f"experiment={name}"]))
     judge, last = LINES[name]
-    assert [step.name for step in steps] == ["pretrain", "sft", judge, last, "answers", "choices", "pairs", "policy"]
+    assert [step.name for step in steps] == ["pretrain", "sft", "warm", judge, last, "answers", "choices", "pairs", "policy"]
     assert next(step.ancestors for step in steps if step.name == "policy") == tuple(sorted((judge, last, "sft")))
     (others,) = plan(compose_job(["experiment=zephyr_tiny"]))
-    assert [step.key for step in steps[:3]] == [step.key for step in others[:3]]  # the reward model, too
+    assert [step.key for step in steps[:4]] == [step.key for step in others[:4]]  # the reward model, too
     assert len({step.composed.job.data.held_out for step in steps}) == 1
 
 
 def small(name: str, folder: Path) -> list[str]:
-    """A twentieth of the steps, on a few hundred items."""
+    """A twentieth of the steps, and fewer of the judge's, on a few hundred items of the library alone."""
     judge, last = LINES[name]
-    few = '"data.source.items=300"'
-    steps = {"sft": 25, judge: 120, last: {"dpo": 20, "ppo": 10}[last]}
-    changes = [f'stage.changes.{step}=[{few},"trainer.max_steps={count}"]' for step, count in steps.items()]
-    changes += [f"stage.changes.{step}=[{few}]" for step in ("answers", "choices", "pairs", "policy")]
+    few, alone = '"data.source.items=300"', '"data.source.packages=[]"'
+    steps = {"sft": 50, "warm": 20, judge: 20, last: {"dpo": 20, "ppo": 5}[last]}
+    changes = [f'stage.changes.{step}=[{few},{alone},"trainer.max_steps={count}"]' for step, count in steps.items()]
+    changes += [f"stage.changes.{step}=[{few},{alone}]" for step in ("answers", "choices", "pairs", "policy")]
     changes += ['stage.changes.pretrain=["trainer.max_steps=50","data.tokenizer.train_bytes=1000000"]']
     return [f"experiment={name}", *changes, "trainer.device=cpu", f"data.cache={folder}/cache", f"output_dir={folder}"]
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_at_a_twentieth_of_its_size_it_runs_through(name: str, folder: Path) -> None:
     line = [*small(name, folder), f"name={name}"]
     result = start(compose_job(line))
-    assert [one["figures"]["status"] for one in result["steps"]] == ["finished"] * 8
+    assert [one["figures"]["status"] for one in result["steps"]] == ["finished"] * 9
     measures, last = result["measures"], LINES[name][1]
     assert measures["answers"]["log_likelihood"]["sft - init"]["low"] > 0.0
     assert {"reward", "kl", "tokens"} <= measures["policy"].keys()
@@ -66,7 +66,7 @@ def test_at_a_twentieth_of_its_size_it_runs_through(name: str, folder: Path) -> 
 def test_what_the_lines_have_in_common_is_made_once(folder: Path) -> None:
     made = [path.name.partition("-")[0] for path in (folder / "steps").iterdir()]
     assert sorted(set(made)) == ["examine", "ppo", "preference", "pretrain", "reward", "sft"]
-    assert [made.count(stage) for stage in ("pretrain", "sft", "reward", "preference", "ppo")] == [1, 1, 1, 1, 1]
+    assert [made.count(stage) for stage in ("pretrain", "sft", "reward", "preference", "ppo")] == [1, 1, 2, 1, 1]
 
 
 def improves(measures: dict[str, Any], step: str, measure: str, difference: str) -> None:
@@ -88,6 +88,4 @@ def test_each_step_makes_it_better_on_what_was_held_out(name: str, tmp_path_fact
     improves(measures, "policy", "reward", f"{last} - init")
     assert measures["policy"]["kl"][last]["mean"] > 0.0
     assert measures["pairs"]["ranked"]["init"]["items"] >= 1000
-    assert (
-        measures["pairs"]["ranked"]["init"]["low"] > 0.6
-    )  # docs/lines.md says what was reached; a count of shared words gets 0.82
+    assert measures["pairs"]["ranked"]["init"]["mean"] >= 0.75
