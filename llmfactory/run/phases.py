@@ -65,14 +65,15 @@ class PhaseClock:
     def _name(self, phase: str | None) -> None:
         if self._range is not None:
             self._range.__exit__(None, None, None)
-        self._range = record_function(phase) if self.named and phase is not None else None
-        if self._range is not None:
-            self._range.__enter__()
+        one: AbstractContextManager[Any] | None = record_function(phase) if self.named and phase is not None else None
+        self._range = one
+        if one is not None:
+            one.__enter__()
 
     def _now(self) -> Any:
         if self.device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 

@@ -135,13 +135,13 @@ def parts_of(
                 sums[phase, part] = sums.get((phase, part), 0.0) + scale * seconds / len(everyone)
     rows = []
     for part in PARTS:
-        seconds = {phase: sums.get((phase, part), 0.0) for phase in COMPUTES}
-        both = sum(seconds.values())
+        lasted = {phase: sums.get((phase, part), 0.0) for phase in COMPUTES}
+        both = sum(lasted.values())
         done = flops[part] * everyone[0].tokens / len(everyone) if flops is not None else None
         if both or done:
             speed = done / both if done is not None and both else None
             share = None if speed is None else speed / peak
-            rows.append({"part": part, **seconds, "flops": done, "flops_per_second": speed, "share_of_peak": share})
+            rows.append({"part": part, **lasted, "flops": done, "flops_per_second": speed, "share_of_peak": share})
     return rows
 
 

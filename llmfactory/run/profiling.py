@@ -103,7 +103,7 @@ class Profiler(pl.Callback):
         self.gradients: set[int] = set()
         self.peak_bytes = 0
         self._open = ExitStack()
-        self._profile: profile | None = None
+        self._profile: Any = None
 
     @property
     def last_step(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def watching_parts(root: nn.Module) -> Iterator[None]:
 
     def enter(name: str) -> Any:
         def hook(module: nn.Module, arguments: Any) -> None:
-            one = record_function(name)
+            one: AbstractContextManager[Any] = record_function(name)
             one.__enter__()
             open_ranges.append(one)
 

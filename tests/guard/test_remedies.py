@@ -91,9 +91,11 @@ def test_rates_multiply_while_they_hold() -> None:
         finding = Finding(step, True, 9.0, 5.0, 30.0, 20.0, 2.0, 1.5)
         made.slow_down(finding, made.decide(finding), step)
     assert [made.lr_factor(step) for step in (5, 6, 8, 9, 15, 16, 18, 19)] == [1, 0.5, 0.5, 0.25, 0.25, 0.5, 0.5, 1]
+    made.decisions = 2
     again, _, _ = guard(LowerLr(least=4), [])
     again.load(made.state())
     assert again.state() == made.state()
+    assert again.decisions == 2
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,7 @@ def test_rates_multiply_while_they_hold() -> None:
         (250, [100, 200], 100, 100),
         (201, [100, 200], 100, 100),
         (200, [100, 200], 100, 100),
+        (200, [50, 100, 150], 100, 100),
         (160, [100], 100, 100),
         (160, [100, 150], 200, 100),
         (99, [], 100, 0),

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ from toy_job import Memory, Notes, prepared, weights
 from llmfactory.core.errors import UserError
 from llmfactory.guard.spec import Clip, GuardSpec, LowerLr, None_, Report, Rewind, Skip, Stop
 from llmfactory.parallel import strategy
+from llmfactory.parallel.mesh import World
 from llmfactory.precision.spec import Fp16Mixed
 from llmfactory.run import decisions
 from llmfactory.run.fit import Fitted
+from llmfactory.run.guarding import Guarding, make_guard
+from llmfactory.run.supply import RowSupply
 
 REWIND = {"back": 4, "before": 1, "after": 1}
 GUARDS: dict[str, GuardSpec] = {
@@ -261,3 +265,58 @@ def test_a_broken_file_of_decisions_is_named(tmp_path: Path) -> None:
     (tmp_path / decisions.FILE).write_text('{"step": 1, "action": "dance"}\n')
     with pytest.raises(UserError, match=r"guard\.jsonl, line 1"):
         run(poisoned_job(tmp_path, None_()), tmp_path, poisoned(poisoned_job(tmp_path, None_())))
+
+
+# ---- without a run
+
+
+def guarding(
+    folder: Path, guard: GuardSpec, device: str = "cpu", left_out: tuple[tuple[int, int], ...] = (), **changes: Any
+) -> Any:
+    """A callback with stand-ins for what it does not ask here; `left_out`: of rewinds before."""
+    job = poisoned_job(folder, guard, **changes)
+    data, world = prepared(job), SimpleNamespace(device=torch.device(device), size=1, broadcast=lambda value: value)
+    strategy = SimpleNamespace(world=world, stop_agreed=False, stop_asked=False)
+    rewinds = [{"action": "rewind", "step": 9, "to": 5, "left_out": list(one)} for one in left_out]
+    made = decisions.Decisions(folder / decisions.FILE, rewinds)
+    here = World(torch.device("cpu"))
+    supply = RowSupply(job, job.stage.trained(job), data, here, 0, made.left_out)
+    watch = make_guard(job, here, None, made)
+    return Guarding(watch, made, job, data, supply, strategy, SimpleNamespace(step=0), Notes())  # type: ignore[arg-type]
+
+
+def test_on_a_gpu_findings_are_read_where_the_run_looks_anyway(tmp_path: Path) -> None:
+    """Metrics every 4 steps, an evaluation every 6, a checkpoint every 10, the last step, a signal: and at no other step."""
+    settings = {"trainer__log_every": 4, "trainer__eval_every": 6, "trainer__save_every": 10, "trainer__max_steps": 23}
+    one, looks = guarding(tmp_path, GUARDS["skip"], "cuda", **settings), []
+    one.look = lambda: looks.append(one.progress.step)
+    for step in range(1, 24):
+        one.progress.step = step
+        one.strategy.stop_asked = step == 17
+        one.on_train_batch_end(None, None, None, None, 0)
+    assert looks == [4, 6, 8, 10, 12, 16, 17, 18, 20, 23]
+    one.strategy.world.device = torch.device("cpu")
+    one.progress.step = 1
+    one.on_train_batch_end(None, None, None, None, 0)
+    assert looks[-1] == 1
+    assert one.state()["guard"]["rewinds"] == []
+    assert len(looks) == 12, "a checkpoint is written after a look"
+
+
+def test_a_second_rewind_leaves_out_what_it_would_read(tmp_path: Path) -> None:
+    """The samples of the steps around, which lie behind those that the first one left out."""
+    one = guarding(tmp_path, Rewind(**WATCH, back=4, before=2, after=1), left_out=((20, 32), (60, 64)))
+    samples = [one.supply.steps.step(step)[0] for step in range(5, 9)]
+    assert one._around(8, one.supply) == [int(samples[0][0]), int(samples[-1][-1]) + 1] == [32, 48]
+    assert one._around(14, one.supply) == [56, 76]
+    assert one.guard.decisions == 2, "rewinds count against the limit, also where no checkpoint says so"
+
+
+def test_what_two_rewinds_leave_out_is_counted_once(tmp_path: Path) -> None:
+    found = guarding(tmp_path, GUARDS["rewind"], left_out=((20, 32), (28, 40), (60, 64))).decisions
+    assert found.left_out == ((20, 40), (60, 64))
+    found.lines.append({"action": "skip", "step": 20, "samples": [80, 84], "withheld": True})
+    found.lines.append({"action": "report", "step": 21, "samples": [84, 88], "withheld": False})
+    counted = found.counted()
+    assert (counted["samples_left_out"], counted["samples_not_learned"]) == (24, 4)
+    assert counted["decisions"] == {"rewind": 3, "skip": 1, "report": 1}

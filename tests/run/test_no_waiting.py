@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_job import prepared
 
 from llmfactory.guard.spec import GuardSpec, None_, Skip
+from llmfactory.parallel.mesh import World
+from llmfactory.parallel.place import Place
 from llmfactory.parallel.strategy import MeshStrategy
 
 WAITS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select")
@@ -56,3 +58,8 @@ def test_no_step_waits_for_its_device(guard: GuardSpec, tmp_path: Path, monkeypa
     run(job, tmp_path / "run", prepared(job))
     assert len(steps) == 8
     assert found == []
+
+
+def test_lightning_tells_nobody_anything_at_each_step() -> None:
+    """Where it knows of several processes, its loop broadcasts at every step whether one was sent a signal, and reads the result."""
+    assert Place(World(torch.device("cpu"), rank=1, size=2)).world_size() == 1
