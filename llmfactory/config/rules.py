@@ -55,6 +55,7 @@ from llmfactory.config.rule.extend import (
 from llmfactory.config.rule.guard import (
     a_rewind_finds_a_checkpoint,
     deepspeed_judges_its_own_steps,
+    losses_that_are_compared_mean_something,
     what_is_left_out_was_to_be_read,
 )
 from llmfactory.config.rule.init import (
@@ -112,6 +113,7 @@ from llmfactory.config.rule.packing import (
 from llmfactory.config.rule.peft import (
     adalora_comes_to_its_end,
     adalora_compares_all_maps,
+    compiled_adapters_are_proven,
     deepspeed_trains_whole_models,
     dora_sees_whole_rows,
     few_bits_are_not_cut,
@@ -225,6 +227,7 @@ RULES: tuple[Rule, ...] = (
     grids_cut_plain_matrices,
     few_bits_are_not_cut,
     adalora_compares_all_maps,
+    compiled_adapters_are_proven,
     adalora_comes_to_its_end,
     dora_sees_whole_rows,
     deepspeed_trains_whole_models,
@@ -304,6 +307,7 @@ RULES: tuple[Rule, ...] = (
     parts_are_measured_before_the_step,
     schedule_free_has_no_schedule,
     what_is_left_out_was_to_be_read,
+    losses_that_are_compared_mean_something,
     a_rewind_finds_a_checkpoint,
     keys_of_an_axis_need_the_axis,
     tensor_parallel_has_matrices_to_cut,

@@ -33,7 +33,9 @@ class Detector:
     def judge(self, value_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(whether it is a spike, z [2], center [2]) of a loss and a gradient norm [2]."""
         center_2, unit_2 = self._center_and_unit()
-        z_2 = (value_2 - center_2) / torch.maximum(unit_2, self.spec.floor * center_2.abs())
+        unit_2 = torch.maximum(unit_2, self.spec.floor * center_2.abs())
+        # Nothing but zeros in the window (answers that are all judged alike have no gradient) is nothing to compare with.
+        z_2 = torch.where((unit_2 == 0) & (center_2 == 0) & value_2.isfinite(), 0.0, (value_2 - center_2) / unit_2)
         return (z_2 > self.limit_2).any() & (self.count >= self.spec.least), z_2, center_2
 
     def take(self, value_2: Tensor, taken: Tensor) -> None:

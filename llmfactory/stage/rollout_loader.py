@@ -10,6 +10,7 @@ that a run that goes on is the unbroken one.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,8 +110,8 @@ class RolloutLoader:
         if spec.stop_kl is not None and watched.get("moved", 0.0) > spec.stop_kl and not place.done:
             place.done = True
             place.early += 1
-        if "kl" in watched:
-            insist_near(spec, watched["kl"])
+        if math.isfinite(kl := watched.get("kl", 0.0)):  # else the step's loss was no number either, and it was held back
+            insist_near(spec, kl)
 
     def metrics(self, step: int) -> dict[str, float]:
         """Of the iteration at hand; `step` is that of the run."""

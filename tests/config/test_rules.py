@@ -32,7 +32,8 @@ FIRES = {
         ["precision=bf16_true", "trainer.compile=true"],
     ],
     "deepspeed_judges_its_own_steps": [["guard=skip", "parallel=deepspeed_zero1", "launch=local"]],
-    "what_is_left_out_was_to_be_read": [["guard=rewind", *WRITES]],
+    "what_is_left_out_was_to_be_read": [["guard=rewind", "guard.loss_z=null", *WRITES]],
+    "losses_that_are_compared_mean_something": [["guard=skip", *WRITES]],
     "a_rewind_finds_a_checkpoint": [["guard=rewind", "trainer.save_every=null"], ["guard=rewind", "trainer.save_every=30"]],
     "formats_have_their_hardware": [
         ["precision=fp32", "precision.tf32=true", "trainer.device=cpu"],
@@ -113,6 +114,10 @@ FIRES = {
     ],
     "grids_cut_plain_matrices": [["parallel=tp_summa", "launch=local", "launch.processes=4", "model=llama_tiny", "peft=lora"]],
     "dora_sees_whole_rows": [["peft=dora", *TWO]],
+    "compiled_adapters_are_proven": [
+        ["peft=lora", "trainer.compile=true", "parallel=ddp", "launch=local"],
+        ["peft=ia3", "trainer.compile=true"],
+    ],
     "few_bits_are_not_cut": [["peft=qlora", *TWO]],
     "adalora_compares_all_maps": [
         ["peft=adalora", *TWO],
@@ -281,8 +286,13 @@ FIRES = {
         ["parallel.virtual_stages=1", *STAGES],
         ["parallel.virtual_stages=1", "parallel.schedule=zero_bubble_v", *STAGES],
     ],
-    "offload_has_what_to_do": [["parallel=offload"]],
-    "compiled_layouts_are_proven": [["trainer.compile=true", *TWO]],
+    "offload_has_what_to_do": [["parallel=offload"], ["parallel.offload=disk"]],
+    "compiled_layouts_are_proven": [
+        ["trainer.compile=true", "parallel=tp_summa", "launch=local", "launch.processes=4"],
+        ["trainer.compile=true", "parallel.schedule=zero_bubble", *STAGES],
+        ["trainer.compile=true", "parallel.recompute=true", *TWO],
+        ["trainer.compile=true", "model=gpt2_tiny", "model.dropout=0.1", *TWO],
+    ],
     "world_is_the_product_of_degrees": [
         ["launch=local"],
         ["parallel.dp_replicate=3"],

@@ -12,8 +12,8 @@ from toy_job import weights
 
 from llmfactory.config.spec import Job
 
-HELD = ["stage/anchor=l2_sp", "stage.anchor.strength=0.3"]
-"""The policy is held near where it began; a critic beside it is not."""
+HELD = ["stage/anchor=ewc", "stage.anchor.strength=30"]
+"""The policy is held near where it began, as firmly as its first task needs; a critic and a reference beside it are not."""
 STAGES = {
     "grpo": ["trainer.batch_size=8", "stage.group=4", "stage.objective.entropy_coef=0.01", *HELD],
     "ppo": ["trainer.batch_size=6", "stage.answers=12", "stage.epochs=2", "stage.kl_target=0.01", *HELD],
@@ -60,6 +60,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("same")
     fitted, _ = train(imitating(folder, "trainer.max_steps=30", "precision=fp64"), folder / "start")
     begin = [f"init={fitted.checkpoint}"]
+    learned = imitating(folder, *begin, "stage=fisher", "stage.rows=16", "precision=fp64")
+    learned.stage.build().run(learned, None)
     return folder, request.param, begin, run(make(folder, request.param, *begin), folder / "reference")
 
 

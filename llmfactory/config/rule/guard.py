@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
-from llmfactory.guard.spec import None_, Rewind
+from llmfactory.guard.spec import None_, Rewind, WatchSpec
 from llmfactory.parallel.spec import DeepSpeed
-from llmfactory.stage.spec import RlSpec, TrainingSpec
+from llmfactory.stage.spec import Grpo, RlSpec, TrainingSpec
 
 
 def deepspeed_judges_its_own_steps(job: Job) -> Iterator[Problem]:
@@ -22,6 +22,15 @@ def what_is_left_out_was_to_be_read(job: Job) -> Iterator[Problem]:
     if isinstance(job.guard, Rewind) and isinstance(job.stage, RlSpec):
         reason = "answers are written by the model as it stands, so there are no batches to go on without"
         yield Problem("guard", "rewind", reason, "guard=skip")
+
+
+def losses_that_are_compared_mean_something(job: Job) -> Iterator[Problem]:
+    """Advantages within a group add up to zero, so that the loss is rounding, whatever is learned; it has no usual size."""
+    if isinstance(job.stage, Grpo) and isinstance(job.guard, WatchSpec) and job.guard.loss_z is not None:
+        reason = (
+            "the loss of stage=grpo is zero but for rounding and its penalty, so that it says nothing of a step; gradients do"
+        )
+        yield Problem("guard.loss_z", job.guard.loss_z, reason, "guard.loss_z=null")
 
 
 def a_rewind_finds_a_checkpoint(job: Job) -> Iterator[Problem]:

@@ -9,8 +9,11 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.parallel.spec import DeepSpeed, Mesh, TensorForm
-from llmfactory.peft.spec import Adalora, AdapterSpec, Dora, Qlora
+from llmfactory.peft.spec import Adalora, AdapterSpec, Dora, InLayersSpec, Lora, PrecedingSpec, Qlora
 from llmfactory.stage.spec import Describe, Plan, Pretrain, TrainingSpec
+
+COMPILED = (Lora, Dora)
+"""Methods that are proven under the compiler of the whole model (tests/distributed/test_compiled_adapters.py)."""
 
 
 def what_merges_is_for_training(job: Job) -> Iterator[Problem]:
@@ -39,6 +42,26 @@ def few_bits_are_not_cut(job: Job) -> Iterator[Problem]:
     if isinstance(job.peft, Qlora) and degrees_of(job).get("tp", 1) > 1:
         reason = "its matrices are packed as wholes, blocks and groups of scales, of which a tensor-parallel process has no piece"
         yield Problem("peft", "qlora", reason, "peft=lora")
+
+
+def compiled_adapters_are_proven(job: Job) -> Iterator[Problem]:
+    """The compiler looks into adapters and, between processes, into what gathers and sums around them."""
+    if (
+        not isinstance(job.peft, AdapterSpec)
+        or job.peft.changes_base
+        or not job.trainer.compile
+        or not isinstance(job.stage, TrainingSpec)
+    ):
+        return
+    if isinstance(job.peft, PrecedingSpec) and not isinstance(job.peft, InLayersSpec):
+        return  # a rule of their own says why
+    reason, name = None, stem(type(job.peft))
+    if type(job.peft) not in COMPILED:
+        reason = f"peft={name} is not shown to train the same where compiled"
+    elif job.launch.world() > 1:
+        reason = f"peft={name} is shown to train the same where compiled in one process only, and there are {job.launch.world()}"
+    if reason is not None:
+        yield Problem("trainer.compile", True, reason, "trainer.compile=false")
 
 
 def adalora_compares_all_maps(job: Job) -> Iterator[Problem]:
