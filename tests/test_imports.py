@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,3 +133,57 @@ def test_no_init_file_holds_code() -> None:
             if not isinstance(node, ast.Expr) and not (path.parent == PACKAGE and isinstance(node, ast.Assign))
         ]
         assert not extra, f"{path} holds code"
+
+
+def at_import(module: str) -> set[str]:
+    """Names that a module of ours imports while it is being imported: not within functions, not for the type checker."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                yield from (f"{child.module}.{alias.name}" for alias in child.names)
+            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                yield from (name for part in child.orelse for name in visit(part))
+            elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                yield from visit(child)
+
+    path = PACKAGE.parent / Path(*module.split("."))
+    file = path.with_suffix(".py")
+    return set(visit(ast.parse((file if file.is_file() else path / "__init__.py").read_text(encoding="utf-8"))))
+
+
+def loaded_with(*modules: str) -> dict[str, str]:
+    """Packages of others that importing these modules of ours imports, and who does it."""
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
+        path = PACKAGE.parent / Path(*module.split("."))
+        if module in seen or not (path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()):
+            continue  # the name of something within a module, which stands behind the module's own
+        seen.add(module)
+        for name in at_import(module):
+            words = name.split(".")
+            if words[0] == "llmfactory":
+                todo += [".".join(words[:depth]) for depth in range(2, len(words) + 1)]
+            elif words[0] not in sys.stdlib_module_names:
+                found.setdefault(words[0], module)
+    return found
+
+
+def test_help_and_errors_wait_for_nobody() -> None:
+    assert loaded_with("llmfactory.run.command") == {}
+    composing = loaded_with("llmfactory.config.compose")
+    assert composing.keys() <= {"hydra", "omegaconf", "yaml"}, composing
+
+
+def test_a_training_imports_what_it_needs() -> None:
+    """The time to the first step is that of imports; what only some jobs use is imported where it is used."""
+    training = loaded_with("llmfactory.run.start", "llmfactory.run.train")
+    allowed = {"torch", "lightning", "hydra", "omegaconf", "yaml", "numpy", "safetensors", "jinja2"}  # the last comes with torch
+    zstandard = {"backports", "compression"}  # where there are such modules
+    assert training.keys() <= allowed | zstandard, training
+    assert {"torch", "lightning"} <= training.keys()

@@ -14,7 +14,7 @@ from llmfactory.config.arguments import Argument
 from llmfactory.config.spec import Job
 from llmfactory.config.tree import COMMAND_LINE, Branch, Tree
 from llmfactory.core.errors import Problem
-from llmfactory.stage.profile_spec import Profile
+from llmfactory.stage.spec import Profile
 
 CHOSEN = f"conf/stage/profile.yaml, chosen by {COMMAND_LINE}"
 OWN = tuple(f"stage.{field.name}" for field in dataclasses.fields(Profile) if field.name != "of")

@@ -8,8 +8,7 @@ from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
 from llmfactory.parallel.spec import DeepSpeed
-from llmfactory.stage.profile_spec import Profile
-from llmfactory.stage.spec import TrainingSpec
+from llmfactory.stage.spec import Profile, TrainingSpec
 
 
 def what_is_profiled_is_trained(job: Job) -> Iterator[Problem]:
