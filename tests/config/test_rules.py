@@ -29,7 +29,7 @@ FIRES = {
     "deepspeed_makes_its_own_steps": [["stage=profile", "parallel=deepspeed_zero1", "launch=local"]],
     "formats_that_are_compiled_are_proven": [
         ["precision=int8_mixed", "trainer.compile=true"],
-        ["precision=bf16_true", "trainer.compile=true"],
+        ["precision=fp8", "precision.emulate=true", "trainer.compile=true"],
     ],
     "deepspeed_judges_its_own_steps": [["guard=skip", "parallel=deepspeed_zero1", "launch=local"]],
     "what_is_left_out_was_to_be_read": [["guard=rewind", "guard.loss_z=null", *WRITES]],

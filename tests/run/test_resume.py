@@ -18,7 +18,7 @@ from llmfactory.model.attention.spec import Gqa
 from llmfactory.optim.schedule.spec import Constant, Linear
 from llmfactory.optim.spec import Sgd
 from llmfactory.parallel.spec import Mesh
-from llmfactory.precision.spec import Fp64
+from llmfactory.precision.spec import Fp64, Int8Mixed
 from llmfactory.run.resume import ROUNDING, SAFE, compare, flatten, matches
 from llmfactory.run.spec import Device
 from llmfactory.tracking.spec import Csv
@@ -78,6 +78,13 @@ def test_other_masks_are_told(plain, changes, rate):
     _, line = compare(plain(**rate), plain(**rate, **changes))
     assert line.startswith("dropout draws other masks there")
     assert len(compare(plain(**rate), plain(**rate, trainer__threads=2))) == 1
+
+
+def test_other_roundings_are_told(plain):
+    stochastic = {"precision": Int8Mixed(stochastic=True)}
+    _, line = compare(plain(**stochastic), plain(**stochastic, trainer__micro_batch_size=2))
+    assert line.startswith("precision.stochastic draws other random numbers there")
+    assert len(compare(plain(precision=Int8Mixed()), plain(precision=Int8Mixed(), trainer__micro_batch_size=2))) == 1
 
 
 @pytest.mark.parametrize(
