@@ -73,10 +73,8 @@ def test_nothing_but_the_optimizer_writes(tmp_path: Path) -> None:
 def test_weights_lie_in_files(tmp_path: Path) -> None:
     """Of their own formats and shapes, tied ones once; what is empty lies nowhere."""
     with torch.device("meta"):
-        model = nn.ModuleDict(
-            {"a": nn.Linear(4, 3), "b": nn.Linear(4, 3, dtype=torch.bfloat16), "c": nn.Linear(0, 3, bias=False)}
-        )
-        model["b"].bias = model["a"].bias
+        model = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3, dtype=torch.bfloat16)})
+        model["b"].bias, model["b"].nothing = model["a"].bias, nn.Parameter(torch.empty(0, 3))
     allocate(model, torch.device("cpu"), memory_in(tmp_path / "files"))
     assert model["b"].bias is model["a"].bias
     assert model["b"].weight.dtype is torch.bfloat16
