@@ -43,12 +43,20 @@ def launch_all(dtype: torch.dtype) -> None:
     for back in (False, True):
         quantized.product(x, torch.zeros(48, 24, dtype=torch.uint8), torch.zeros(48, 1), book, 48, 64, back)
         quantized.product(x, torch.zeros(48, 48, dtype=torch.int8), torch.zeros(48), None, 48, 64, back)
-    q, k = torch.zeros(2, 4, 33, 24, dtype=dtype), torch.zeros(2, 2, 33, 24, dtype=dtype)
     segments = torch.ones(2, 33, dtype=torch.int64)
-    for documents, causal, window, softcap in ((None, True, None, None), ((segments, segments), False, 5, 30.0)):
+    for width, documents, causal, window, softcap in (
+        (128, None, True, None, None),
+        (256, None, True, None, None),
+        (24, (segments, segments), False, 5, 30.0),
+    ):
+        q, k = torch.zeros(2, 4, 33, width, dtype=dtype), torch.zeros(2, 2, 33, width, dtype=dtype)
         shapes = attention.Shapes(q, k, k, documents, 0.2, causal, window, softcap)
         y, lse = attention.forward(q, k, k, shapes)
         attention.backward(y, q, k, k, y, lse, shapes)
+
+
+SHARED = {80: 163 << 10, 90: 227 << 10}
+"""Bytes of memory that the threads of a program may share, by compute capability."""
 
 
 def main(capability: int, formats: list[str]) -> None:
@@ -56,6 +64,8 @@ def main(capability: int, formats: list[str]) -> None:
         for name in formats:
             launch_all(getattr(torch, name))
     assert all(kernel.asm["cubin"] for kernel in found)
+    for kernel in found:
+        assert kernel.metadata.shared <= SHARED[capability], (kernel.name, kernel.metadata.shared)
     print(len({kernel.hash for kernel in found}))
 
 

@@ -43,7 +43,9 @@ def test_strided_rows_of_several_dimensions(device: str) -> None:
     """As queries come to their norm: heads before tokens, in memory behind them."""
     x = random(2, 3, 5, 8, dtype=torch.float64, device=device, strided=True)
     assert not x.is_contiguous()
-    agree(lambda x, w, kernel: rms_norm(x, w, 1e-5, 0.0, kernel), [x, random(8, dtype=torch.float64, device=device)])
+    weight = random(8, dtype=torch.float64, device=device)
+    agree(lambda x, w, kernel: rms_norm(x, w, 1e-5, 0.0, kernel), [x, weight])
+    agree(lambda x, w, kernel: layer_norm(x, w, w + 1, 1e-5, kernel), [x, weight])
 
 
 @pytest.mark.parametrize("device", DEVICES)
