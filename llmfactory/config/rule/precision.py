@@ -34,7 +34,7 @@ def formats_have_their_hardware(job: Job) -> Iterator[Problem]:
 
 def narrow_weights_are_stepped_one_by_one(job: Job) -> Iterator[Problem]:
     if isinstance(job.precision, Bf16True) and isinstance(job.stage, TrainingSpec) and type(job.optim) not in STEPS_PROVEN:
-        reason = f"the steps of optim={stem(type(job.optim))} are not proven on weights that are kept in bfloat16"
+        reason = f"the steps of this optimizer ({type(job.optim).__name__}) are not proven on weights that are kept in bfloat16"
         yield Problem("precision", "bf16_true", reason, "precision=bf16_mixed")
 
 
