@@ -54,7 +54,8 @@ def reference(
     kept_N = labels_N != IGNORE
     nll_N = -logp_NV.gather(-1, labels_N.where(kept_N, 0)[:, None])[:, 0]
     loss_N = (1 - label_smoothing) * nll_N - label_smoothing * logp_NV.mean(-1)
-    loss_N = loss_N + z * logits_NV.logsumexp(-1).square()
+    if z:
+        loss_N = loss_N + z * logits_NV.logsumexp(-1).square()
     scale_N = kept_N.to(loss_N.dtype) if weights is None else weights.flatten().to(loss_N.dtype) * kept_N
     return (loss_N * scale_N).sum()
 
