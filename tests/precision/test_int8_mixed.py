@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from llmfactory.kernel.eight_bit_linear import EightBit
+from llmfactory.kernel.eight_bit_linear import EightBit, Numbers
 from llmfactory.precision.spec import Int8Mixed
 
 
@@ -33,6 +33,8 @@ def test_rounding_at_random() -> None:
         Int8Mixed(stochastic=stochastic).build("cpu").convert_module(one)
         torch.manual_seed(0)
         assert one["up"](x).equal(one["up"](x)) != stochastic
+        assert one.eval()["up"](x).equal(one["up"](x))
+        assert one["up"].numbers == Numbers(torch.int8, torch.int8, rows=True, stochastic=stochastic)
 
 
 def test_everything_else_is_mixed() -> None:
