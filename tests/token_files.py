@@ -12,7 +12,7 @@ from llmfactory.data.tokens import TokenFile, dtype_for
 
 
 def token_file_of(
-    folder: Path, tokenizer: Tokenizer, documents: Sequence[Sequence[Encoded]], conversations: bool = True
+    folder: Path, tokenizer: Tokenizer, documents: Sequence[Sequence[Encoded] | None], conversations: bool = True
 ) -> TokenFile:
     dtype = dtype_for(tokenizer.vocab_size)
     piece, target = folder / "piece", folder / "target"

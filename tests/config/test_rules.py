@@ -405,6 +405,7 @@ FIRES = {
         [*PREFERENCE, "stage.shared_prompt=true", "model/ffn=moe"],
         [*PREFERENCE, "stage.shared_prompt=true", "parallel=cp_ring", "launch=local"],
         ["stage=reward", "model/head=reward", *PREFERENCE[1:], "stage.shared_prompt=true", "model.head.pooling=mean"],
+        ["stage=reward", "model/head=reward", *PREFERENCE[1:], "stage.shared_prompt=true", "parallel=tp", "launch=local"],
     ],
     "rewards_are_of_answers_or_of_steps": [
         ["stage=reward", "model/head=value", "data=preference", "data.source.files=[a.jsonl]"],

@@ -69,9 +69,11 @@ def spoiled(job: Job, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 
 
 CASES = [
-    ("preference", "skip", 1e6),
-    *((stage, "skip", float("nan")) for stage in ("reward", "ppo", "grpo")),
-    ("reward", "rewind", float("nan")),
+    ("reward", "skip", float("nan")),
+    ("grpo", "skip", float("nan")),
+    pytest.param("preference", "skip", 1e6, marks=pytest.mark.slow),
+    pytest.param("ppo", "skip", float("nan"), marks=pytest.mark.slow),
+    pytest.param("reward", "rewind", float("nan"), marks=pytest.mark.slow),
 ]
 
 

@@ -89,6 +89,11 @@ def shared_prompts_change_no_number(job: Job) -> Iterator[Problem]:
         reason = f"the experts of {mixture} are balanced over the tokens of a row, and a shared prompt would count once"
     elif isinstance(layout, Mesh) and layout.cp > 1:
         reason = f"context parallelism (parallel.cp={layout.cp}) is not proven with branches"
+    elif isinstance(stage, Reward) and isinstance(layout, Mesh) and max(layout.tp, layout.pp) > 1:
+        degrees = f"parallel.tp={layout.tp} parallel.pp={layout.pp}"
+        reason = (
+            f"rewards of answers that share their prompt are proven where whole rows are shared out only, not under {degrees}"
+        )
     if reason is not None:
         yield Problem("stage.shared_prompt", True, reason, "stage.shared_prompt=false")
 

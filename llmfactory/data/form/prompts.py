@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 
 from llmfactory.data.form.form import Encoded, Sequences
 from llmfactory.data.form.record_rows import PromptRows
@@ -37,7 +38,7 @@ class PromptsForm(SidedForm):
             parts = zip(records, ids, strict=True)
             return [one for record, its in parts for one in self._fitting(tokenizer, record, its)]
 
-        return [self.attempt(number, lambda records=records: made(records)) for number, records in enumerate(some)]  # type: ignore[misc]
+        return [self.attempt(number, partial(made, records)) for number, records in enumerate(some)]
 
     def _prompts(self, tokenizer: Tokenizer, prompts: Sequence[Messages]) -> list[list[int]]:
         """Tokens up to where an answer begins."""

@@ -9,6 +9,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -109,10 +110,8 @@ class RecordForm(Form):
     def encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Sequences]:
         records = [json.loads(text)["records"] for text in texts]
         sides = [[self.sides(record) for record in some] for some in records]
-        pieces = [
-            self.attempt(number, lambda some=some: self._pieces(tokenizer, [side for one in some for side in one]))  # type: ignore[misc]
-            for number, some in enumerate(sides)
-        ]
+        flat = [[side for one in some for side in one] for some in sides]
+        pieces = [self.attempt(number, partial(self._pieces, tokenizer, some)) for number, some in enumerate(flat)]
         written = iter(encode(tokenizer, [one for some in pieces for one in some or ()]))
         found: list[Sequences] = []
         for number, (some, of_each, there) in enumerate(zip(records, sides, pieces, strict=True)):
@@ -120,13 +119,15 @@ class RecordForm(Form):
                 found.append(None)
                 continue
             whole = [[next(written) for _ in one] for one in of_each]
-
-            def fitted(some: Any = some, of_each: Any = of_each, whole: Any = whole) -> list[Encoded]:
-                parts = zip(some, of_each, whole, strict=True)
-                return [one for part in parts for one in self._filled(self._fitted(tokenizer, *part))]
-
-            found.append(self.attempt(number, fitted))
+            found.append(self.attempt(number, partial(self._made, tokenizer, some, of_each, whole)))
         return found
+
+    def _made(
+        self, tokenizer: Tokenizer, records: Sequence[Record], sides: Sequence[list[Side]], written: Sequence[list[Written]]
+    ) -> list[Encoded]:
+        """The sequences of a document."""
+        parts = zip(records, sides, written, strict=True)
+        return [one for part in parts for one in self._filled(self._fitted(tokenizer, *part))]
 
     def attempt(self, number: int, make: Callable[[], T]) -> T | None:
         """What is made of the document of this number; None where its template cannot write it, and it is to be left out.
