@@ -310,6 +310,7 @@ FIRES = {
     "kernels_are_proven_on_this_layout": [
         ["trainer.kernel=auto", "parallel=deepspeed_zero1", "launch=local"],
         ["optim.kernel=triton", "parallel=deepspeed_zero1", "launch=local"],
+        ["trainer.kernel=compile", "parallel=ddp", "launch=local"],
     ],
     "kernels_step_where_weights_are": [["optim.kernel=triton", "parallel=offload", "launch=local"]],
     "counts_have_no_kernels": [["trainer.kernel=auto", "model=kneser_ney"]],

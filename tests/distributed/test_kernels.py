@@ -1,10 +1,8 @@
-"""Kernels work on the tensors of their process only: under layouts that cut what they work on, training is the same."""
+"""Kernels in Triton work on the tensors of their process only: under layouts that cut what they work on, training is the same."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import pool
 import pytest
@@ -50,17 +48,14 @@ def make(folder: Path, kernel: Kernel, layout: Mesh, experts: bool) -> Job:
         changes |= {"launch": Local(processes=world), "trainer__micro_batch_size": 1 if layout.pp > 1 else 2}
     if experts:
         changes["model__ffn"] = Moe(hidden=9, activation=Activation.silu, gated=True, n_experts=4, k=2, balance=0.1)
-    own = Kernel.triton if kernel is Kernel.triton else Kernel.torch
-    optim = Adamw(lr=1e-2, schedule=Constant(), clip_norm=0.05, kernel=own)
+    optim = Adamw(lr=1e-2, schedule=Constant(), clip_norm=0.05, kernel=kernel)
     job = toy_job(folder, optim=optim, parallel=layout, precision=Fp64(), **changes)
     assert rules.check(job) == []
     return job
 
 
 def train(job: Job, folder: Path) -> dict[str, torch.Tensor]:
-    # By the compiler's front, which is where layouts could matter, without writing machine code.
-    with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
-        fitted = fit(job, prepared(job), folder, Memory(), Notes())
+    fitted = fit(job, prepared(job), folder, Memory(), Notes())
     return {name: p.detach().clone() for name, p in fitted.model.named_parameters()}
 
 
@@ -80,26 +75,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
     return weights
 
 
-def compare(kernel: Kernel, name: str, whole, folder: Path) -> None:
-    layout = LAYOUTS[name]
-    weights = whole(layout.pp, layout.ep > 1)
-    job = make(folder, kernel, layout, layout.ep > 1)
-    alone = kernel is Kernel.compile  # which leaves compiled functions behind
-    for found in pool.run(job.launch.world(), train, job, folder / "many", alone=alone):
-        for key, weight in weights.items():
-            # The floor is for what has no gradient but rounding.
-            assert (found[key] - weight).norm() <= 1e-9 * max(float(weight.norm()), 1e-3), key
-
-
 @pytest.mark.dist
 @pytest.mark.skipif(not interpreted(), reason="on the CPU")
 @pytest.mark.parametrize("name", [name if name == OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS])
 def test_the_steps_are_those_of_one_process(name: str, whole, tmp_path: Path) -> None:
-    compare(Kernel.triton, name, whole, tmp_path)
-
-
-@pytest.mark.dist
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_compiled_operations_too(name: str, whole, tmp_path: Path) -> None:
-    compare(Kernel.compile, name, whole, tmp_path)
+    layout = LAYOUTS[name]
+    weights = whole(layout.pp, layout.ep > 1)
+    job = make(tmp_path, Kernel.triton, layout, layout.ep > 1)
+    for found in pool.run(job.launch.world(), train, job, tmp_path / "many"):
+        for key, weight in weights.items():
+            # The floor is for what has no gradient but rounding.
+            assert (found[key] - weight).norm() <= 1e-9 * max(float(weight.norm()), 1e-3), key

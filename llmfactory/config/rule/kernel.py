@@ -35,7 +35,13 @@ def one_compiler_at_a_time(job: Job) -> Iterator[Problem]:
 
 
 def kernels_are_proven_on_this_layout(job: Job) -> Iterator[Problem]:
-    """They work on the tensors of one process, and training is the same under every layout of ours (tests/distributed/test_kernels.py)."""
+    """They work on the tensors of one process; in Triton, training is the same under every layout of ours
+    (tests/distributed/test_kernels.py)."""
+    processes = job.launch.world()
+    if job.trainer.kernel is Kernel.compile and processes > 1:
+        reason = f"operations that are compiled one by one are proven in a single process only, and there are {processes}"
+        yield Problem("trainer.kernel", "compile", reason, PLAIN)
+        return
     if not isinstance(job.parallel, DeepSpeed):
         return
     reason = "kernels of single parts are not proven under DeepSpeed's engine"
