@@ -301,8 +301,7 @@ def build_stage(
     job.precision.build("meta").convert_module(model)  # first: float64 weights must not pass through float32
     # What is borrowed is not in the checkpoint of a run that goes on, so that it starts as a fresh one does.
     # Nor are the weights that an anchor holds on to.
-    anchored = not isinstance(job.stage.anchor, NoAnchor)
-    begins = fresh or bool(model.borrowed) or anchored
+    begins = fresh or bool(model.borrowed) or not isinstance(job.stage.anchor, NoAnchor)
     checkpoint = base
     if checkpoint is None and begins and job.init is not None:
         checkpoint = checkpoint_of(job, "starting")
