@@ -10,10 +10,12 @@ import pytest
 from preferred import Steps, assert_same, preference_job, train
 
 from llmfactory.config.spec import Job
+from llmfactory.model.head.spec import Pooling, Scalar
 from llmfactory.objective.preference_spec import Dpo, Kto, Orpo, Reference, Rrhf
+from llmfactory.objective.reward_spec import BradleyTerry
 from llmfactory.parallel.spec import ContextMethod, Mesh, Zero
 from llmfactory.peft.spec import Lora
-from llmfactory.stage.spec import Preference
+from llmfactory.stage.spec import Preference, Reward
 
 DPO, KTO = Dpo(beta=0.5), Kto(beta=0.5, unwanted=0.7)
 GIVEN = Reference.precomputed
@@ -24,6 +26,11 @@ CASES: dict[str, dict[str, Any]] = {
     "kto": {"objective": KTO},
     "kto, asked before": {"objective": KTO, "reference": GIVEN},
     "dpo, shared prompts": {"objective": DPO, "stage": Preference(objective=DPO, reference=GIVEN, shared_prompt=True)},
+    "rewards, shared prompts": {
+        "objective": BradleyTerry(),
+        "stage": Reward(objective=BradleyTerry(), shared_prompt=True),
+        "model__head": Scalar(pooling=Pooling.last),
+    },
     "orpo": {"objective": Orpo()},
     "rrhf": {"objective": Rrhf()},
 }
@@ -40,6 +47,7 @@ LAYOUTS: list[tuple[str, Mesh, int | None]] = [
     ("dpo, shared prompts", SHARDS, 3),
     ("dpo, shared prompts", TENSORS, None),
     ("dpo, shared prompts", STAGES, 4),
+    ("rewards, shared prompts", SHARDS, None),
     ("dpo, adapters", SHARDS, 3),
     ("dpo, adapters", TENSORS, None),
     ("kto", COPIES, 2),
