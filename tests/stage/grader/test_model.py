@@ -44,7 +44,8 @@ def test_it_reads_what_it_was_trained_on(judge: Path, said: Said) -> None:
     asked, answers = [{"role": "user", "content": "2?"}], [{"role": "assistant", "content": text} for text in ("2", "3")]
     record = {"prompt": asked, "chosen": answers[:1], "rejected": answers[1:]}
     (sides,) = form.encode(grader.tokenizer, [json.dumps({"records": [record]})])
-    expected = [[grader.tokenizer.end_id, *side.ids] for side in sides]
+    assert sides is not None
+    expected = [list(side.ids) for side in sides]
     assert grader.rows([said("2", prompt="2?"), said("3", prompt="2?")]) == expected
 
 
