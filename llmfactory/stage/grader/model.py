@@ -32,7 +32,8 @@ class ModelGrader(Grader):
         self.spec, self.device = spec, device
         self.model = opened(checkpoint).to(device)
         self.tokenizer, self.row_length = load_tokenizer(checkpoint, about.vocab_size), row_length(checkpoint)
-        self.form = RewardForm(Reward(max_tokens=self.row_length, too_long=TooLong.left))
+        # A row has room for all but the token that ends the sequence, which is nothing but a label.
+        self.form = RewardForm(Reward(max_tokens=self.row_length + 1, too_long=TooLong.left))
 
     @torch.no_grad()
     def grade(self, answers: Sequence[Answer]) -> list[Grade]:
