@@ -111,7 +111,7 @@ def differences(block: int) -> dict[str, float]:
 @pytest.mark.dist
 @pytest.mark.parametrize(("world", "block"), [(2, 1024), (4, 1024), (2, 3)])
 def test_equals_whole_rows(world: int, block: int) -> None:
-    for found in pool.run(world, differences, block):
+    for found in pool.run(world, differences, block, alone=True):
         assert len(found) == 3 * (len(cases()) * 4 + 5)
         for name, difference in found.items():
             assert difference < 1e-12, name
