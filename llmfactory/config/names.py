@@ -149,7 +149,7 @@ FOREIGN: dict[str, str] = {
     "bf16_full": "precision=bf16_true",
     "loss_scale_window": "precision.growth_interval",
     "hysteresis": "precision.backoff_interval",
-    "loss_scale": "the loss scale is made as training goes and is a matter of float16: precision=fp16_mixed precision.init_scale=65536",
+    "loss_scale": "the loss scale is found in training, for float16 alone: precision=fp16_mixed precision.init_scale=65536",
     "initial_scale_power": "precision.init_scale says the scale itself: precision=fp16_mixed precision.init_scale=65536",
     "dtype": "the number format is a group: precision=bf16_mixed",
     "mixed_precision": "the number format is a group: precision=bf16_mixed",

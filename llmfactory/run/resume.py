@@ -123,7 +123,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             "dropout draws other masks there, at the same rate: the losses of the next steps are others (docs/randomness.md)"
         )
     if any(matches(key, REDRAWS) for key in rounding) and getattr(new_job.precision, "stochastic", False):
-        lines.append("precision.stochastic draws other random numbers there: operands are rounded otherwise, as exactly in the mean")
+        lines.append(
+            "precision.stochastic draws other random numbers there: operands are rounded otherwise, as exactly in the mean"
+        )
     return lines
 
 

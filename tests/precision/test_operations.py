@@ -1,4 +1,4 @@
-"""In which number format each operation of a training step computes, read from the operations themselves, beside docs/precision.md."""
+"""In which number format each operation of a training step computes, read from the operations themselves (docs/precision.md)."""
 
 from __future__ import annotations
 
