@@ -79,6 +79,7 @@ def test_texts_without_a_common_order(device: str) -> None:
     of_queries = torch.tensor([[1, 1, 2], [1, 1, 1]], device=device)
     of_keys = torch.tensor([[1, 1, 1, 3, 3], [1, 1, 1, 1, 0]], device=device)
     check(SegmentMask(of_queries, of_keys), 3, 5, torch.float64, device)
+    assert form_of(SegmentMask(of_queries, of_keys), 2) is None  # how far apart they are nobody can say
 
 
 @pytest.mark.parametrize("device", DEVICES)
