@@ -100,7 +100,7 @@ def test_loss_from_cut_logits(smoothing: float, softcap: float | None, z: float)
     options: dict[str, Any] = {"label_smoothing": smoothing, "softcap": softcap, "z": z}
     loss = reference(n.hidden, n.weight, n.labels, bias_V=n.bias, weights=n.weights, **options)
     expected: list[Any] = torch.autograd.grad(loss, leaves)
-    ranks = pool.run(2, cut_loss, smoothing, softcap, z, alone=True)
+    ranks = pool.run(2, cut_loss, smoothing, softcap, z)
     for rank in ranks:
         torch.testing.assert_close(rank[0], loss.detach(), rtol=1e-12, atol=0)
     for number, whole in enumerate(expected, start=1):
@@ -133,7 +133,7 @@ def test_log_probs_from_cut_logits(softcap: float | None, entropy: bool) -> None
     logps, entropies = plain_log_probs(n.hidden, n.weight, labels, bias_V=n.bias, softcap=softcap, temperature=0.7)
     total = (logps * n.weights).sum() + (entropies * n.weights.square()).sum() * entropy
     expected: list[Any] = torch.autograd.grad(total, leaves)
-    ranks = pool.run(2, cut_logps, softcap, entropy, alone=True)
+    ranks = pool.run(2, cut_logps, softcap, entropy)
     for rank in ranks:
         torch.testing.assert_close(rank[0], logps.detach(), rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(rank[1], entropies.detach()[: ROWS * entropy], rtol=1e-12, atol=1e-13)
