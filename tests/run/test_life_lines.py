@@ -30,13 +30,16 @@ def test_every_step_composes_and_the_two_lines_share_what_is_alike(name: str) ->
 
 
 def small(name: str, folder: Path) -> list[str]:
-    """A twentieth of the steps, and fewer of the judge's, on a few hundred items of the library alone."""
+    """A twentieth of the steps, and fewer of the judge's, of a narrower model, on a few hundred items of the library alone."""
     judge, last = LINES[name]
     few, alone = '"data.source.items=300"', '"data.source.packages=[]"'
     steps = {"sft": 50, "warm": 20, judge: 20, last: {"dpo": 20, "ppo": 5}[last]}
     changes = [f'stage.changes.{step}=[{few},{alone},"trainer.max_steps={count}"]' for step, count in steps.items()]
     changes += [f"stage.changes.{step}=[{few},{alone}]" for step in ("answers", "choices", "pairs", "policy")]
-    changes += ['stage.changes.pretrain=["trainer.max_steps=50","data.tokenizer.train_bytes=1000000"]']
+    model = '"model.dim=64","model.ffn.hidden=128","model.vocab_size=512"'
+    changes += [
+        f'stage.changes.pretrain=["trainer.max_steps=50","trainer.batch_size=8","data.tokenizer.train_bytes=500000",{model}]'
+    ]
     return [f"experiment={name}", *changes, "trainer.device=cpu", f"data.cache={folder}/cache", f"output_dir={folder}"]
 
 
