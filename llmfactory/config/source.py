@@ -81,11 +81,11 @@ _map_of_choices = defaults_list._create_interpolation_map
 _NOTHING = OmegaConf.create()
 
 
-def _map_where_needed(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
+def _map_where_needed(overrides: Any, defaults_list: list[Any], self_added: bool) -> Any:
     """All choices, for `${...}` among the entries of one defaults list. Hydra makes this map for each file, of all choices so far,
     which is most of the time that it takes to compose; where no entry refers to another, nobody looks into it."""
-    if any(default.is_interpolation() for default in defaults):
-        return _map_of_choices(overrides, defaults, self_added)
+    if any(default.is_interpolation() for default in defaults_list):
+        return _map_of_choices(overrides, defaults_list, self_added)
     return _NOTHING
 
 

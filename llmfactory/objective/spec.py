@@ -57,8 +57,7 @@ class Causal(ObjectiveSpec):
     label_smoothing: float = 0.0
     """Weight of the uniform distribution in the target (Szegedy et al. 2016, section 7)."""
     z_loss: float = 0.0
-    """Weight of log^2 Z, with Z the normalizer of each token's softmax, which keeps logits from drifting (Chowdhery et al. 2022,
-    section 5: 1e-4)."""
+    """Weight of log^2 Z, Z the normalizer of a token's softmax: keeps logits from drifting (PaLM, section 5: 1e-4)."""
 
     def problems(self) -> Iterator[Problem]:
         yield from between(self, 0.0, 0.99, "label_smoothing")
