@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
@@ -41,20 +40,6 @@ def one_of_each_class(group: str) -> list[str]:
     return list({class_behind(group, option): option for option in reversed(options(group))}.values())
 
 
-class Kept(CachingConfigRepository):
-    """One for all compositions, where Hydra would copy it: files do not change meanwhile."""
-
-    def __deepcopy__(self, memo: object) -> Kept:
-        return self
-
-
-@pytest.fixture(scope="module")
-def hydras() -> ConfigLoaderImpl:
-    loader = ConfigLoaderImpl(search_path())
-    loader.repository = Kept(loader.repository)
-    return loader
-
-
 LINES = [
     [f"{group}={option}"]
     for group in groups()
@@ -68,7 +53,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES, ids=" ".join)
-def test_the_same_as_hydras_own_composition(line: list[str], hydras: ConfigLoaderImpl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_as_hydras_own_composition(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Files go into our own tree, not through OmegaConf's merge; the result must be the same, for sweeps go through Hydra."""
     monkeypatch.setattr("llmfactory.config.rules.RULES", ())
     line = ELSEWHERE.get(line[0], [*line, *NEEDS.get(line[0], [])])
@@ -77,7 +62,7 @@ def test_the_same_as_hydras_own_composition(line: list[str], hydras: ConfigLoade
         for override in line
         for part in spelled_out(override)
     ]  # as sweeps hand it on
-    hydra = hydras.load_configuration("config", list(dict.fromkeys(told)), RunMode.RUN)
+    hydra = ConfigLoaderImpl(search_path()).load_configuration("config", list(dict.fromkeys(told)), RunMode.RUN)
     with open_dict(hydra):
         del hydra["hydra"]
     theirs = OmegaConf.to_container(hydra, resolve=True, enum_to_str=True)
