@@ -36,6 +36,21 @@ def unwrapped(arguments: Sequence[Argument]) -> tuple[list[Argument], list[Argum
     return inner, own
 
 
+def for_hydra(lines: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Hydra knows of no stage round another: (lines of what is profiled alone, what comes behind them when we compose them)."""
+    split = [(line, *line.lstrip("+").partition("=")) for line in lines]
+    stages = [value.strip() for _, key, _, value in split if key == "stage"]
+    if stages[-1:] != ["profile"]:
+        return list(lines), ()
+    inner = []
+    for line, key, equals, value in split:
+        if key == "stage.of":
+            inner.append(f"stage{equals}{value}")
+        elif not (key == "stage" and value.strip() == "profile"):
+            inner.append(line.replace("stage.of.", "stage.", 1) if key.startswith("stage.of.") else line)
+    return inner, ("stage=profile",)
+
+
 def _inner(one: Argument) -> Argument:
     place = one.package and one.package.replace("stage.of.", "stage.", 1)
     return replace(

@@ -32,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from llmfactory.config.arguments import parse
 from llmfactory.config.choices import spelled_out, wants_group
 from llmfactory.config.compose import Composed, compose_job, search_path
+from llmfactory.config.profiled import for_hydra
 from llmfactory.config.register import groups, option_folders, packages
 from llmfactory.config.values import plugins_of
 from llmfactory.core.errors import ConfigError, Problem, UserError
@@ -86,8 +87,9 @@ def sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> int:
     # `++`: what exists only through `init` is no key to Hydra; ours have been checked.
     handed = [f"++{unmarked(line)}" if line in values else line for whole in lines(task) for line in spelled_out(whole)]
     handed = list(dict.fromkeys(handed))  # the data that has several sources may have been named, too
+    handed, behind = for_hydra(handed)
     try:
-        through_hydra([*handed, *lines(hydra)], RunMember(str(folder), tuple(map(str, config_dirs))), config_dirs)
+        through_hydra([*handed, *lines(hydra)], RunMember(str(folder), tuple(map(str, config_dirs)), behind), config_dirs)
     finally:
         summary = write_summary(folder, varied, OBJECTIVE, len(members) if basic else None)
     for number, error in summary.failed.items():
@@ -203,12 +205,15 @@ class RunMember:
 
     folder: str
     config_dirs: tuple[str, ...]
+    behind: tuple[str, ...] = ()
+    """What Hydra has not seen of the command."""
 
     def __call__(self, config: DictConfig) -> float:
         from llmfactory.run.start import start  # loads torch, which a wrong config need not wait for
 
         cfg = HydraConfig.get()
-        overrides = [unmarked(str(override)) for override in OmegaConf.to_container(cfg.overrides.task) or ()]
+        told = [unmarked(str(override)) for override in OmegaConf.to_container(cfg.overrides.task) or ()]
+        overrides = [*told, *self.behind]
         number = int(cfg.job.num)
         print(f"\nmember {number}: {shlex.join(overrides)}", flush=True)
         try:

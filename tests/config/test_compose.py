@@ -44,6 +44,7 @@ LINES = [
     [f"{group}={option}"]
     for group in groups()
     for option in (options(group) if group == "experiment" else [*one_of_each_class(group), *options(group)[::12]])
+    if (group, option) != ("stage", "profile")  # which Hydra never sees: config/profiled.py
 ] + [
     ["model=llama3_1_8b"],
     ["model=deepseek_v2_lite"],
