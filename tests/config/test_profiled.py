@@ -33,5 +33,6 @@ def test_what_is_not_profiled_is_left_alone(told: list[str]) -> None:
 def test_what_a_member_composes_is_the_profile_of_what_was_handed() -> None:
     handed, behind = for_hydra(["stage.of=pretrain", "stage.of.objective.z_loss=0.5", "stage=profile", "stage.measured=4"])
     stage = compose_job([*handed, *behind]).job.stage
-    assert isinstance(stage, Profile) and isinstance(stage.of, Pretrain)
+    assert isinstance(stage, Profile)
+    assert isinstance(stage.of, Pretrain)
     assert (stage.of.objective.z_loss, stage.measured) == (0.5, 4)  # type: ignore[attr-defined]
