@@ -115,7 +115,7 @@ FIRES = {
     "grids_cut_plain_matrices": [["parallel=tp_summa", "launch=local", "launch.processes=4", "model=llama_tiny", "peft=lora"]],
     "dora_sees_whole_rows": [["peft=dora", *TWO]],
     "compiled_adapters_are_proven": [
-        ["peft=lora", "trainer.compile=true", "parallel=ddp", "launch=local"],
+        ["peft=lora", "trainer.compile=true", *STAGES],
         ["peft=ia3", "trainer.compile=true"],
     ],
     "few_bits_are_not_cut": [["peft=qlora", *TWO]],

@@ -15,6 +15,7 @@ from llmfactory.config.spec import Job
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.ffn.spec import Activation, Moe
 from llmfactory.parallel.spec import ContextMethod, Mesh
+from llmfactory.peft.spec import Dora, Lora
 from llmfactory.precision.spec import Fp64
 from llmfactory.run.fit import fit
 
@@ -28,6 +29,11 @@ LAYOUTS: dict[str, tuple[Mesh, dict[str, Any]]] = {
     "ulysses": (Mesh(cp=2, context_method=ContextMethod.ulysses), {}),
     "gather": (Mesh(cp=2, context_method=ContextMethod.gather), {}),
     "experts": (Mesh(dp_shard=2, ep=2), {"model__ffn": EXPERTS}),
+    "copies, adapters": (Mesh(dp_replicate=2), {"peft": Lora(rank=2)}),
+    "zero3, adapters": (Mesh(dp_shard=2), {"peft": Lora(rank=2)}),
+    "zero3, adapters of rows": (Mesh(dp_shard=2), {"peft": Dora(rank=2)}),
+    "tensor, adapters": (Mesh(tp=2), {"peft": Lora(rank=2)}),
+    "rows, adapters": (Mesh(tp=2, sequence_parallel=True, loss_parallel=True), {"peft": Lora(rank=2)}),
 }
 
 
@@ -66,6 +72,13 @@ def insist_equal(name: str, backend: str, folder: Path) -> None:
 def test_matrices_and_rows_that_are_cut(tmp_path: Path) -> None:
     """As far as the compiler takes blocks apart and puts them together again, without making code of them."""
     insist_equal("rows", "aot_eager", tmp_path)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_graphs(name: str, tmp_path: Path) -> None:
+    insist_equal(name, "aot_eager", tmp_path)
 
 
 @pytest.mark.dist

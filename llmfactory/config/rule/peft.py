@@ -13,7 +13,7 @@ from llmfactory.peft.spec import Adalora, AdapterSpec, Dora, InLayersSpec, Lora,
 from llmfactory.stage.spec import Describe, Plan, Pretrain, TrainingSpec
 
 COMPILED = (Lora, Dora)
-"""Methods that are proven under the compiler of the whole model (tests/distributed/test_compiled_adapters.py)."""
+"""Methods that are proven under the compiler (tests/peft/test_compiled.py, tests/distributed/test_compiled.py)."""
 
 
 def what_merges_is_for_training(job: Job) -> Iterator[Problem]:
@@ -58,8 +58,10 @@ def compiled_adapters_are_proven(job: Job) -> Iterator[Problem]:
     reason, name = None, stem(type(job.peft))
     if type(job.peft) not in COMPILED:
         reason = f"peft={name} is not shown to train the same where compiled"
-    elif job.launch.world() > 1:
-        reason = f"peft={name} is shown to train the same where compiled in one process only, and there are {job.launch.world()}"
+    elif uncommon := [axis for axis in ("cp", "pp", "ep") if degrees_of(job).get(axis, 1) > 1]:
+        reason = (
+            f"peft={name} is shown to train the same where compiled under data and tensor parallelism, not with {uncommon[0]}"
+        )
     if reason is not None:
         yield Problem("trainer.compile", True, reason, "trainer.compile=false")
 
