@@ -45,6 +45,8 @@ THROUGH = {
         ("phases", "trace", "flame", "profile_figures", "part_flops", "profiled", "profile_spec"), "run/test_profiling.py"
     ),
     "profile": "config/test_rules.py",
+    "compiling": "distributed/test_compiled.py",
+    "standard": "stage/test_rates.py",
     **dict.fromkeys(("line_report", "line_spec"), "run/test_line.py"),
     **dict.fromkeys(("iteration", "rollout_loader", "rewarded"), "run/test_answers.py"),
     **dict.fromkeys(("rl_spec", "policy_spec"), "test_dead_keys.py"),

@@ -26,6 +26,7 @@ SAFE = {
     "trainer.patience": "moves the end only",
     "trainer.eval_every": "looks more or less often at the same weights",
     "trainer.log_every": "reports more or less often",
+    "trainer.log_parts": "reports more or less",
     "trainer.save_every": "saves more or less often",
     "trainer.save_async": "writes the same files at another time",
     "trainer.keep_last": "is about files kept",

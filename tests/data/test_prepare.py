@@ -66,6 +66,7 @@ def test_every_document_stands_in_one_part_as_it_was(tmp_path: Path, tokenizer: 
         "tokens": len(data.train.tokens),
         "targets": data.train.targets,
         "too_long": 0,
+        "unwritable": 0,
         "cut": 0,
     }
     for tokens in (data.train, data.held_out):

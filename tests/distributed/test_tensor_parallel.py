@@ -157,7 +157,7 @@ def mapped_state() -> tuple[int, list[Tensor]]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     with tempfile.TemporaryDirectory() as folder:
         keep_on_disk(optimizer, Path(folder))
-        files = Path("/proc/self/maps").read_text().count(f"{folder}/optimizer-")
+        files = Path("/proc/self/maps").read_text().count(f"{folder}/tensor-")
         assert not list(Path(folder).iterdir()), "files go with the process"
         for step in range(3):
             model(torch.full((2, 4), step + 1.0, dtype=torch.float64)).sum().backward()

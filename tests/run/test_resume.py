@@ -44,6 +44,7 @@ def test_the_same_config_goes_on_without_a_word(plain):
     [
         {"trainer__max_steps": 20},
         {"trainer__log_every": 3, "trainer__eval_every": None, "trainer__save_every": 7, "trainer__keep_last": 5},
+        {"trainer__log_parts": True},
         {"trainer__keep_best": False, "trainer__progress": False, "trainer__sample": False, "trainer__patience": 3},
         {"tracking": Csv()},
         {"resume": Resume.never, "output_dir": "elsewhere", "name": "other"},

@@ -34,9 +34,9 @@ class None_(WidthSpec):
     def declared(
         self, model: Skeleton, spec: ModelSpec, equip: Callable[[Skeleton], object] = lambda model: None
     ) -> dict[str, Parameter]:
-        from llmfactory.model.declarations import declarations
+        from llmfactory.optim.width.standard import standard
 
-        return declarations(model)
+        return standard(model)
 
 
 @dataclass(kw_only=True, slots=True)

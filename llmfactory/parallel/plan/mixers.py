@@ -21,9 +21,9 @@ def kept_by_mixer(part: MixerSpec, dim: int, seq_len: int, form: Formats) -> Kep
         outputs = 0.67 * wide if form.mixed else 0.0  # what the kernels give in fewer bits goes on in the format of the stream
         return Kept(stream=dim * (8.67 * wide + 10 * low + outputs))
     if isinstance(part, Gru):
-        return Kept(stream=dim * (2 * wide + 7 * low))
+        return Kept(stream=dim * (6 * wide + 3 * low))  # the recurrence is in the format of the weights, also under autocast
     if isinstance(part, Rnn):
-        return Kept(stream=dim * 3 * low)
+        return Kept(stream=dim * (2 * wide + low))
     if isinstance(part, LinearAttention):
         head = dim // part.n_heads
         scores = part.n_heads * chunk * wide + chunk + dim * head * wide / chunk
