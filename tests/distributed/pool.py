@@ -175,16 +175,33 @@ def _serve(rank: int, world: int, folder: str, pipe: Connection, package: Path |
 
 
 def unchanging(path: str, name: str, arguments: bytes) -> Any:
-    """What the function `name` of a test file gives; the environment is put back, and changes to modules are an error."""
-    function, environment, before = getattr(_module(path), name), dict(os.environ), _names()
+    """What the function `name` of a test file gives; the environment and torch's settings are put back, and changes to modules are
+    an error."""
+    function, environment, settings, before = getattr(_module(path), name), dict(os.environ), _settings(), _names()
     result = function(*pickle.loads(arguments))
     os.environ.clear()
     os.environ.update(environment)
+    for put_back, value in settings:
+        put_back(value)
     # torch wraps the step of an optimizer's class when the first is made, for its profiler.
     now = {key: value for key, value in _names().items() if not getattr(value, "hooked", False)}
     changed = [key for key, value in now.items() if key in before and before[key] is not value]
     assert not changed, f"{name} leaves other processes than it found, so it must run alone: {', '.join(changed)}"
     return result
+
+
+def _settings() -> list[tuple[Callable[[Any], None], Any]]:
+    """What holds for a whole process in torch: how to set it, and what it is."""
+    import torch
+
+    return [
+        (torch.set_default_dtype, torch.get_default_dtype()),
+        (torch.set_grad_enabled, torch.is_grad_enabled()),
+        (torch.set_num_threads, torch.get_num_threads()),
+        (torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
+        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()),
+        (torch.set_rng_state, torch.get_rng_state()),
+    ]
 
 
 def _names() -> dict[str, Any]:
