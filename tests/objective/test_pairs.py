@@ -28,6 +28,7 @@ SPECS: list[tuple[PreferenceSpec, Reference]] = [
     (Cpo(beta=0.2, nll=0.7, label_smoothing=0.05), NONE),
     (Cpo(beta=0.2, nll=0.0), NONE),
     (Simpo(beta=2.5, gamma=0.8), NONE),
+    (Simpo(gamma=0.3, label_smoothing=0.2), NONE),
     (Orpo(beta=0.3), NONE),
 ]
 
@@ -55,7 +56,8 @@ def plain(spec: PreferenceSpec, logps: Tensor, known: Tensor, lengths: Tensor) -
         e, g = spec.label_smoothing, spec.beta * (chosen - rejected)
         return (-(1 - e) * torch.log(torch.sigmoid(g)) - e * torch.log(torch.sigmoid(-g))).mean() + spec.nll * nll
     if isinstance(spec, Simpo):
-        return -torch.log(torch.sigmoid(spec.beta * (mean[:, 0] - mean[:, 1]) - spec.gamma)).mean()
+        e, g = spec.label_smoothing, spec.beta * (mean[:, 0] - mean[:, 1]) - spec.gamma
+        return (-(1 - e) * torch.log(torch.sigmoid(g)) - e * torch.log(torch.sigmoid(-g))).mean()
     assert isinstance(spec, Orpo)
     odds = mean.exp() / (1 - mean.exp())
     return nll - spec.beta * torch.log(torch.sigmoid(torch.log(odds[:, 0] / odds[:, 1]))).mean()
@@ -111,6 +113,18 @@ def test_what_is_watched() -> None:
     case.batch["reference_logps"] = log_probs(case.outputs, case.batch, 2).detach()  # a model that has not moved
     assert found(Dpo().build(GIVEN), case.outputs, case.batch)["accuracy"] == 0.5
     close(found(Dpo().build(GIVEN), case.outputs, case.batch)["loss"], math.log(2))
+
+
+@pytest.mark.parametrize(("spec", "reference"), SPECS, ids=str)
+def test_rewards_are_what_a_loss_takes_answers_to_be_worth(spec: PreferenceSpec, reference: Reference) -> None:
+    """Nats of the answer, or of one of its tokens, beyond those of the reference where there is one, times beta."""
+    case = compared()
+    nats = case.sums() - (with_reference(case) if reference is GIVEN else 0)
+    if isinstance(spec, (Simpo, Orpo)) or (isinstance(spec, Ipo) and spec.average):
+        nats = nats / case.lengths()
+    values, beta = found(spec.build(reference), case.outputs, case.batch), spec.beta  # type: ignore[attr-defined]
+    close(values["reward_chosen"], beta * nats[:, 0].mean())
+    close(values["reward_rejected"], beta * nats[:, 1].mean())
 
 
 def test_a_measure_smooths_no_labels() -> None:
