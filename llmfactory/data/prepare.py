@@ -55,7 +55,7 @@ def prepare(
     tokenizer = spec.tokenizer.build(vocab_size, specials)
     cache, report = cache_folder(spec), progress or _silent
     about_documents = plan.fingerprint()
-    folder = cache / content_hash(spec, about_documents, tokenizer)
+    folder = cache / content_hash(spec, about_documents, tokenizer, vocab_size)
     kept = cache / f"documents-{about_documents}"
     lock = kept.with_name(f"{kept.name}.lock")
     workers = Workers(spec.workers or os.cpu_count() or 1)
@@ -110,9 +110,17 @@ def cache_folder(spec: DocumentsSpec) -> Path:
     return default_folder() / "prepared"
 
 
-def content_hash(spec: DocumentsSpec, documents: str, tokenizer: TokenizerSource) -> str:
-    """Of everything that the files depend on. How rows are cut and how many processes work is not among it."""
-    parts = [FORMAT, documents, tokenizer.fingerprint(), spec.held_out, spec.held_out_bytes]
+def content_hash(spec: DocumentsSpec, documents: str, tokenizer: TokenizerSource, vocab_size: int) -> str:
+    """Of everything that the files depend on. How rows are cut and how many processes work is not among it.
+
+    A tokenizer that is there already counts as the form will have it: so a run that goes on with its own copy of the tokenizer,
+    which knows the template, finds the data that it began with.
+    """
+    if tokenizer.sample_bytes:
+        read_with = tokenizer.fingerprint()
+    else:
+        read_with = spec.form.build().equip(tokenizer.make(()), vocab_size).fingerprint()
+    parts = [FORMAT, documents, read_with, spec.held_out, spec.held_out_bytes]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 

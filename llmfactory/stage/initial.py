@@ -19,9 +19,8 @@ from llmfactory.checkpoint.tensors import all_tensors, describe, starting_tensor
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.data.spec import DataSpec
-from llmfactory.data.tokenizer.bytes import ByteTokenizer
-from llmfactory.data.tokenizer.spec import Bytes, GgufFile, HfFile, TokenizerSpec
-from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, load
+from llmfactory.data.tokenizer.spec import GgufFile, HfFile, TokenizerSpec
+from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer
 from llmfactory.model.packed import packed
 from llmfactory.model.part import use
 from llmfactory.model.skeleton import COMPANION, Skeleton
@@ -138,9 +137,7 @@ def load_model(
 
 def load_tokenizer(checkpoint: Path, vocab_size: int) -> Tokenizer:
     """That of a checkpoint, whose ids must all be below the model's `vocab_size`."""
-    made = tokenizer_of(checkpoint).build(vocab_size).make(())
-    # Bytes have no file to be read again; what the checkpoint knows beside them is how it is used: its chat template, its ends.
-    return load(checkpoint / FOLDER) if isinstance(made, ByteTokenizer) else made
+    return tokenizer_of(checkpoint).build(vocab_size).make(())
 
 
 def tokenizer_of(checkpoint: Path) -> TokenizerSpec:
@@ -149,8 +146,7 @@ def tokenizer_of(checkpoint: Path) -> TokenizerSpec:
         return GgufFile(file=str(checkpoint))
     if is_published(checkpoint):
         return HfFile(file=str(open_published(checkpoint).path))
-    kept = load(checkpoint / FOLDER)
-    return Bytes() if isinstance(kept, ByteTokenizer) else HfFile(file=str(checkpoint / FOLDER))
+    return HfFile(file=str(checkpoint / FOLDER))
 
 
 def data_for(data: D, checkpoint: Path) -> D:

@@ -16,7 +16,14 @@ pytestmark = pytest.mark.dist
 def settings() -> tuple[torch.dtype, bool, int, bool, float, str | None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     drawn = torch.rand(()).item()
-    return torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), deterministic, drawn, os.environ.get("LEFT")
+    return (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        deterministic,
+        drawn,
+        os.environ.get("LEFT"),
+    )
 
 
 def upset() -> None:

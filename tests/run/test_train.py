@@ -1,12 +1,16 @@
-"""The sample at the end of training: its prompt, and that it always fits the model."""
+"""The sample at the end of training: its prompt, and that it always fits the model; going on from a trained model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from toy_job import prepared, toy_job
+from tiny_published import hf_folder
+from tiny_runs import MODEL, ROWS, TRAINER, ran, sums
+from toy_job import prepared, toy_job, write_text
 
 from llmfactory.model.initialize import initialize
 from llmfactory.model.position.spec import Learned
@@ -14,6 +18,8 @@ from llmfactory.parallel.mesh import World
 from llmfactory.run.fit import Fitted
 from llmfactory.run.sample import first_words, sample
 from llmfactory.run.train import figures_of
+from llmfactory.stage.initial import load_tokenizer
+from llmfactory.tracking.csv import read_metrics
 
 
 def parts(tmp_path, **changes):
@@ -57,3 +63,47 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn(tmp_path):
     job, model, data, precision = parts(tmp_path, model__vocab_size=5000)
     assert data.tokenizer.vocab_size == 257
     assert sample(job, model, data, precision)["text"]
+
+
+TURNS = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+BASES = {"bytes": ["data/tokenizer=bytes"], "trained": ["data/tokenizer=byte_bpe", "data.tokenizer.vocab_size=270"]}
+
+
+def based(folder: Path, base: str) -> Path:
+    """A model that has seen no conversation."""
+    if base == "published":
+        return hf_folder(folder / "published")
+    line = [f"data.source.files=[{write_text(folder)}]", "data.source.split_on=---", "data.seq_len=32", "trainer.max_steps=1"]
+    ran(folder, "base", *MODEL, "model.vocab_size=280", *TRAINER, "data=text", "data.held_out=0", *line, *BASES[base])
+    return folder / "outputs" / "base"
+
+
+def tuned(folder: Path, name: str, init: Path, steps: int, *template: str) -> dict[str, Any]:
+    line = ["stage=sft", "data=chat", f"data.source.files=[{sums(folder)}]", *ROWS, *TRAINER, f"init={init}", *template]
+    return ran(folder, name, *line, "optim/schedule=constant", "trainer.log_every=1", f"trainer.max_steps={steps}")
+
+
+@pytest.mark.parametrize(
+    ("base", "template"), [("bytes", "plain"), ("trained", "chatml"), ("published", "plain")], ids=lambda name: name
+)
+def test_what_began_with_a_trained_model_goes_on_with_its_own_data(tmp_path: Path, base: str, template: str) -> None:
+    """The tokenizer of its checkpoint knows the chat template and its tokens, that of the first model does not."""
+    init, chosen = based(tmp_path, base), f"data/form/template={template}"
+    whole = tuned(tmp_path, "whole", init, 4, chosen)
+    tuned(tmp_path, "cut", init, 2, chosen)
+    cut = tuned(tmp_path, "cut", init, 4, chosen)
+    assert cut["data"] == whole["data"]
+    curves = [read_metrics(tmp_path / "outputs" / name / "metrics.csv") for name in ("whole", "cut")]
+    assert [row["loss"] for row in curves[0]] == [row["loss"] for row in curves[1]]
+    usages = [load_tokenizer(Path(one["checkpoint"]), 300).usage for one in (whole, cut)]
+    assert usages[0] == usages[1]
+    assert usages[0].chat_template
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_what_follows_speaks_as_the_run_before_it_was_taught(tmp_path: Path, base: str) -> None:
+    (tmp_path / "turns.jinja").write_text(TURNS)
+    line = ["data/form/template=jinja_file", f"data.form.template.file={tmp_path}/turns.jinja"]
+    tuned(tmp_path, "taught", based(tmp_path, base), 1, *line)
+    after = tuned(tmp_path, "after", tmp_path / "outputs" / "taught", 1)
+    assert load_tokenizer(Path(after["checkpoint"]), 300).usage.chat_template == TURNS

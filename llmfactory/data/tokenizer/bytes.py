@@ -40,6 +40,9 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i != END).decode(errors="replace")
 
+    def fingerprint(self) -> str:
+        return f"bytes {self.usage}"
+
     def save(self, folder: Path) -> None:
         write_about(folder, "bytes", END, self.usage)
 
@@ -61,7 +64,7 @@ class ByteTokenizerSource(TokenizerSource):
         check_size(ByteTokenizer.vocab_size, vocab_size, "data/tokenizer=bytes", reserved)
 
     def fingerprint(self) -> str:
-        return "bytes"
+        return ByteTokenizer().fingerprint()
 
     def make(self, texts: Iterable[str]) -> Tokenizer:
         return ByteTokenizer()

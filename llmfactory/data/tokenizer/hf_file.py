@@ -16,7 +16,17 @@ from llmfactory.core.special import Special
 from llmfactory.data.tokenizer.patterns import letters
 from llmfactory.data.tokenizer.pieces import add
 from llmfactory.data.tokenizer.spec import HfFile
-from llmfactory.data.tokenizer.tokenizer import Tokenizer, TokenizerSource, Usage, between_ends, check_size, lacking, write_about
+from llmfactory.data.tokenizer.tokenizer import (
+    ABOUT,
+    Tokenizer,
+    TokenizerSource,
+    Usage,
+    between_ends,
+    check_size,
+    lacking,
+    load,
+    write_about,
+)
 
 if TYPE_CHECKING:
     from llmfactory.data.tokenizer.ranks import Ranks
@@ -76,7 +86,6 @@ class HfTokenizer(Tokenizer):
         return {token.content: number for number, token in self.inner.get_added_tokens_decoder().items()}
 
     def fingerprint(self) -> str:
-        """Of everything that a text's tokens, and what is kept with them, depend on."""
         return f"hf {hashlib.sha256(self.inner.to_str().encode()).hexdigest()} {self.end_id} {self.usage}"
 
     def save(self, folder: Path) -> None:
@@ -97,7 +106,7 @@ def knows_all(inner: Any) -> bool:
 class FromFile(TokenizerSource):
     """Reads a tokenizer that is there already: nothing is learned from the text."""
 
-    def __init__(self, path: Path, tokenizer: HfTokenizer, vocab_size: int, specials: Sequence[Special]) -> None:
+    def __init__(self, path: Path, tokenizer: Tokenizer, vocab_size: int, specials: Sequence[Special]) -> None:
         """Raises UserError where the model, of `vocab_size` ids, has no room for it."""
         self.tokenizer = tokenizer
         check_size(tokenizer.vocab_size, vocab_size, str(path), lacking(tokenizer, specials))
@@ -114,15 +123,21 @@ class TokenizerFile(FromFile):
         from llmfactory.data.tokenizer.hf_folder import read_folder
 
         path = Path(spec.file).expanduser()
-        if path.is_dir():
-            tokenizer = read_folder(path, spec.end_token)
+        if (path / ABOUT).is_file() and spec.end_token is None and not spec.special_tokens:
+            tokenizer = load(path)  # of any kind: one of bytes, too, knows a chat template
+        elif path.is_dir():
+            tokenizer = _with(spec.special_tokens, read_folder(path, spec.end_token))
         else:
             inner = parse(path)
-            tokenizer = HfTokenizer(inner, end_of(inner, path, spec.end_token))
-        if spec.special_tokens:
-            add(tokenizer.inner, spec.special_tokens)
-            tokenizer = HfTokenizer(tokenizer.inner, tokenizer.end_id, tokenizer.usage)
+            tokenizer = _with(spec.special_tokens, HfTokenizer(inner, end_of(inner, path, spec.end_token)))
         super().__init__(path, tokenizer, vocab_size, specials)
+
+
+def _with(special_tokens: Sequence[str], tokenizer: HfTokenizer) -> HfTokenizer:
+    if not special_tokens:
+        return tokenizer
+    add(tokenizer.inner, special_tokens)
+    return HfTokenizer(tokenizer.inner, tokenizer.end_id, tokenizer.usage)
 
 
 def end_of(inner: Any, path: Path, token: str | None, key: str = "end_token") -> int:

@@ -77,6 +77,10 @@ class Tokenizer(ABC):
         return {}
 
     @abstractmethod
+    def fingerprint(self) -> str:
+        """Of everything that a text's tokens, and what is kept with them, depend on."""
+
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Into the folder, which is made where it does not exist."""
 
@@ -85,7 +89,7 @@ class TokenizerSource(ABC):
     """How to get a tokenizer for a corpus: train it, or read a file."""
 
     sample_bytes: int = 0
-    """How much text `make` wants to see."""
+    """How much text `make` wants to see; 0: the tokenizer is there already."""
 
     @abstractmethod
     def fingerprint(self) -> str:
