@@ -59,8 +59,8 @@ def test_equal_rewards_teach_nothing() -> None:
 def test_generalized_advantages_are_discounted_sums_of_errors(gamma: float, lam: float) -> None:
     """Equation 16 of Schulman et al. 2016: every answer by itself, from its first token to its last."""
     spans = [(2, 6), (0, 7), (3, 4)]
-    kept, rewards, values = answers(*spans), numbers(3, 7), numbers(3, 7, seed=1)
-    advantages, returns = generalized_advantages(rewards * kept, values * kept, kept, gamma, lam)
+    kept, rewards, values = answers(*spans), numbers(3, 7), numbers(3, 7, seed=1)  # also where there is no answer
+    advantages, returns = generalized_advantages(rewards, values, kept, gamma, lam)
     for row, (first, stop) in enumerate(spans):
         r, v = rewards[row].tolist(), [*values[row].tolist()[:stop], 0.0]
         for t in range(7):

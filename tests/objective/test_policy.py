@@ -127,6 +127,27 @@ def test_without_old_log_probabilities_the_policy_is_its_own() -> None:
     assert torch.allclose(hidden.grad, again.grad)
 
 
+def test_what_is_watched() -> None:
+    """Means over tokens, whatever weights their losses have: entropy, the share that is held back, and k3 of p_old || p and p || q."""
+    spec, rows = Policy(kl_coef=0.3, clip_low=0.1, clip_high=0.3, temperature=0.7), batch(Aggregation.sequence)
+    hidden, made, kept = numbers(N, T, D, seed=8), head(), rows["labels"] != IGNORE
+    terms = PolicyObjective(spec)(Outputs(hidden, made), rows)
+    logps = (hidden @ made.weight.detach().T / 0.7).log_softmax(-1)[kept]
+    logp = logps.gather(1, rows["labels"][kept][:, None])[:, 0]
+    old, other, advantages = (rows[name][kept] for name in ("old_logps", "reference_token_logps", "advantages"))
+    ratio = (logp - old).exp()
+    held = torch.where(advantages > 0, ratio > 1.3, ratio < 0.9)
+    wanted = {
+        "entropy": -(logps.exp() * logps).sum(1),
+        "clipped": held.double(),
+        "moved": ratio - 1 - (logp - old),
+        "kl": (other - logp).exp() - 1 - (other - logp),
+    }
+    assert 0 < held.sum() < len(held)
+    for name, values in wanted.items():
+        assert float(terms[name][0] / terms[name][1]) == pytest.approx(float(values.mean())), name
+
+
 def test_an_answer_that_was_better_becomes_likelier() -> None:
     rows, made, hidden = batch(), head(), numbers(N, T, D, seed=8).requires_grad_()
     del rows["old_logps"]
@@ -198,6 +219,10 @@ def test_the_critic_s_loss_stands_beside_the_policy_s() -> None:
         near = old + min(max(value - old, -0.3), 0.3)
         losses.append(max((value - target) ** 2, (near - target) ** 2) / 2)
     assert found.item() == pytest.approx(policy.item() + 0.5 * sum(losses) / len(losses), rel=1e-10)
+    spec = ActorCritic(value_coef=0.5, value_clip=0.3, entropy_coef=0.2)
+    bonus = loss_of(ActorCriticObjective(spec), Valued(hidden, made, values=values), rows) - found
+    entropy = made.log_probs_and_entropy(hidden, rows["labels"])[1][kept].mean()
+    assert bonus.item() == pytest.approx(-0.2 * entropy.item())
 
 
 def test_text_measures_it_as_a_language_model() -> None:

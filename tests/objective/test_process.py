@@ -32,6 +32,12 @@ def test_binary():
     close(ours["accuracy"], ((z > 0) == torch.tensor([True, False, False])).double().mean())
     close(ours["reward"], z.mean())
     lenient = found(Process(threshold=-0.5).build(), outputs, batch)
+    with torch.no_grad():
+        outputs.head.bias += 0.7 - z[1]  # between 0 and the threshold of the next one: the logit of a step that is right
+    strict = found(Process(threshold=0.9).build(), outputs, batch)
+    close(strict["accuracy"], (z + 0.7 - z[1] > 0).eq(torch.tensor([True, False, False])).double().mean())
+    with torch.no_grad():
+        outputs.head.bias -= 0.7 - z[1]
     close(lenient["loss"], F.binary_cross_entropy_with_logits(z, torch.tensor([1.0, 1.0, 0.0]).double()))
 
 
@@ -41,6 +47,10 @@ def test_squared():
     ours = found(Process(loss=StepLoss.squared, threshold=0.5).build(), outputs, batch)
     close(ours["loss"], (z - torch.tensor([1.0, 0.0, -1.0])).square().mean())
     close(ours["accuracy"], ((z > 0.5) == torch.tensor([True, False, False])).double().mean())
+    with torch.no_grad():
+        outputs.head.bias += 0.3 - z[0]  # above 0, and below the threshold: the score of a step that is wrong
+    again = found(Process(loss=StepLoss.squared, threshold=0.5).build(), outputs, batch)
+    close(again["accuracy"], (z + 0.3 - z[0] > 0.5).eq(torch.tensor([True, False, False])).double().mean())
 
 
 def test_what_is_no_step_counts_nothing():
