@@ -16,14 +16,14 @@ class Rewarded(Objective):
     """A name for the figures: answers have been written and judged by the time that it is asked."""
 
     terms = ("loss",)
-    watched = ("reward",)
+    watched = ("reward", "ungraded")
     unit = "minus the mean reward"
 
     @staticmethod
-    def sums(rewards: Sequence[float]) -> tuple[dict[str, float], dict[str, float]]:
-        """Sums and counts by name."""
+    def sums(rewards: Sequence[float], ungraded: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Sums and counts by name; `ungraded`: grades that there are none of, which is told as it is."""
         total, count = math.fsum(rewards), float(len(rewards))
-        return {"loss": -total, "reward": total}, {"loss": count, "reward": count}
+        return {"loss": -total, "reward": total, "ungraded": float(ungraded)}, {"loss": count, "reward": count, "ungraded": 1.0}
 
     def __call__(self, outputs: Outputs, batch: Batch) -> NoReturn:
         raise TypeError("rewards are no function of a batch")

@@ -51,6 +51,7 @@ class AnswerSupply(Supply):
         )
         self._copy: Skeleton | None = None
         self._shown: list[Graded] = []
+        self._failures: dict[str, int] = {}
 
     def begin(self, stage: TrainingStage, strategy: MeshStrategy, formats: MeshPrecision) -> None:
         Supply.begin(self, stage, strategy, formats)
@@ -67,9 +68,10 @@ class AnswerSupply(Supply):
         if not count:
             return None
         places = [number * len(self.held_out) // count for number in range(count)]
-        graded = self.rounds.judge(self.held_out, places)
+        graded, self._failures = self.rounds.judge(self.held_out, places)
         self._shown = graded[:SAMPLES]
-        return Measure(*Rewarded.sums([one.reward for one in graded]), Rewarded())
+        ungraded = sum(self._failures.values())
+        return Measure(*Rewarded.sums([one.reward for one in graded], ungraded), Rewarded())
 
     def keep(self) -> Callable[[Path], None]:
         return self.steps.keep()
@@ -85,6 +87,7 @@ class AnswerSupply(Supply):
             "last_reward": place.metrics.get("reward"),
             "ungraded": sum(place.failures.values()),
             "ungraded_reasons": place.failures,
+            "held_out_ungraded_reasons": self._failures,
             "ended_early": place.early,
             **{f"{name}_share": seconds / total for name, seconds in place.seconds.items()},
         }

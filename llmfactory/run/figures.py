@@ -101,8 +101,9 @@ def rewarded(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     if result["last_reward"] is not None:
         rows.append(("reward of the last one", f"{result['last_reward']:.4f}", f"of the first: {result['first_reward']:.4f}"))
     rows += [
-        (f"no grade by {reason.partition(': ')[0]}", f"{count:,}", reason.partition(": ")[2])
-        for reason, count in result["ungraded_reasons"].items()
+        (f"{where}no grade by {reason.partition(': ')[0]}", f"{count:,}", reason.partition(": ")[2])
+        for where, reasons in (("", "ungraded_reasons"), ("held out, ", "held_out_ungraded_reasons"))
+        for reason, count in result.get(reasons, {}).items()
     ]
     parts = [f"{what} {result[f'{name}_share']:.0%}" for name, what in (("score", "scoring"), ("update", "updates"))]
     return [*rows, ("time of writing", f"{result['rollout_share']:.0%}", ", ".join(parts))]

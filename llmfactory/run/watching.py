@@ -15,6 +15,10 @@ from llmfactory.stage.training import TrainingStage
 from llmfactory.tracking.tracker import Tracker
 
 
+SHOWN = ("reward", "ungraded")
+"""Of what has been read or written, what the screen shows too."""
+
+
 class Watching(pl.Callback):
     """Logs the first step, every `every`-th and the last: loss, gradient norm, learning rate, tokens a second."""
 
@@ -66,5 +70,6 @@ class Watching(pl.Callback):
         metrics["tokens_per_second"] = (tokens - self.last[0]) / max(seconds - self.last[1], 1e-9)
         self.last = tokens, seconds
         parts = {} if stage.magnitudes is None else stage.magnitudes.read(self.strategy.world)
-        self.tracker.log(progress.step, metrics | parts | self.drawn(progress.step))
-        self.display.update(progress.step, metrics)
+        drawn = self.drawn(progress.step)
+        self.tracker.log(progress.step, metrics | parts | drawn)
+        self.display.update(progress.step, metrics | {name: drawn[name] for name in SHOWN if name in drawn})

@@ -136,12 +136,14 @@ class Rounds:
         """That graders find in the records what they compare answers with."""
         self.graders.check(prompt_at(self.rows, row).record for row in range(len(self.rows)))
 
-    def judge(self, rows: Rows, places: Sequence[int]) -> list[Graded]:
-        """An answer to each of these held-out prompts, the same draws every time. Called by every process."""
+    def judge(self, rows: Rows, places: Sequence[int]) -> tuple[list[Graded], dict[str, int]]:
+        """An answer to each of these held-out prompts, the same draws every time, and of those without a grade how many and why.
+        Called by every process."""
         self.model = self.current()
         prompts = [prompt_at(rows, place) for place in places]
         asked = [Asked(-1 - place, one.tokens, one.messages, one.record) for place, one in zip(places, prompts, strict=True)]
-        return self.write_and_judge(asked, 1)[0]
+        graded, failures, _ = self.write_and_judge(asked, 1)
+        return graded, failures
 
     def sample(self, text: str) -> str:
         """What the model says to a text, put to it as prompts are; on the processes that count rows, nothing on others."""

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from rl_job import column, curve, imitating, learning, mean, train
-from toy_job import Memory, Sender, weights
+from toy_job import Memory, Notes, Sender, weights
 
 from llmfactory.checkpoint import io
 from llmfactory.core.errors import UserError
 from llmfactory.model.head.spec import Pooling, Scalar
 from llmfactory.model.initialize import initialize
 from llmfactory.parallel.mesh import World
+from llmfactory.run.figures import rewarded
 from llmfactory.stage.grader.exact_match import ExactMatchGrader
 from llmfactory.stage.grader.grader import Answer, Grade
 from llmfactory.stage.iteration import Iteration, Rounds
@@ -166,6 +167,9 @@ def failing(some: Sequence[int]) -> Any:
 
 
 def test_answers_without_a_grade_are_counted(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training and on held-out prompts; the screen says so while the run goes on, and the table at its end."""
+    shown: list[dict[str, float]] = []
+    monkeypatch.setattr(Notes, "update", lambda self, step, metrics: shown.append(metrics))
     monkeypatch.setattr(ExactMatchGrader, "grade", failing([1, 2, 7]))
     fitted, tracker = train(begun(start, "grpo", "trainer.batch_size=8", "trainer.max_steps=2"), tmp_path)
     found = fitted.supply.figures()  # type: ignore[union-attr]
@@ -176,6 +180,14 @@ def test_answers_without_a_grade_are_counted(start: Path, tmp_path: Path, monkey
         "exact_match: gave a number that is not finite": 3,
     }
     assert all(torch.isfinite(weight).all() for weight in weights(fitted).values())
+    assert [(one["reward"], one["ungraded"]) for one in shown] == list(
+        zip(column(tracker, "reward"), column(tracker, "ungraded"), strict=True)
+    )
+    monkeypatch.setattr(ExactMatchGrader, "grade", failing(range(99)))
+    held_out = fitted.supply.measure(2).figures(None)  # type: ignore[union-attr]
+    assert (held_out["held_out_ungraded"], held_out["held_out_reward"]) == (2, 0.0)
+    table = {name: count for name, count, _ in rewarded(fitted.supply.figures())}  # type: ignore[union-attr]
+    assert (table["no grade by exact_match"], table["held out, no grade by exact_match"]) == ("3", "2")
 
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])

@@ -27,9 +27,19 @@ def main(place: str) -> None:
     for line in sys.stdin:
         try:
             grade = function(*json.loads(line))
-            say(grade=None if grade is None else float(grade))
         except Exception as error:
             say(raised=type(error).__name__)
+        else:
+            say(grade=told(grade))
+
+
+
+def told(grade: Any) -> float | str | None:
+    """A grade as it can be written down; of what is no number, its kind."""
+    try:
+        return None if grade is None else float(grade)
+    except (TypeError, ValueError, OverflowError):
+        return type(grade).__name__
 
 
 if __name__ == "__main__":
