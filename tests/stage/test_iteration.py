@@ -15,18 +15,21 @@ from toy_job import filled
 
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.context import CausalMask, Context
+from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.data.prepared import Prepared
 from llmfactory.inference.sampler import draw
+from llmfactory.objective.policy_spec import ActorCritic
 from llmfactory.parallel.mesh import World
 from llmfactory.run.fit import build_stage
 from llmfactory.stage.grader.exact_match import ExactMatchGrader
 from llmfactory.stage.grader.grader import Answer
-from llmfactory.stage.iteration import Graded, Iteration, Rounds
+from llmfactory.stage.iteration import Graded, Iteration, Rounds, insist_near
+from llmfactory.stage.rl_spec import Ppo
 from llmfactory.stage.rollout import Written
 from llmfactory.stage.rows import packed_rows, read_data
 
-HOT = ["stage.objective.temperature=0.7", "precision=fp64", "seed=5", "stage.max_tokens=4"]
+HOT = ["stage.objective.temperature=0.7", "precision=fp64", "seed=5", "stage.max_tokens=4", "model.dropout=0.3"]
 Floats = list[float]
 
 
@@ -45,7 +48,7 @@ def rounds_of(folder: Path, stage: str, *overrides: str) -> Rounds:
     job = learning(folder, stage, "model/head=lm", *HOT, *overrides)
     data = read_data(job, None, job.stage.objective.specials())  # type: ignore[attr-defined]
     assert isinstance(data, Prepared)
-    model = filled(build_stage(job, isolated=False)).model
+    model = filled(build_stage(job, isolated=False)).model.eval()
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
@@ -55,6 +58,15 @@ def rounds_of(folder: Path, stage: str, *overrides: str) -> Rounds:
             model.head.weight[end] = 6 * usual / usual.square().sum()  # about one token in three
     rows = packed_rows(job, data, "train", job.data.seq_len)  # type: ignore[union-attr]
     return Rounds(job, rows, data.tokenizer, World(torch.device("cpu")), nullcontext, lambda: model)
+
+
+def made_by(rounds: Rounds, drawn: int, kl_coef: float) -> Iteration:
+    """An iteration of a model that is in the midst of its training: nothing is dropped while it writes and is asked."""
+    model = rounds.current().train()
+    found = rounds.next(drawn, kl_coef)
+    assert model.training
+    model.eval()
+    return found
 
 
 @torch.no_grad()
@@ -124,7 +136,7 @@ def test_ppo(tmp_path: Path, whiten_rewards: bool) -> None:
     options = ["stage.gamma=0.9", "stage.lam=0.8", "stage.objective.kl_coef=0.3", "stage.kl_target=0.5", "stage.clip_reward=0.3"]
     more = ["stage.max_kl=null", "trainer.batch_size=6", "trainer.micro_batch_size=4", f"stage.whiten_rewards={whiten_rewards}"]
     rounds = rounds_of(tmp_path, "ppo", *options, *more)
-    found = rounds.next(5, 0.25)
+    found = made_by(rounds, 5, 0.25)
     made, rows, model = answers_of(rounds, found, 5), found.rows, rounds.model
     logps = [likelihoods(model, prompt, tokens, 0.7) for prompt, tokens, _ in made]
     others = [likelihoods(model.reference, prompt, tokens, 0.7) for prompt, tokens, _ in made]
@@ -168,13 +180,20 @@ def test_ppo(tmp_path: Path, whiten_rewards: bool) -> None:
 @pytest.mark.parametrize("aggregation", ["sequence", "constant"])
 def test_grpo(tmp_path: Path, aggregation: str, unended: str) -> None:
     """Shao et al. 2024, section 4.1.2; Yu et al. 2025, equation 13; answers of a group stand together."""
-    options = ["trainer.batch_size=12", "stage.group=4", "stage.long_interval=2", f"stage.unended={unended}"]
+    epochs = 1 if unended == "all" else 2
+    options = [
+        "trainer.batch_size=12",
+        "stage.group=4",
+        "stage.long_interval=2",
+        f"stage.unended={unended}",
+        f"stage.epochs={epochs}",
+    ]
     rounds = rounds_of(tmp_path, "grpo", *options, f"stage.objective.aggregation={aggregation}", "stage.objective.kl_coef=0.1")
     first = next(number for number in range(99) if sum(rounds.ask([number])[0].tokens) % 3 == 0)
-    found = rounds.next(first, 0.0)
+    found = made_by(rounds, first, 0.0)
     made, rows = answers_of(rounds, found, first, unended == "all"), found.rows
     ends = [tokens[-1] in rounds.tokenizer.usage.stop_ids for _, tokens, _ in made]
-    assert "old_logps" not in rows, "the one step of each answer sees it itself"
+    assert ("old_logps" in rows) is (epochs > 1), "the one step of each answer sees it itself"
     scores = [score - max(0, len(tokens) - 2) / 2 for _, tokens, score in made]
     for row, (prompt, tokens, _) in enumerate(made):
         group = scores[row // 4 * 4 : row // 4 * 4 + 4]
@@ -183,6 +202,8 @@ def test_grpo(tmp_path: Path, aggregation: str, unended: str) -> None:
         close(rows["advantages"], row, prompt, [(scores[row] - mean) / (std + 1e-4)] * len(tokens))
         close(rows["weights"], row, prompt, [1 / (len(tokens) if aggregation == "sequence" else 4)] * len(tokens))
         close(rows["reference_token_logps"], row, prompt, likelihoods(rounds.model.reference, prompt, tokens, 0.7))
+        if epochs > 1:
+            close(rows["old_logps"], row, prompt, likelihoods(rounds.model, prompt, tokens, 0.7))
     assert 0 < sum(ends) < 12
     assert found.metrics["ended"] == sum(ends) / 12
     empty = sum(ends[row] and len(tokens) == 1 for row, (_, tokens, _) in enumerate(made))
@@ -225,6 +246,14 @@ def test_groups_that_teach_nothing_are_replaced(
     assert found.rows["advantages"].any(1).all().item() is (asked is not None)
     (first,) = rounds.ask([7])
     assert found.rows["tokens"][0].tolist()[: len(first.tokens)] == first.tokens
+
+
+@pytest.mark.parametrize("kl", [10.1, math.inf, math.nan])
+def test_a_policy_that_has_left_its_reference_is_told_apart(kl: float) -> None:
+    insist_near(Ppo(objective=ActorCritic()), 9.9)
+    insist_near(Ppo(objective=ActorCritic(), max_kl=None), kl)
+    with pytest.raises(UserError, match=r"stage\.max_kl=10"):
+        insist_near(Ppo(objective=ActorCritic()), kl)
 
 
 def test_held_out_prompts_are_judged_by_draws_of_their_own(tmp_path: Path) -> None:
