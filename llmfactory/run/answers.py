@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from llmfactory.checkpoint.tensors import all_tensors
 from llmfactory.config.spec import Job
 from llmfactory.data.prepared import Prepared
+from llmfactory.guard.spec import WatchSpec
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.objective.rewarded import Rewarded
 from llmfactory.parallel.mesh import World
@@ -22,6 +24,7 @@ from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.run.laid_out import whole_on_meta
 from llmfactory.run.progress import Progress
 from llmfactory.run.supply import Supply
+from llmfactory.run.worst_rows import SHOWN_LETTERS, outliers
 from llmfactory.stage.evaluate import Measure
 from llmfactory.stage.iteration import Graded, Rounds
 from llmfactory.stage.rollout_loader import RolloutLoader
@@ -45,6 +48,7 @@ class AnswerSupply(Supply):
         self.loader = self.steps = RolloutLoader(
             self.rounds,
             steps=max(1, last_step - progress.step),
+            first=progress.step,
             measures=lambda: self.strategy.measures(),
             clock=progress.watch.read,
             resume=resume,
@@ -59,6 +63,27 @@ class AnswerSupply(Supply):
 
     def samples(self, step: int) -> str:
         return f"answers of iteration {self.steps.place.iteration}, to prompts before number {self.steps.place.drawn} of the run"
+
+    def named(self, step: int, spec: WatchSpec) -> dict[str, Any]:
+        """The prompts that a step, from 0, has answers to, and the answers whose rewards stand out, in a guard's words."""
+        numbers, rewards = self.steps.answered[step]
+        rows = self.rounds.order(np.asarray(numbers, np.int64)).tolist()
+        found: dict[str, Any] = {"learned_from": self.samples(step), "prompts": numbers, "rows": rows}
+        if spec.name_rows:
+            usual = float(np.median(rewards))
+            places = outliers([abs(reward - usual) for reward in rewards], spec)
+            asked = self.rounds.ask([numbers[place] for place in places])
+            found["worst"] = [
+                {
+                    "row": rows[place],
+                    "prompt": numbers[place],
+                    "reward": rewards[place],
+                    "documents": self.rounds.rows.documents(rows[place]),
+                    "begins": self.rounds.tokenizer.decode(one.tokens)[:SHOWN_LETTERS],
+                }
+                for place, one in zip(places, asked, strict=True)
+            ]
+        return found
 
     def drawn(self, step: int) -> dict[str, float]:
         return self.steps.metrics(step)

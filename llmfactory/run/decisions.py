@@ -54,10 +54,10 @@ class Decisions:
         """The account: decisions by action, samples that were read and not learned from, samples that were left out."""
         if not self.lines:
             return {}
-        unlearned = [line["samples"] for line in self.lines if line.get("withheld") and line["action"] != Action.rewind.name]
+        unlearned = [line for line in self.lines if line.get("withheld") and line["action"] != Action.rewind.name]
         return {
             "decisions": dict(Counter(line["action"] for line in self.lines)),
-            "samples_not_learned": sum(last - first for first, last in unlearned),
+            "samples_not_learned": sum(len(line.get("rows", ())) for line in unlearned),
             "samples_left_out": sum(last - first for first, last in self.left_out),
         }
 

@@ -27,11 +27,12 @@ from llmfactory.guard.spec import LimitedSpec, WatchSpec
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.strategy import MeshStrategy
 from llmfactory.parallel.weights import local
+from llmfactory.run.answers import AnswerSupply
 from llmfactory.run.decisions import FILE, STATE, Decisions, Line
 from llmfactory.run.display import Display
 from llmfactory.run.progress import Progress
 from llmfactory.run.supply import RowSupply, Supply
-from llmfactory.run.worst_rows import described, outliers, row_losses
+from llmfactory.run.worst_rows import described, outliers, row_losses, usual_row
 from llmfactory.stage.rows import Data
 from llmfactory.stage.training import TrainingStage
 
@@ -151,11 +152,13 @@ class Guarding(pl.Callback):
                 batch = supply.steps.batch(step)
                 with self.progress.watch.paused():
                     losses = row_losses(self.stage, batch, len(rows), self.strategy)
-                line |= {"worst": described(outliers(losses, self.guard.spec), losses, step, supply, self.data)} if losses else {}
+                if losses:
+                    places = outliers(losses, self.guard.spec, usual_row(finding, losses))
+                    line["worst"] = described(places, losses, step, supply, self.data)
             if isinstance(self.guard.remedy, RewindRun):
                 line["around"] = self._around(finding.step, supply)
-        else:
-            line["learned_from"] = supply.samples(step)
+        elif isinstance(supply, AnswerSupply):
+            line |= supply.named(step, self.guard.spec)
         return line | ({"broken_weights": broken} if broken else {})
 
     def _around(self, step: int, supply: RowSupply) -> list[int]:
@@ -187,7 +190,7 @@ class Guarding(pl.Callback):
         if line.get("rows"):
             parts.append(f"its rows: {_listed(line['rows'])}")
         if line.get("worst"):
-            parts.append("the worst: " + _listed(f"{one['row']} (loss {one['loss']:.4g})" for one in line["worst"]))
+            parts.append("the worst: " + _listed(map(_named, line["worst"])))
         parts.append(f"{FILE} has it all; try a lower optim.lr or a longer optim.schedule.warmup_steps, or look at these samples")
         raise UserError("; ".join(part for part in parts if part))
 
@@ -214,6 +217,11 @@ def _said(line: Line) -> str:
         if line["what"] == "spike":
             found[place] += f" ({line[z]:.1f} units from {line[center]:.4g})"
     return " and ".join(found)
+
+
+def _named(row: Line) -> str:
+    what = "reward" if "reward" in row else "loss"
+    return f"{row['row']} ({what} {row[what]:.4g})"
 
 
 def _listed(values: Any) -> str:

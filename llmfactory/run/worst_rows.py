@@ -11,6 +11,7 @@ import torch
 
 from llmfactory.data.loader import share
 from llmfactory.guard.detector import NORMAL
+from llmfactory.guard.remedy import Finding
 from llmfactory.guard.spec import WatchSpec
 from llmfactory.parallel.spec import TensorForm
 from llmfactory.parallel.strategy import MeshStrategy
@@ -25,6 +26,10 @@ MOST = 32
 """Rows that are named."""
 SHOWN_TOKENS, SHOWN_LETTERS = 40, 60
 """Of the beginning of a row."""
+SAME = 0.25
+"""Share by which the mean of a step's rows may differ from its loss, which weighs them by their tokens."""
+UNWATCHED_Z = 8.0
+"""Of rows, where losses of steps are not compared."""
 
 
 @torch.no_grad()
@@ -54,12 +59,25 @@ def row_losses(stage: TrainingStage, batch: Batch, size: int, strategy: MeshStra
     return losses
 
 
-def outliers(losses: Sequence[float], spec: WatchSpec) -> list[int]:
-    """Places of the rows that stand out from their batch, the worst first; at least one."""
+def usual_row(finding: Finding, losses: Sequence[float]) -> tuple[float, float] | None:
+    """(center, unit) of a row's loss, by the window's steps: the mean of n independent rows moves sqrt(n) times less than one. None,
+    where that cannot be told: the rows' mean is far from the step's loss (terms of the objective, or another model by now)."""
+    z, mean = finding.loss_z, float(np.mean(losses))
+    if not (finding.finite and math.isfinite(z) and z > 0 and abs(mean - finding.loss) <= SAME * abs(finding.loss)):
+        return None
+    return finding.loss_center, math.sqrt(len(losses)) * (finding.loss - finding.loss_center) / z
+
+
+def outliers(losses: Sequence[float], spec: WatchSpec, usual: tuple[float, float] | None = None) -> list[int]:
+    """Places of the rows that stand out from their batch, or from what is `usual`, where most of a batch is wrong; the worst first, at
+    least one."""
     known = np.array([loss for loss in losses if math.isfinite(loss)] or [0.0])
     center = float(np.median(known))
     unit = max(NORMAL * float(np.median(np.abs(known - center))), spec.floor * abs(center))
-    limit = center + (spec.loss_z or 0.0) * unit
+    z = UNWATCHED_Z if spec.loss_z is None else spec.loss_z
+    limit = center + z * unit
+    if usual is not None:
+        limit = min(limit, usual[0] + z * min(unit, usual[1]))
     worst = sorted(
         range(len(losses)), key=lambda place: losses[place] if math.isfinite(losses[place]) else math.inf, reverse=True
     )

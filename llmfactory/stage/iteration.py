@@ -71,7 +71,7 @@ class Iteration:
     """What the steps of an iteration learn from."""
 
     rows: Batch
-    """[N, T] each, on the CPU."""
+    """[N, T] each, on the CPU. Beside what is learned from, `prompts` [N], the number of the prompt that is answered, and `rewards` [N]."""
     drawn: int
     """Prompts that the run has put by now."""
     kl_coef: float
@@ -129,6 +129,7 @@ class Rounds:
                 "the advantages of a rollout are no finite numbers: rewards are too large (stage.graders.<name>.weight, "
                 f"stage.clip_reward); they lie between {rewards_N.min():g} and {rewards_N.max():g}"
             )
+        batch |= {"prompts": torch.tensor([one.asked.number for one in graded]), "rewards": rewards_N}
         seconds = {"rollout": writing, "score": time.perf_counter() - start - writing}
         return Iteration(batch, drawn + counts["prompts"], coef, metrics, seconds, counts["failures"])
 
@@ -323,7 +324,7 @@ class Rounds:
             **found,
             "answer_tokens": float(kept_NT.sum()) / answers,
             "ended": sum(one.written.ended for one in graded) / answers,
-            "empty": sum(len(one.written.tokens) == one.written.ended for one in graded) / answers,
+            "empty": sum(not one.text.strip() for one in graded) / answers,
             "ungraded": float(sum(counts["failures"].values())),
             **({"equal_groups": counts["equal"] / counts["prompts"]} if self.group > 1 else {}),
         }

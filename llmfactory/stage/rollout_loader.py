@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FOLDER = "rollout"
 """Name of the folder in a checkpoint."""
 PLACE, ROWS = "place.json", "rows.safetensors"
+NAMING = ("prompts", "rewards")
+"""Fields that tell which answers these are; nothing is learned from them."""
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class Place:
 
 
 class RolloutLoader:
-    """`measures` gives what was watched in the last step, over all processes; `clock` the seconds of training so far; `log` takes the
+    """`first`: number of the first step, from 0; `measures` gives what was watched in the last step, over all processes; `clock` the seconds of training so far; `log` takes the
     metrics of an iteration when its first step is about to be made."""
 
     def __init__(
@@ -69,20 +71,25 @@ class RolloutLoader:
         rounds: Rounds,
         *,
         steps: int,
+        first: int = 0,
         measures: Callable[[], dict[str, float]],
         clock: Callable[[], float],
         resume: Path | None = None,
     ) -> None:
         self.rounds, self.steps, self.measures, self.clock, self.resume = rounds, steps, measures, clock, resume
+        self.first = first
         spec, trainer = rounds.spec, rounds.job.trainer
         self.batch_size = trainer.batch_size
         self.each = rounds.answers // trainer.batch_size
         """Steps of an epoch of an iteration."""
         self.place = Place(kl_coef=rounds.objective.kl_coef)
         self.rows: Batch = {}
+        self.answered: dict[int, tuple[list[int], list[float]]] = {}
+        """Prompts and rewards of the answers of the last steps, by step."""
         self._settled = True
         self._since: float | None = None
         self.most = self.each * spec.epochs
+        self.remembered = trainer.log_every  # a guard looks as often, or more often
 
     def __len__(self) -> int:
         return self.steps
@@ -90,11 +97,11 @@ class RolloutLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self.resume is not None:
             self._restore(self.resume / FOLDER)
-        for _ in range(self.steps):
+        for step in range(self.first, self.first + self.steps):
             self.settle()
             if self.place.done:
                 self._next()
-            batch = self._step()
+            batch = self._step(step)
             self.place.step += 1
             self._settled = False
             yield batch
@@ -134,14 +141,16 @@ class RolloutLoader:
             place.first_reward = found.metrics["reward"]
         self._since = self.clock()
 
-    def _step(self) -> Batch:
+    def _step(self, step: int) -> Batch:
         """This process's share of a step's answers, as wide as the longest of all."""
         epoch, number = divmod(self.place.step, self.each)
         answers, world = self.rounds.answers, self.rounds.world
         order = self._order(epoch, answers)[number * self.batch_size : (number + 1) * self.batch_size]
+        self.answered[step] = self.rows["prompts"][order].tolist(), self.rows["rewards"][order].tolist()
+        self.answered.pop(step - self.remembered, None)
         low, high = share(0, self.batch_size, world.data_rank, world.data_size)
         width = int(self.rows["segments"][order].sum(1).max())
-        return chosen(self.rows, order[low:high], width)
+        return chosen({name: field for name, field in self.rows.items() if name not in NAMING}, order[low:high], width)
 
     def _order(self, epoch: int, answers: int) -> Tensor:
         if self.most == 1:

@@ -315,8 +315,8 @@ def test_a_second_rewind_leaves_out_what_it_would_read(tmp_path: Path) -> None:
 def test_what_two_rewinds_leave_out_is_counted_once(tmp_path: Path) -> None:
     found = guarding(tmp_path, GUARDS["rewind"], left_out=((20, 32), (28, 40), (60, 64))).decisions
     assert found.left_out == ((20, 40), (60, 64))
-    found.lines.append({"action": "skip", "step": 20, "samples": [80, 84], "withheld": True})
-    found.lines.append({"action": "report", "step": 21, "samples": [84, 88], "withheld": False})
+    found.lines.append({"action": "skip", "step": 20, "rows": [7, 3, 9, 1], "withheld": True})
+    found.lines.append({"action": "report", "step": 21, "rows": [2, 4, 6, 8], "withheld": False})
     counted = found.counted()
     assert (counted["samples_left_out"], counted["samples_not_learned"]) == (24, 4)
     assert counted["decisions"] == {"rewind": 3, "skip": 1, "report": 1}
