@@ -206,7 +206,8 @@ def test_grpo(tmp_path: Path, aggregation: str, unended: str) -> None:
             close(rows["old_logps"], row, prompt, likelihoods(rounds.model, prompt, tokens, 0.7))
     assert 0 < sum(ends) < 12
     assert found.metrics["ended"] == sum(ends) / 12
-    empty = sum(ends[row] and len(tokens) == 1 for row, (_, tokens, _) in enumerate(made))
+    texts = [rounds.tokenizer.decode(tokens[: len(tokens) - end]) for (_, tokens, _), end in zip(made, ends, strict=True)]
+    empty = sum(not text.strip() for text in texts)
     assert found.metrics["empty"] == empty / 12 > 0
     raw = torch.tensor([score for _, _, score in made], dtype=torch.float64)
     equal = sum(len(set(raw[at : at + 4].tolist())) == 1 for at in (0, 4, 8))
