@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -88,7 +89,13 @@ def test_a_grader_that_hangs_costs_the_one_answer(said: Said, grade: str) -> Non
     assert found == [1.0, NoGrade("took longer than 0.2 s an answer"), 0.5]
 
 
-def test_one_that_looks_at_all_at_once_has_as_many_times_as_long(said: Said) -> None:
+def test_one_that_looks_at_all_at_once_has_as_many_times_as_long(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr("llmfactory.stage.grader.grader.time_limit", lambda seconds: limits.append(seconds) or nullcontext())
+    for at_once in (None, 1):
+        assert graded(Given(at_once), [said("a", grade=float(number)) for number in range(3)], 2.0) == [0.0, 1.0, 2.0]
+    assert limits == [6.0, 2.0, 2.0, 2.0]
+    monkeypatch.undo()
     found = graded(Given(at_once=None), [said("a", grade=1.0), said("a", grade="raise")], 5.0)
     assert found == [NoGrade("raised ValueError")] * 2
     assert graded(Given(at_once=None), [], 5.0) == []
