@@ -97,6 +97,14 @@ def likelihoods(model: Any, prompt: list[int], answer: list[int], temperature: f
     return [float(logits[len(prompt) - 1 + at].log_softmax(-1)[token]) for at, token in enumerate(answer)]
 
 
+@torch.no_grad()
+def first_step(rounds: Rounds, found: Iteration) -> dict[str, float]:
+    """What the objective makes of all answers, by the weights that have written them."""
+    objective = rounds.job.stage.trained(rounds.job)  # type: ignore[attr-defined]
+    outputs = objective.outputs(rounds.model, found.rows, rounds.model.context(found.rows, isolated=False))
+    return {name: float(total / count) for name, (total, count) in objective(outputs, found.rows).items()}
+
+
 def answers_of(rounds: Rounds, found: Iteration, first: int, cut_off: bool = True) -> list[tuple[list[int], list[int], float]]:
     """Of each row its prompt, its answer, and what that is worth; rows are those that are drawn one after the other.
 
@@ -174,6 +182,10 @@ def test_ppo(tmp_path: Path, whiten_rewards: bool) -> None:
     assert (found.drawn, found.metrics["answer_tokens"]) == (11, pytest.approx(tokens / 6))
     targets = [[a + v for a, v in zip(*pair, strict=True)] for pair in zip(advantages, values, strict=True)]
     assert found.metrics["value_explained"] == pytest.approx(1 - (std / spread(targets)[1]) ** 2, rel=1e-5)
+    learned = first_step(rounds, found)
+    assert (learned["moved"], learned["clipped"]) == (pytest.approx(0, abs=1e-12), 0.0)
+    errors = [one * one for some in advantages for one in some]
+    assert learned["value"] == pytest.approx(0.1 * sum(errors) / 2 / tokens), "of what is expected from what came"
 
 
 @pytest.mark.parametrize("unended", ["all", "none"])
@@ -204,6 +216,20 @@ def test_grpo(tmp_path: Path, aggregation: str, unended: str) -> None:
         close(rows["reference_token_logps"], row, prompt, likelihoods(rounds.model.reference, prompt, tokens, 0.7))
         if epochs > 1:
             close(rows["old_logps"], row, prompt, likelihoods(rounds.model, prompt, tokens, 0.7))
+    learned = first_step(rounds, found)
+    assert (learned["moved"], learned["clipped"]) == (pytest.approx(0, abs=1e-12), 0.0)
+    seen = [row for row in range(12) if ends[row] or unended == "all"]
+    gaps = [
+        [
+            q - p
+            for p, q in zip(
+                *(likelihoods(one, *made[row][:2], 0.7) for one in (rounds.model, rounds.model.reference)), strict=True
+            )
+        ]
+        for row in seen
+    ]
+    divergence = [math.exp(gap) - 1 - gap for some in gaps for gap in some]
+    assert learned["kl"] == pytest.approx(sum(divergence) / len(divergence))
     assert 0 < sum(ends) < 12
     assert found.metrics["ended"] == sum(ends) / 12
     texts = [rounds.tokenizer.decode(tokens[: len(tokens) - end]) for (_, tokens, _), end in zip(made, ends, strict=True)]
