@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,26 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toy_job import toy_job, train, weights
 
+from llmfactory.config.rules import check
 from llmfactory.core.errors import UserError
+from llmfactory.optim.average.spec import Ema
+from llmfactory.optim.schedule.spec import Constant
+from llmfactory.optim.spec import (
+    Adafactor,
+    Adam,
+    Adamw8bit,
+    Lamb,
+    Lion,
+    Muon,
+    OptimSpec,
+    ScheduleFree,
+    Sgd,
+    Soap,
+)
 from llmfactory.parallel.offload import keep_on_disk, memory_in
 from llmfactory.parallel.spec import Mesh, Offload
 from llmfactory.parallel.weights import allocate
+from llmfactory.peft.spec import Dora, Lora, Qlora
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system does not reserve space")
@@ -103,3 +121,45 @@ def test_a_single_process_with_all_of_it_on_disk(tmp_path: Path, in_backward: bo
     assert all(p.untyped_storage().filename is not None for p in fitted.model.parameters())
     assert all(torch.equal(value, weights(plain)[name]) for name, value in weights(fitted).items())
     assert not list((tmp_path / "files").iterdir())
+
+
+def optimizer(kind: type[OptimSpec], **changes: Any) -> dict[str, Any]:
+    return {"optim": kind(lr=1e-2, schedule=Constant(warmup_steps=2), **changes)}
+
+
+AGAIN = Mesh(recompute=True)
+BESIDE: dict[str, dict[str, Any]] = {
+    **{kind.__name__: optimizer(kind) for kind in (Adam, Lamb, Adafactor, Muon, Soap, Lion, Sgd, ScheduleFree)},
+    "Adamw8bit": optimizer(Adamw8bit, block_size=16, least_size=16),
+    "Adafactor with momentum": optimizer(Adafactor, momentum=0.9),
+    **{
+        f"{kind.__name__} in backward": {**optimizer(kind, clip_norm=None), "trainer__in_backward": True}
+        for kind in (Adafactor, Muon, Soap, ScheduleFree)
+    },
+    "averages": {"optim__average": Ema()},
+    "micro-batches": {"trainer__micro_batch_size": 2},
+    "lora, micro-batches, recomputation": {"peft": Lora(rank=2), "trainer__micro_batch_size": 2, "parallel": AGAIN},
+    "dora": {"peft": Dora(rank=2)},
+    "qlora": {"peft": Qlora(rank=2)},
+    "a budget": {"parallel": Mesh(recompute=True, recompute_budget_mb=0.01)},
+    "in backward, recomputation": {"optim__clip_norm": None, "trainer__in_backward": True, "parallel": AGAIN},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BESIDE)
+def test_beside_other_keys(tmp_path: Path, name: str) -> None:
+    """The same numbers to the last bit as in memory."""
+    steps = {"trainer__max_steps": 3, "trainer__save_every": None, "trainer__eval_every": None, "trainer__keep_best": False}
+    found = []
+    for place in (Offload.none, Offload.disk):
+        changes = {**steps, "trainer__batch_size": 4, **BESIDE[name]}
+        files = None if place is Offload.none else str(tmp_path / "files")
+        layout = dataclasses.replace(changes.get("parallel", Mesh()), offload=place, offload_dir=files)
+        job = toy_job(tmp_path, **{**changes, "parallel": layout})
+        assert not check(job)
+        fitted, rows = train(job, tmp_path / place.name)
+        found.append((weights(fitted), rows.curve()))
+    (plain, curve), (disk, its_curve) = found
+    assert its_curve == curve
+    assert all(torch.equal(disk[key], weight) for key, weight in plain.items())
