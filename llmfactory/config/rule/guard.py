@@ -35,7 +35,7 @@ def losses_that_are_compared_mean_something(job: Job) -> Iterator[Problem]:
 
 def a_rewind_finds_a_checkpoint(job: Job) -> Iterator[Problem]:
     guard, trainer = job.guard, job.trainer
-    if not isinstance(guard, Rewind) or not isinstance(job.stage, TrainingSpec):
+    if not isinstance(guard, Rewind) or not isinstance(job.stage, TrainingSpec) or isinstance(job.stage, RlSpec):
         return
     if trainer.save_every is None:
         reason = "guard=rewind goes back to a checkpoint, and none is written before the end"
