@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfactory.kernel.tile.launch import on, wide
+from llmfactory.kernel.tile.launch import on, rounded, wide
 
 BLOCK = 1024
 """Numbers of a program."""
@@ -36,9 +36,9 @@ def _step(
     mean = beta1 * mean + (1 - beta1) * grad
     square = beta2 * square + (1 - beta2) * grad * grad
     weight = shrink * weight - rate * mean / (tl.sqrt(square) / root + eps)
-    tl.store(mean_ptr + places, mean.to(mean_ptr.dtype.element_ty), mask=taken)
-    tl.store(square_ptr + places, square.to(square_ptr.dtype.element_ty), mask=taken)
-    tl.store(weight_ptr + places, weight.to(weight_ptr.dtype.element_ty), mask=taken)
+    tl.store(mean_ptr + places, rounded(mean, mean_ptr.dtype.element_ty), mask=taken)
+    tl.store(square_ptr + places, rounded(square, square_ptr.dtype.element_ty), mask=taken)
+    tl.store(weight_ptr + places, rounded(weight, weight_ptr.dtype.element_ty), mask=taken)
 
 
 def step_(

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfactory.kernel.tile.launch import INTERPRETED, on, operand, power, precision, sigmoid, wide
+from llmfactory.kernel.tile.launch import INTERPRETED, on, operand, power, precision, rounded, sigmoid, wide
 
 TILE_BYTES = 1 << 14
 """Of a tile of queries or keys. Nine such tiles must fit into the memory that a program's threads share: 227 KiB on an H100, 163 on
@@ -107,7 +107,7 @@ def _forward(
     places = (row * n_heads + head) * queries + t
     tl.store(lse_ptr + places, lse, mask=asks)
     y_places = places[:, None] * value_dim + value_columns[None, :]
-    tl.store(y_ptr + y_places, y.to(y_ptr.dtype.element_ty), mask=asks[:, None] & (value_columns < value_dim)[None, :])
+    tl.store(y_ptr + y_places, rounded(y, y_ptr.dtype.element_ty), mask=asks[:, None] & (value_columns < value_dim)[None, :])
 
 
 @triton.jit
@@ -142,7 +142,7 @@ def _back_to_queries(
         _, dscores = _shares_and_slopes(q, k, v, dy, lse, delta, seen, scale, SOFTCAP, PRECISION, WIDE)
         dq += tl.dot(dscores.to(FACTOR), k, input_precision=PRECISION, out_dtype=WIDE)
     dq_places = places[:, None] * dim + columns[None, :]
-    tl.store(dq_ptr + dq_places, (dq * scale).to(dq_ptr.dtype.element_ty), mask=asks[:, None] & (columns < dim)[None, :])
+    tl.store(dq_ptr + dq_places, rounded(dq * scale, dq_ptr.dtype.element_ty), mask=asks[:, None] & (columns < dim)[None, :])
 
 
 @triton.jit
@@ -182,9 +182,9 @@ def _back_to_keys(
             dk += tl.dot(tl.trans(dscores.to(FACTOR)), q, input_precision=PRECISION, out_dtype=WIDE)
     places = (row * n_kv_heads + kv_head) * keys + s
     dk_places, dv_places = places[:, None] * dim + columns[None, :], places[:, None] * value_dim + value_columns[None, :]
-    tl.store(dk_ptr + dk_places, (dk * scale).to(dk_ptr.dtype.element_ty), mask=is_key[:, None] & (columns < dim)[None, :])
+    tl.store(dk_ptr + dk_places, rounded(dk * scale, dk_ptr.dtype.element_ty), mask=is_key[:, None] & (columns < dim)[None, :])
     inside = is_key[:, None] & (value_columns < value_dim)[None, :]
-    tl.store(dv_ptr + dv_places, dv.to(dv_ptr.dtype.element_ty), mask=inside)
+    tl.store(dv_ptr + dv_places, rounded(dv, dv_ptr.dtype.element_ty), mask=inside)
 
 
 def tile(row: int) -> tuple[int, int]:

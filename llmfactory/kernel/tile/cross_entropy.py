@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfactory.kernel.tile.launch import on, power, sigmoid, wide
+from llmfactory.kernel.tile.launch import on, power, rounded, sigmoid, wide
 
 BLOCK = 4096
 """Logits that a program holds at once."""
@@ -85,7 +85,7 @@ def _rows(
             slope = tl.where(columns == target, slope - (1 - smoothing), slope)
             if softcap is not None:
                 slope = slope * (1 - tanh * tanh)
-            tl.store(logits_ptr + columns, slope.to(logits_ptr.dtype.element_ty), mask=inside)
+            tl.store(logits_ptr + columns, rounded(slope, logits_ptr.dtype.element_ty), mask=inside)
 
 
 def losses_(

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfactory.kernel.tile.launch import on, sigmoid, wide
+from llmfactory.kernel.tile.launch import on, rounded, sigmoid, wide
 
 BLOCK = 1024
 """Numbers of a program."""
@@ -50,7 +50,7 @@ def _forward(gate_ptr, up_ptr, y_ptr, n, ACTIVATION: tl.constexpr, WIDE: tl.cons
     gate = tl.load(gate_ptr + places, mask=there, other=0.0).to(WIDE)
     up = tl.load(up_ptr + places, mask=there, other=0.0).to(WIDE)
     y, _ = _activated(gate, ACTIVATION)
-    tl.store(y_ptr + places, (y * up).to(y_ptr.dtype.element_ty), mask=there)
+    tl.store(y_ptr + places, rounded(y * up, y_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -61,8 +61,8 @@ def _backward(dy_ptr, gate_ptr, up_ptr, dgate_ptr, dup_ptr, n, ACTIVATION: tl.co
     gate = tl.load(gate_ptr + places, mask=there, other=0.0).to(WIDE)
     up = tl.load(up_ptr + places, mask=there, other=0.0).to(WIDE)
     y, slope = _activated(gate, ACTIVATION)
-    tl.store(dgate_ptr + places, (dy * up * slope).to(dgate_ptr.dtype.element_ty), mask=there)
-    tl.store(dup_ptr + places, (dy * y).to(dup_ptr.dtype.element_ty), mask=there)
+    tl.store(dgate_ptr + places, rounded(dy * up * slope, dgate_ptr.dtype.element_ty), mask=there)
+    tl.store(dup_ptr + places, rounded(dy * y, dup_ptr.dtype.element_ty), mask=there)
 
 
 def forward(gate: Tensor, up: Tensor, activation: str) -> Tensor:

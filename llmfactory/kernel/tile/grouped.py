@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfactory.kernel.tile.launch import on, operand, power, precision, wide
+from llmfactory.kernel.tile.launch import on, operand, power, precision, rounded, wide
 from llmfactory.kernel.tile.matmul import TILE
 
 
@@ -58,7 +58,7 @@ def _rows(
             weight = tl.load(weight_ptr + weight_places, mask=inside[:, None] & left[None, :], other=0.0)
             total += tl.dot(x.to(FACTOR), tl.trans(weight.to(FACTOR)), input_precision=PRECISION, out_dtype=WIDE)
         y_places = rows[:, None] * outputs + columns[None, :]
-        tl.store(y_ptr + y_places, total.to(y_ptr.dtype.element_ty), mask=there[:, None] & inside[None, :])
+        tl.store(y_ptr + y_places, rounded(total, y_ptr.dtype.element_ty), mask=there[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def _weights(
         total += tl.dot(tl.trans(dy.to(FACTOR)), x.to(FACTOR), input_precision=PRECISION, out_dtype=WIDE)
     places = group.to(tl.int64) * outputs * inner + outs[:, None] * inner + ins[None, :]
     both = (outs < outputs)[:, None] & (ins < inner)[None, :]
-    tl.store(dweight_ptr + places, total.to(dweight_ptr.dtype.element_ty), mask=both)
+    tl.store(dweight_ptr + places, rounded(total, dweight_ptr.dtype.element_ty), mask=both)
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def _add(x_ptr, y_ptr, places_ptr, dim, SHARED: tl.constexpr, WIDE: tl.constexpr
     for visit in range(SHARED):
         place = tl.load(places_ptr + row * SHARED + visit)
         total += tl.load(x_ptr + place * dim + columns, mask=inside, other=0.0).to(WIDE)
-    tl.store(y_ptr + row * dim + columns, total.to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + row * dim + columns, rounded(total, y_ptr.dtype.element_ty), mask=inside)
 
 
 def rows(x_NI: Tensor, weight_GOI: Tensor, ends_G: Tensor) -> Tensor:

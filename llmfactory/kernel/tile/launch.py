@@ -12,6 +12,7 @@ WIDEST = 1 << 16
 """Numbers of a row that a program may hold at once."""
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+_INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 def wide(dtype: torch.dtype) -> tl.dtype:
@@ -57,3 +58,14 @@ def sigmoid(x):
     """1 / (1 + exp(-x)) without an overflow, of which the interpreter would warn."""
     small = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
+def rounded(x, FORMAT: tl.constexpr):
+    """x in a format, each number the nearest one, ties to even, as hardware rounds. The interpreter (Triton 3.9) would cut off what
+    bfloat16 has no digits for: every such number would be 0.3 % too small in the mean."""
+    if _INTERPRETED and tl.bfloat16 == FORMAT and x.dtype == tl.float32:
+        bits = x.to(tl.int32, bitcast=True)
+        nearest = (bits + (0x7FFF + ((bits >> 16) & 1))) & -0x10000
+        x = tl.where(x == x, nearest.to(tl.float32, bitcast=True), x)
+    return x.to(FORMAT)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfactory.kernel.tile.launch import INTERPRETED, on, operand, precision, wide
+from llmfactory.kernel.tile.launch import INTERPRETED, on, operand, precision, rounded, wide
 
 TILE = (16, 16, 16) if INTERPRETED else (64, 64, 32)
 """ROWS, OUT, INNER."""
@@ -63,7 +63,7 @@ def _product(
         b = tl.load(b_ptr + columns[:, None] * b_row + depth[None, :] * b_column, mask=b_there, other=0.0).to(FACTOR)
         total += tl.dot(a, tl.trans(b), input_precision=PRECISION, out_dtype=WIDE)
     there = (rows < n)[:, None] & (columns < outputs)[None, :]
-    tl.store(c_ptr + rows[:, None] * outputs + columns[None, :], total.to(c_ptr.dtype.element_ty), mask=there)
+    tl.store(c_ptr + rows[:, None] * outputs + columns[None, :], rounded(total, c_ptr.dtype.element_ty), mask=there)
 
 
 def product(a_NI: Tensor, b_OI: Tensor) -> Tensor:

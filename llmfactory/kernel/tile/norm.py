@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmfactory.core.errors import UserError
-from llmfactory.kernel.tile.launch import WIDEST, on, power, sums, warps, wide
+from llmfactory.kernel.tile.launch import WIDEST, on, power, rounded, sums, warps, wide
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def _forward(
         y = y * (tl.load(gain_ptr + columns, mask=inside, other=0.0).to(WIDE) + offset)[None, :]
     if BIAS:
         y = y + tl.load(bias_ptr + columns, mask=inside, other=0.0).to(WIDE)[None, :]
-    tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=both)
+    tl.store(y_ptr + places, rounded(y, y_ptr.dtype.element_ty), mask=both)
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def _backward(
         dx = dy - unit * (tl.sum(dy * unit, 1) / dim)[:, None]
         if CENTERED:
             dx = dx - (tl.sum(dy, 1) / dim)[:, None]
-        tl.store(dx_ptr + places, (dx * inverse[:, None]).to(dx_ptr.dtype.element_ty), mask=both)
+        tl.store(dx_ptr + places, rounded(dx * inverse[:, None], dx_ptr.dtype.element_ty), mask=both)
     if GAIN:
         tl.store(dgain_ptr + program * dim + columns, gain_sum, mask=inside)
     if BIAS:

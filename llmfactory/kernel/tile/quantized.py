@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfactory.kernel.tile.launch import on, operand, precision, wide
+from llmfactory.kernel.tile.launch import on, operand, precision, rounded, wide
 from llmfactory.kernel.tile.matmul import TILE
 
 
@@ -83,12 +83,12 @@ def _product(
         weight = _weights(
             codes_ptr, scales_ptr, book_ptr, outs, ins, outputs, inputs, bytes_of_row, blocks_of_row, NF4, SHARE, WIDE
         )
-        weight = weight.to(x.dtype).to(FACTOR)
+        weight = rounded(weight, x.dtype).to(FACTOR)
         if not BACK:
             weight = tl.trans(weight)
         total += tl.dot(x.to(FACTOR), weight, input_precision=PRECISION, out_dtype=WIDE)
     both = (rows < n)[:, None] & (columns < width)[None, :]
-    tl.store(y_ptr + rows[:, None] * width + columns[None, :], total.to(y_ptr.dtype.element_ty), mask=both)
+    tl.store(y_ptr + rows[:, None] * width + columns[None, :], rounded(total, y_ptr.dtype.element_ty), mask=both)
 
 
 def product(x: Tensor, codes: Tensor, scales: Tensor, book: Tensor | None, inputs: int, share: int, back: bool) -> Tensor:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmfactory.kernel.tile.launch import on, power
+from llmfactory.kernel.tile.launch import on, power, rounded
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def _turn(
         other = tl.load(x_ptr + x_places + partner[None, :] * x_column, mask=there & turning[None, :], other=0.0)
         y = x.to(cos.dtype) * cos[None, :] + other.to(cos.dtype) * sin[None, :]
         y_places = row * y_row + token * y_token + heads[:, None] * y_head + columns[None, :] * y_column
-        tl.store(y_ptr + y_places, y.to(y_ptr.dtype.element_ty), mask=there & inside[None, :])
+        tl.store(y_ptr + y_places, rounded(y, y_ptr.dtype.element_ty), mask=there & inside[None, :])
 
 
 def turn(x_BHTD: Tensor, cos_B1TW: Tensor, sin_B1TW: Tensor, group: int, back: bool) -> Tensor:
