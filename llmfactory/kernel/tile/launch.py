@@ -63,7 +63,7 @@ def sigmoid(x):
 @triton.jit
 def rounded(x, FORMAT: tl.constexpr):
     """x in a format, each number the nearest one, ties to even, as hardware rounds. The interpreter (Triton 3.9) would cut off what
-    bfloat16 has no digits for: every such number would be 0.3 % too small in the mean."""
+    bfloat16 has no digits for, so that all numbers are 0.3 % too small in the mean."""
     if _INTERPRETED and tl.bfloat16 == FORMAT and x.dtype == tl.float32:
         bits = x.to(tl.int32, bitcast=True)
         nearest = (bits + (0x7FFF + ((bits >> 16) & 1))) & -0x10000
