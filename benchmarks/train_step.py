@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                          all rows of both sizes, 5 rounds
     python benchmarks/train_step.py --sizes llama --rounds 1
     python benchmarks/train_step.py --only hf ours floor_one_dnn
+    python benchmarks/train_step.py --rounds 1 --steps 1     every row, roughly
 
 `llama`: L6 D384 H6 FF1024 V32000, `gpt2`: L6 D384 H6 FF1536 V50257; heads tied, 8 rows of 256 random tokens, float32, AdamW (fused),
 gradients clipped at norm 1. `ours` and `hf` are bare loops, eager and under torch.compile, `trainer` is transformers' Trainer with its
@@ -31,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.model_step import ours, sizes, transformers
 
-WARM, STEPS = 1, 3
-"""Steps that are not counted (compilers take theirs there), and those that are."""
+WARM = 1
+"""Steps that are not counted: compilers take theirs there."""
 VARIANTS = (
     *("hf", "trainer", "ours", "hf_compiled", "ours_compiled", "floor", "floor_one_dnn"),
     *("hf+mallopt", "trainer+mallopt", "hf_compiled+mallopt", "ours-mallopt", "ours_compiled-mallopt"),
@@ -138,7 +139,8 @@ def trainer(name: str, size: dict[str, int], tokens: list[Any]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(times)]
 
 
-def measure(name: str, variant: str) -> float:
+def measure(name: str, variant: str, steps: int) -> float:
+    """Median CPU seconds of `steps` steps."""
     import torch
 
     from llmfactory.run.allocator import keep_freed_memory
@@ -149,10 +151,10 @@ def measure(name: str, variant: str) -> float:
     size = sizes(name)
     generator = torch.Generator().manual_seed(0)
     tokens = [
-        torch.randint(0, size["vocab"], (size["rows"], size["length"] + 1), generator=generator) for _ in range(WARM + STEPS)
+        torch.randint(0, size["vocab"], (size["rows"], size["length"] + 1), generator=generator) for _ in range(WARM + steps)
     ]
     if kind == "trainer":
-        return statistics.median(trainer(name, size, tokens)[-STEPS:])
+        return statistics.median(trainer(name, size, tokens))
     step = floor(name, size, kind == "floor_one_dnn") if kind.startswith("floor") else trained(name, size, kind)
     seconds = []
     for some in tokens:
@@ -191,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=("llama", "gpt2"), default=["llama", "gpt2"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="that are counted, of each sample")
     parser.add_argument(
         "--only", nargs="+", choices=VARIANTS, default=VARIANTS, help="these rows; the first is what others are compared with"
     )
@@ -198,7 +201,7 @@ def main() -> None:
     parser.add_argument("--profile", nargs=2, metavar=("SIZE", "VARIANT"), help="operations of one step by their own time")
     arguments = parser.parse_args()
     if arguments.sample:
-        print(measure(*arguments.sample))
+        print(measure(*arguments.sample, arguments.steps))
         return
     if arguments.profile:
         profile(*arguments.profile)
@@ -207,7 +210,7 @@ def main() -> None:
 
     for name in arguments.sizes:
         print(f"\n## {name}\n")
-        variants = {variant: [__file__, "--sample", name, variant] for variant in arguments.only}
+        variants = {variant: [__file__, "--sample", name, variant, "--steps", str(arguments.steps)] for variant in arguments.only}
         compare(interleave(variants, arguments.only[0], arguments.rounds, "CPU s/step"))
 
 
