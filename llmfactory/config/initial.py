@@ -72,6 +72,23 @@ def start_from(tree: Tree, init: str, chosen: Iterable[str], names: tuple[str, .
     return called
 
 
+def method_of(init: str) -> PeftSpec | None:
+    """How the trained part of what `init` names was trained; None: it says nothing of it, or cannot be read, which whoever reads it
+    for good says."""
+    path = Path(init).expanduser()
+    try:
+        if is_adapter(path):
+            return spec_of(open_adapter(path))
+        run = None if is_published(path) else run_of(init)
+        if run is None:
+            return None
+        saved = saved_config(run)
+        found = spec_from_plain(saved.get(PEFT, {}), PeftSpec, packages(plugins=saved.get("plugins") or ()), PEFT)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError, UserError):
+        return None
+    return found if isinstance(found, PeftSpec) else None
+
+
 def _without(tree: Tree) -> str | None:
     """How to go on without `init`, where the stage can."""
     stage = tree.root.values["stage"]

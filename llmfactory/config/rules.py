@@ -162,6 +162,7 @@ from llmfactory.config.rule.records import (
 )
 from llmfactory.config.rule.rollout import (
     a_target_has_a_penalty_to_steer,
+    divergence_is_from_where_training_began,
     rewards_come_from_graders,
     steps_share_out_the_answers,
     whoever_writes_has_the_whole_model,
@@ -333,6 +334,7 @@ RULES: tuple[Rule, ...] = (
     steps_are_for_sources_that_there_are,
     rewards_come_from_graders,
     written_answers_teach_policies,
+    divergence_is_from_where_training_began,
     steps_share_out_the_answers,
     whoever_writes_has_the_whole_model,
     a_target_has_a_penalty_to_steer,

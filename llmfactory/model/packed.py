@@ -35,6 +35,10 @@ class Packed(Part):
     def rounded(self, weight: Tensor) -> Tensor:
         """What it multiplies by where it was given this matrix."""
 
+    @abstractmethod
+    def unpacked(self) -> Tensor:
+        """The whole matrix that it multiplies by, however it lies over processes, which all call this."""
+
     def contents(self, weight: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Its parameters, and what each of them holds of a matrix."""
         for name, content in self.pack(weight).items():

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llmfactory.model.packed import packed
+from llmfactory.parallel.weights import put
 from llmfactory.peft.active import base_stays, without_adapters
 
 if TYPE_CHECKING:
@@ -44,12 +46,17 @@ def begin_reference(model: Skeleton) -> None:
 
 @torch.no_grad()
 def copy_weights(model: Skeleton, companion: Skeleton, new_head: bool = False) -> None:
-    """The model's weights into one like it that lies like it; `new_head`: but for those of the head."""
+    """The model's weights into one like it that lies like it; `new_head`: but for those of the head. Of matrices in few bits those
+    that the model multiplies by."""
+    matrices = packed(model)
     own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     persistent = companion.state_dict().keys()
     for name, tensor in (*companion.named_parameters(), *companion.named_buffers()):
         if name in persistent and not (new_head and name.startswith("head.")):
-            tensor.copy_(own[name])
+            if name in matrices:
+                put(tensor, matrices[name].unpacked())
+            else:
+                tensor.copy_(own[name])
 
 
 @contextmanager

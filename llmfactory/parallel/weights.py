@@ -26,6 +26,12 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, detached; of one that is distributed, which every process asks for at once, the pieces together."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def box(tensor: Tensor) -> Box:
     """Where this process's piece lies in the whole."""
     if not isinstance(tensor, DTensor):

@@ -23,12 +23,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from llmfactory.core.context import Context
 from llmfactory.core.sharding import Constant, Layout, Normal, Parameter
 from llmfactory.model.skeleton import Skeleton
-from llmfactory.parallel.weights import local, put
+from llmfactory.parallel.weights import local, put, whole
 from llmfactory.peft.adalora_spec import Adalora
 from llmfactory.peft.lora import LowRankAdapter, linear_targets
 from llmfactory.peft.part import ADAPTERS, Adapted, adapters, attach
@@ -177,20 +176,14 @@ def choose(found: list[AdaloraAdapter], budget: int) -> None:
 def scores_of(adapter: AdaloraAdapter) -> Tensor:
     """[R], of whole triplets."""
     a_RI, b_OR, e_R = (
-        _whole(adapter.get_parameter(f"{own}_sensitivity")) * _whole(adapter.get_parameter(f"{own}_uncertainty"))
-        for own in TRAINED
+        whole(adapter.get_parameter(f"{own}_sensitivity")) * whole(adapter.get_parameter(f"{own}_uncertainty")) for own in TRAINED
     )
     return e_R + a_RI.mean(1) + b_OR.mean(0)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def ranks(model: nn.Module) -> dict[str, int]:
     """How many triplets are left beside each map, by its path."""
     ends = f".{ADAPTERS}."
     return {
-        path.partition(ends)[0]: int(_whole(one.kept).sum()) for path, one in adapters(model) if isinstance(one, AdaloraAdapter)
+        path.partition(ends)[0]: int(whole(one.kept).sum()) for path, one in adapters(model) if isinstance(one, AdaloraAdapter)
     }

@@ -16,6 +16,7 @@ from llmfactory.model.declarations import declarations
 from llmfactory.model.packed import Packed
 from llmfactory.model.part import Part
 from llmfactory.model.skeleton import Skeleton
+from llmfactory.parallel.weights import whole
 from llmfactory.peft.qlora_spec import Bits
 
 NAMES = {Bits.nf4: ("codes", "scales", "ranges"), Bits.nf4_plain: ("codes", "scales"), Bits.int8: ("codes", "scales")}
@@ -44,6 +45,10 @@ class QuantizedLinear(Product, Packed):
     def rounded(self, weight: Tensor) -> Tensor:
         return weight_of(tuple(self.pack(weight).values()), self.in_features, weight.dtype)
 
+    def unpacked(self) -> Tensor:
+        content = tuple(whole(one) for one in self.packed)
+        return weight_of(content, self.in_features, _wide(content))
+
     def declare(self) -> dict[str, Parameter]:
         return {name: Parameter(Constant(0.0), decay=False) for name in NAMES[self.bits]}
 
@@ -55,14 +60,17 @@ class QuantizedLinear(Product, Packed):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The matrix [O, I] in full precision, made anew each time."""
-        wide = torch.float64 if self.packed[-1].dtype is torch.float64 else torch.float32
-        return weight_of(self.packed, self.in_features, wide)
+        return weight_of(self.packed, self.in_features, _wide(self.packed))
 
     def product(self, x: Tensor) -> Tensor:
         return quantized_linear(x, self.packed, self.kernel)  # type: ignore[no-any-return]
 
     def visited(self) -> float:
         return float(self.in_features * self.out_features)
+
+
+def _wide(packed: tuple[Tensor, ...]) -> torch.dtype:
+    return torch.float64 if packed[-1].dtype is torch.float64 else torch.float32
 
 
 def quantize(model: Skeleton, bits: Bits) -> list[str]:

@@ -323,10 +323,10 @@ def build_stage(
             initialize(model, job.seed, put, declared)
         if checkpoint is not None:
             fill(model, checkpoint, HEAD if new_head else None, world, job.init_trained)
+        if begins:  # first: adapters may take their first values out of the weights
+            objective.begin(model)
         if begins and not goes_on:
             job.peft.begin(model, world, encode)
-        if begins:
-            objective.begin(model)
         if fresh and isinstance(job.stage, Ppo) and job.stage.critic is not None:
             fill(cast(Skeleton, model.critic), io.find(Path(job.stage.critic).expanduser()), None, world)
         if anchor is not None:

@@ -11,7 +11,7 @@ from llmfactory.core.spec import at_least
 from llmfactory.objective.preference_spec import Compares, PreferenceSpec, Reference
 from llmfactory.parallel.spec import Mesh
 from llmfactory.peft.lora_spec import Lora, Start
-from llmfactory.peft.spec import AdapterSpec, None_, PeftSpec
+from llmfactory.peft.spec import AdapterSpec, None_
 from llmfactory.stage.base_spec import StageSpec, TrainingSpec
 
 if TYPE_CHECKING:
@@ -74,15 +74,19 @@ class Preference(TrainingSpec):
             return Reference.precomputed
         if isinstance(job.peft, None_) or job.peft.changes_base:
             return Reference.copy
-        return Reference.base if starts_at_its_base(job.peft) else Reference.precomputed
+        return Reference.base if starts_at_its_base(job) else Reference.precomputed
 
     def trained(self, job: Job) -> Objective:
         assert isinstance(self.objective, PreferenceSpec)
         return self.objective.build(self.reference_in(job))
 
 
-def starts_at_its_base(peft: PeftSpec) -> bool:
-    """Whether switching its adapters off gives back the model that training started from."""
+def starts_at_its_base(job: Job) -> bool:
+    """Whether switching its adapters off gives back the model that training started from: those that cannot be put into weights may
+    be the adapters of `init`, which go on."""
+    peft = job.peft
+    if not peft.merges and job.init is not None:
+        return False
     if not isinstance(peft, AdapterSpec) or peft.changes_base or peft.train:
         return False
     return not (isinstance(peft, Lora) and peft.start is Start.pissa)

@@ -552,7 +552,9 @@ def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    elsewhere = {"held_out_documents_are_the_run_s", "gguf_knows_how_text_is_cut"}  # need a run folder: below
+    elsewhere = {  # need a run folder: below
+        *("held_out_documents_are_the_run_s", "gguf_knows_how_text_is_cut", "divergence_is_from_where_training_began"),
+    }
     assert set(FIRES) | elsewhere == {rule.__name__ for rule in RULES}
 
 
@@ -623,6 +625,33 @@ def test_held_out_documents_are_the_run_s(tmp_path: Path) -> None:
     assert problem.reason.endswith("(rule held_out_documents_are_the_run_s)")
     compose_job([*line, problem.repair])
     compose_job([*line, "data=text", "data.source.files=[a.txt]", "data.held_out=0.3"])
+
+
+def test_divergence_is_from_where_training_began(tmp_path: Path) -> None:
+    """Adapters that stand in weights by then are a part of the reference; those that go on beside them are not."""
+    line = ["stage=ppo", "stage/grader=[exact_match]", "data=prompts", "data/source=pydoc_qa"]
+    for method, refused in (("lora", False), ("prefix", True), ("none", False)):
+        run = tmp_path / method
+        run.mkdir()
+        (run / "config.yaml").write_text(yaml.safe_dump(to_plain(compose_job(["toy=true", f"peft={method}"]).job)))
+        this = [
+            *line,
+            "toy=true",
+            f"init={run}",
+            "stage.kl_target=0.1",
+            "stage.max_tokens=8",
+            "data.form.max_tokens=32",
+            "data.seq_len=64",
+        ]
+        if not refused:
+            assert compose_job(this).job.stage.objective.kl_coef > 0  # type: ignore[attr-defined]
+            continue
+        with pytest.raises(ConfigError) as raised:
+            compose_job(this)
+        (problem,) = raised.value.problems
+        assert problem.reason.endswith("(rule divergence_is_from_where_training_began)")
+        assert "its peft=prefix learned" in problem.reason
+        compose_job([*this, *str(problem.repair).split()])
 
 
 def test_a_stage_that_reads_no_data_takes_short_models(tmp_path: Path) -> None:

@@ -89,3 +89,25 @@ def test_layouts(case: tuple[Path, str, list[str], Numbers], layout: str, tmp_pa
     job = make(folder, stage, *begin, "launch=local", *overrides, "trainer.micro_batch_size=2")
     for numbers in pool.run(world, run, job, tmp_path):
         assert_same(numbers, reference)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("peft", [["peft=qlora"], ["peft=lora", "peft.start=pissa"]], ids=["qlora", "pissa"])
+def test_adapters_whose_base_is_changed(peft: list[str], tmp_path: Path) -> None:
+    """Where the base is in few bits, or gives a part of itself to the adapters, reference and critic are still the model that training
+    begins with."""
+    fitted, _ = train(imitating(tmp_path, "trainer.max_steps=5", "precision=fp64"), tmp_path / "start")
+    line = ["precision=fp64", "trainer.max_steps=3", *STAGES["ppo"][:-2], f"init={fitted.checkpoint}", "trainer.eval_every=null"]
+    job = learning(tmp_path, "ppo", *line, "model/head=lm", *peft)
+    alone = run(job, tmp_path / "alone")
+    assert alone[0][1]["kl_to_reference"] == pytest.approx(0, abs=1e-12)
+    whole = (
+        run(learning(tmp_path, "ppo", *line, "model/head=lm"), tmp_path / "whole")[0] if "peft=qlora" not in peft else alone[0]
+    )
+    assert alone[0][1]["value_explained"] == pytest.approx(whole[1]["value_explained"], rel=1e-9), "the critic judges as it would"
+    laid_out = learning(
+        tmp_path, "ppo", *line, "model/head=lm", *peft, "launch=local", "parallel=zero3", "trainer.micro_batch_size=2"
+    )
+    for rows, _ in pool.run(2, run, laid_out, tmp_path / "two"):
+        for step, row in alone[0].items():
+            assert rows[step] == pytest.approx(row, rel=1e-7, abs=1e-12), step

@@ -91,4 +91,4 @@ def test_each_step_makes_it_better_on_what_was_held_out(name: str, tmp_path_fact
     improves(measures, "policy", "reward", f"{last} - init")
     assert measures["policy"]["kl"][last]["mean"] > 0.0
     assert measures["pairs"]["ranked"]["init"]["items"] >= 1000
-    assert measures["pairs"]["ranked"]["init"]["mean"] > 0.7  # two seeds gave 0.780 and 0.731, see docs/lines.md
+    assert measures["pairs"]["ranked"]["init"]["mean"] >= 0.75

@@ -33,9 +33,11 @@ def a_reference_is_what_the_objective_compares_with(job: Job) -> Iterator[Proble
     elif objective.compares is Compares.always and given is Reference.none:
         reason = f"the objective {name} says by how much the model has moved away from a reference"
         yield Problem("stage.reference", "none", reason, "stage.reference=null")
-    elif given is Reference.base and not starts_at_its_base(job.peft):
+    elif given is Reference.base and not starts_at_its_base(job):
         if isinstance(job.peft, None_):
             reason = "no adapters are trained that could be switched off"
+        elif not job.peft.merges:
+            reason = f"the adapters of init may be what peft={stem(type(job.peft))} goes on with: without them it is not what it began with"
         else:
             reason = f"peft={stem(type(job.peft))} changes or replaces weights of the model itself: what is left is not what it began with"
         yield Problem("stage.reference", "base", reason, "stage.reference=null")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llmfactory.config.initial import method_of
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
@@ -33,6 +34,21 @@ def written_answers_teach_policies(job: Job) -> Iterator[Problem]:
         stage = "ppo" if isinstance(objective, ActorCritic) else "grpo"
         reason = f"{name} learns from answers that the model has written and graders have judged, which stage={stage} has made"
         yield Problem("stage.objective", name, reason, f"stage={stage} 'stage/grader=[exact_match]'")
+
+
+def divergence_is_from_where_training_began(job: Job) -> Iterator[Problem]:
+    """A copy of the model as it was holds its weights, not adapters that cannot be put into them."""
+    if not isinstance(job.stage, RlSpec) or job.init is None:
+        return
+    objective, method = job.stage.objective, method_of(job.init)
+    if isinstance(objective, PolicySpec) and objective.kl_coef and method is not None and not method.merges:
+        reason = (
+            f"the reference would be the model of {job.init} without what its peft={stem(type(method))} learned, which cannot be put "
+            "into its weights"
+        )
+        steered = isinstance(job.stage, Ppo) and job.stage.kl_target is not None
+        repair = "stage.objective.kl_coef=0" + (" stage.kl_target=null" if steered else "")
+        yield Problem("stage.objective.kl_coef", objective.kl_coef, reason, repair)
 
 
 def steps_share_out_the_answers(job: Job) -> Iterator[Problem]:
