@@ -20,11 +20,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from toy_job import Memory, Notes, prepared, toy_job
 
+from llmfactory.config import rules
 from llmfactory.config.spec import Job
+from llmfactory.launch.spec import Local
 from llmfactory.optim.narrow import NarrowWeights
 from llmfactory.optim.schedule.spec import Constant
 from llmfactory.optim.spec import Adamw
-from llmfactory.parallel.spec import Mesh, Schedule, Zero
+from llmfactory.parallel.spec import Mesh, Offload, Schedule, Zero
 from llmfactory.peft.spec import Lora
 from llmfactory.precision.spec import Bf16Mixed, Bf16True, Fp8, Fp16Mixed, Fp32, Int8Mixed, PrecisionSpec, Recipe, Rounding
 from llmfactory.run.fit import fit
@@ -170,6 +172,35 @@ def test_narrow_weights_round_alike_under_every_cut() -> None:
                         assert found[rounding][name].equal(tensor), (rounding, name)
                     else:  # torch's fused AdamW works on the end of a piece with other instructions: a last digit
                         torch.testing.assert_close(found[rounding][name], tensor, rtol=1e-6, atol=1e-12)
+
+
+# ---- weights and state elsewhere
+
+
+def everywhere(folder: Path, at: Path, names: list[str]) -> None:
+    """On the host and in files, to the last bit what comes out without."""
+    for name in names:
+        precision = Fp16Mixed(init_scale=2.0**26, growth_interval=2) if name == "fp16_mixed" else PRECISIONS[name][0]
+        right, others = None, [Mesh(dp_shard=2), Mesh(dp_shard=2, offload=Offload.cpu)]
+        if not isinstance(precision, Bf16True):
+            others.append(Mesh(dp_shard=2, offload=Offload.disk, offload_dir=str(at / "files")))
+        for mesh in others:
+            job = make(folder, precision, mesh, launch=Local(processes=2))
+            assert rules.check(job) == []
+            found = train(job, at / f"{name} {mesh.offload.name}")
+            right = right or found
+            assert repr(found[:2]) == repr(right[:2]), (name, mesh.offload)  # an overflow's norm is not a number
+            for key, weight in right[2].items():
+                assert found[2][key].equal(weight), (name, mesh.offload, key)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["bf16_true stochastic", "fp16_mixed", "int8_mixed"], pytest.param([*PRECISIONS], marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def test_weights_and_state_elsewhere(names: list[str], tmp_path: Path) -> None:
+    pool.run(2, everywhere, tmp_path, tmp_path, names)
 
 
 # ---- overflow
