@@ -26,6 +26,22 @@ def test_equals_the_reference(shape: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(lambda *args: low_rank_linear(args[0], w, args[1], args[2], 0.5), learning)
 
 
+@pytest.mark.parametrize("large", [1, 2**24], ids=["one_dnn", "torch"])
+def test_what_is_cut_out_of_larger_tensors(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the reference in float64."""
+    monkeypatch.setattr(product, "LARGE", large)
+    found = []
+    for dtype, function in ((torch.float32, low_rank_linear), (torch.float64, reference)):
+        whole = [torch.cat((one, one), -1).to(dtype)[..., : one.shape[-1]] for one in operands(torch.float32)]
+        assert not any(one.is_contiguous() for one in whole)
+        x, w, a, b = whole
+        learning = [one.requires_grad_() for one in (x, a, b)]
+        y = function(x, w, a, b, 1.5)
+        found.append([y, *torch.autograd.grad(y.sin().sum(), learning)])
+    for mine, exact in zip(*found, strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_only_what_is_asked_for() -> None:
     x, w, a, b = operands(torch.float32)
     low_rank_linear(x, w, a.requires_grad_(), b, 1.0).sum().backward()

@@ -14,7 +14,9 @@ def large(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)]
+)
 @pytest.mark.parametrize("turned", ["neither", "x", "weight", "both"])
 def test_it_is_the_product(turned, dtype, tolerance):
     torch.manual_seed(0)
@@ -28,6 +30,13 @@ def test_it_is_the_product(turned, dtype, tolerance):
     got = product(x, weight)
     assert got.dtype is dtype
     torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("sizes", [(0, 9, 4), (5, 0, 4), (1, 1, 1)], ids=str)
+def test_of_nothing_and_of_one_number(sizes):
+    rows, outputs, inputs = sizes
+    x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+    torch.testing.assert_close(product(x, weight), x @ weight.T)
 
 
 def test_rows_of_a_larger_matrix():

@@ -38,6 +38,26 @@ def test_equals_the_recurrence_with_all_gradients(block: int | None) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
+def test_strided_rows_in_single_precision() -> None:
+    """As halves of a wider tensor come, tokens before rows in memory; against the recurrence in float64."""
+    tensors, keep, state = inputs()
+    strided = [torch.stack((x, x), -1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0].float() for x in tensors[:2]]
+    strided = [torch.cat((x, x), -1)[..., :D] for x in strided]
+    assert not any(x.is_contiguous() for x in strided)
+    single = [x.requires_grad_() for x in (*strided, *(x.float() for x in tensors[2:]))]
+    double = [x.requires_grad_() for x in tensors]
+    found = []
+    for outputs, leaves in (
+        (selective_scan(*single, keep.float(), state.float(), block=4), single),
+        (reference(*double, keep, state), double),
+    ):
+        y, after = outputs
+        found.append([y, after, *torch.autograd.grad(y.sin().sum() + after.square().sum(), leaves)])
+    for ours, exact in zip(*found, strict=True):
+        assert ours.dtype is torch.float32
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-5)
+
+
 def test_without_state_and_borders() -> None:
     tensors, _, _ = inputs()
     for ours, theirs in zip(selective_scan(*tensors, block=3), reference(*tensors), strict=True):
