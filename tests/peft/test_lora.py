@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from plain_model import GPT2, LLAMA, MOE, filled, logits, moved, trained
 from toy_job import toy_job, train
 
@@ -14,7 +15,7 @@ from llmfactory.peft.active import base_stays
 from llmfactory.peft.lora import LoraAdapter, Orthonormal, StackLora
 from llmfactory.peft.lora_spec import Start
 from llmfactory.peft.part import adapters, changing
-from llmfactory.peft.spec import Lora
+from llmfactory.peft.spec import Dora, Lora
 from llmfactory.run.fit import build_stage
 
 
@@ -59,6 +60,26 @@ def test_dropout_in_training_only() -> None:
     torch.testing.assert_close(logits(model), logits(effective(model, LLAMA)), rtol=1e-10, atol=1e-12)
     moe = moved(filled(MOE, Lora(rank=2, dropout=0.5, targets=["experts.up"])))
     assert not torch.equal(logits(moe), logits(moe))
+    moe.eval()
+    torch.testing.assert_close(logits(moe), logits(effective(moe, MOE)), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "spec", [Lora(rank=3, alpha=6.0, dropout=0.5), Dora(rank=3, alpha=6.0, dropout=0.5)], ids=["lora", "dora"]
+)
+def test_what_is_dropped_is_dropped_from_the_input_of_the_change_alone(spec: Lora | Dora) -> None:
+    """Hu et al. 2022 as peft has it: W sees all of x."""
+    linear = moved(filled(LLAMA, spec)).get_submodule("blocks.1.ffn.up")
+    (adapter,) = linear.adapters.values()  # type: ignore[union-attr,operator]
+    x = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    torch.manual_seed(2)
+    found = linear(x)
+    torch.manual_seed(2)
+    want = x @ linear.weight.T + 2.0 * F.dropout(x, 0.5) @ adapter.a.T @ adapter.b.T  # type: ignore[union-attr]
+    if isinstance(spec, Dora):
+        norm = (linear.weight + 2.0 * adapter.b @ adapter.a).norm(dim=1)  # type: ignore[operator]
+        want = want * adapter.magnitude / norm
+    torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("start", list(Start))

@@ -154,9 +154,10 @@ def test_who_sees_whom() -> None:
 
 
 @pytest.mark.parametrize("pack", [Document(), Grouped(group=8, multiple=4)], ids=["document", "grouped"])
-def test_the_figure_of_padding_counts_a_shared_prompt_once(pack: PackSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", [Dpo(), Rrhf()], ids=["pairs", "rankings"])
+def test_the_figure_of_padding_counts_a_shared_prompt_once(pack: PackSpec, objective: PreferenceSpec, tmp_path: Path) -> None:
     """What batches of whole groups hold, row by row; apart it is what it was."""
-    for job in both(preference_job(tmp_path, Dpo(), data__pack=pack)):
+    for job in both(preference_job(tmp_path, objective, data__pack=pack)):
         rows = task_rows(job, job.stage.trained(job), prepared(job), "train")  # type: ignore[attr-defined]
         read = [rows.read(np.arange(low, min(low + 8, len(rows))))["segments"] for low in range(0, len(rows), 8)]
         real, places = sum(int((one > 0).sum()) for one in read), sum(one.numel() for one in read)
