@@ -12,6 +12,7 @@ from toy_job import toy_job, train, weights
 from llmfactory.core.context import CausalMask, Context, Record
 from llmfactory.core.errors import ConfigError
 from llmfactory.model.initialize import initialize
+from llmfactory.peft.active import without_adapters
 from llmfactory.peft.adalora import AdaloraAdapter, ranks
 from llmfactory.peft.part import adapters
 from llmfactory.peft.spec import Adalora
@@ -90,6 +91,10 @@ def test_the_term_is_that_of_peft(tmp_path: Any) -> None:
     model(tokens, Context(torch.arange(6).expand(2, 6), CausalMask(6, tokens.device), record=record))
     assert model.terms == ("orthogonality",)
     torch.testing.assert_close(record.sums["orthogonality"] / 12, want)
+    with without_adapters(model):
+        off = Record()
+        model(tokens, Context(torch.arange(6).expand(2, 6), CausalMask(6, tokens.device), record=off))
+    assert "orthogonality" not in off.sums, "what is switched off is not trained"
 
 
 def test_the_term_counts_once_however_the_step_is_cut(tmp_path: Any) -> None:
