@@ -40,7 +40,7 @@ class DoraAdapter(LowRankAdapter):
     def product(self, x: Tensor, linear: Adapted, base: Callable[[Tensor], Tensor]) -> Tensor:
         y = base(x)
         y = torch.add(y, F.linear(F.linear(self.dropped(x), self.a), self.b), alpha=self.scale)
-        return y * self.factor(linear.base_matrix()).to(y.dtype)
+        return y * self.factor(linear.matrix_below(self)).to(y.dtype)
 
     def factor(self, weight: Tensor) -> Tensor:
         """[O], m / n."""

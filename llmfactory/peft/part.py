@@ -114,9 +114,14 @@ class Adapted(Product):
             return None
         return self.weight
 
-    def base_matrix(self) -> Tensor:
-        """What the map multiplies by without its adapters."""
-        return super().matrix()
+    def matrix_below(self, adapter: LinearAdapter) -> Tensor:
+        """What the map multiplies by without an active adapter and those behind it."""
+        matrix = super().matrix()
+        for other in self.on():
+            if other is adapter:
+                break
+            matrix = other.matrix(matrix)
+        return matrix
 
     def matrix(self) -> Tensor:
         matrix = super().matrix()

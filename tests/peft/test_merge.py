@@ -39,10 +39,16 @@ def test_into_the_weights_and_out_again(method: str) -> None:
         torch.testing.assert_close(parameter, before[name], rtol=1e-10, atol=1e-13)
 
 
-def test_two_at_once() -> None:
-    model = moved(filled(GPT2, Lora(rank=2), ("one", "two")))
-    adapted = logits(model)
+@pytest.mark.parametrize("spec", [Lora(rank=2), Dora(rank=2), Ia3()], ids=["lora", "dora", "ia3"])
+def test_two_at_once(spec: AdapterSpec) -> None:
+    model = filled(GPT2, spec, ("one", "two"))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".adapters." in name)  # the first one too, which is not trained beside the second
+    moved(model)
+    adapted, before = logits(model), {name: parameter.clone() for name, parameter in model.named_parameters()}
     merge(model)
     torch.testing.assert_close(logits(model), adapted, rtol=1e-10, atol=1e-12)
     unmerge(model)
     torch.testing.assert_close(logits(model), adapted, rtol=1e-10, atol=1e-12)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=1e-10, atol=1e-13)
