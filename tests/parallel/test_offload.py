@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def test_state_that_is_there_keeps_its_numbers(tmp_path: Path, fused: bool) -> N
                 assert all(torch.equal(value, after[key]) for key, value in before.items())
                 assert after["exp_avg"].data_ptr() != before["exp_avg"].data_ptr()
             model(torch.full((2, 4), step + 1.0, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind", [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam, torch.optim.AdamW])
+def test_the_first_state_is_that_of_no_step(tmp_path: Path, kind: Any) -> None:
+    """A decay that is added to the gradient leaves nothing in it, a step is not counted, and the gradient is there still."""
+    found = []
+    for on_disk in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3).double()
+        optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.3)
+        for step in range(3):
+            model(torch.full((2, 4), step + 1.0, dtype=torch.float64)).square().sum().backward()
+            if on_disk and step == 0:
+                keep_on_disk(optimizer, tmp_path)
             optimizer.step()
             optimizer.zero_grad()
         found.append([p.detach() for p in model.parameters()])

@@ -19,7 +19,7 @@ from llmfactory.model.initialize import initialize
 from llmfactory.model.norm.spec import RmsNorm
 from llmfactory.model.position.spec import Rope
 from llmfactory.model.spec import DecoderOnly
-from llmfactory.parallel.recompute import Seen, operations, recompute
+from llmfactory.parallel.recompute import Seen, draws, operations, recompute
 from llmfactory.parallel.spec import Mesh
 
 LAYERS, ROWS, LENGTH, DIM = 5, 2, 8, 16
@@ -121,6 +121,17 @@ def test_what_is_kept_is_not_computed_again(keep, once, twice):
         counts.append(step(model)[2])
     assert all(counts[1][name] == counts[0][name] for name in twice)
     assert all(counts[1][name] < counts[0][name] for name in once)
+
+
+def test_which_operations_draw_random_numbers():
+    """A fused attention does where it has a rate of dropout, in its place or by its name."""
+    attention, x = torch.ops.aten._scaled_dot_product_flash_attention.default, torch.zeros(1)
+    assert draws(attention, (x, x, x, 0.1), {})
+    assert draws(attention, (x, x, x), {"dropout_p": 0.1})
+    assert not draws(attention, (x, x, x, 0.0), {})
+    assert not draws(attention, (x, x, x), {})
+    assert draws(torch.ops.aten.native_dropout.default, (x, 0.1, True), {})
+    assert not draws(torch.ops.aten.mm.default, (x, x), {})
 
 
 def test_an_operation_that_torch_does_not_have():
