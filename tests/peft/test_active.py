@@ -6,6 +6,7 @@ from plain_model import LLAMA, MOE, filled, logits, moved
 
 from llmfactory.core.errors import UserError
 from llmfactory.peft.active import base_stays, choose, has_adapters, without_adapters
+from llmfactory.peft.part import adapters
 from llmfactory.peft.spec import Freeze, Lora
 
 
@@ -22,6 +23,7 @@ def test_without_adapters_the_model_is_its_base(overrides: list[str]) -> None:
 def test_one_that_was_off_stays_off() -> None:
     model = moved(filled(LLAMA, Lora(rank=2), ("one", "two")))
     choose(model, ["two"])
+    assert {adapter.name for _, adapter in adapters(model) if adapter.active} == {"two"}
     only = logits(model)
     with without_adapters(model):
         pass

@@ -55,6 +55,20 @@ def test_a_pre_norm_block(place: Placement) -> None:
 
 
 @torch.no_grad()
+def test_two_beside_a_part_are_added_up() -> None:
+    spec = Adapter(placement=Placement.parallel, width=5, activation=Activation.relu)
+    model, plain = model_of("gpt2_tiny", spec), model_of("gpt2_tiny", None)
+    adapt(spec, model, "other")
+    model.double()
+    ffn, context = model.blocks[0].ffn, Context(torch.arange(4)[None], CausalMask(4))
+    for weight in ffn.adapters.parameters():
+        weight.normal_()
+    x = torch.randn(2, 4, model.spec.dim, dtype=torch.float64)
+    beside = sum(one(x) for one in ffn.adapters.children())
+    torch.testing.assert_close(ffn(x, context), plain.blocks[0].ffn(x, context) + beside, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("preset", ["gpt2_tiny", "lstm_tiny", "t5_small", "mixtral_8x7b"])
 def test_training_starts_at_the_base(preset: str) -> None:
     model, plain = model_of(preset, Adapter(width=5)), model_of(preset, None)
