@@ -14,7 +14,6 @@ from llmfactory.run.progress import Progress
 from llmfactory.stage.training import TrainingStage
 from llmfactory.tracking.tracker import Tracker
 
-
 SHOWN = ("reward", "ungraded")
 """Of what has been read or written, what the screen shows too."""
 

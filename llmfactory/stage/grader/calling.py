@@ -33,7 +33,6 @@ def main(place: str) -> None:
             say(grade=told(grade))
 
 
-
 def told(grade: Any) -> float | str | None:
     """A grade as it can be written down; of what is no number, its kind."""
     try:
