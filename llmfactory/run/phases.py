@@ -151,13 +151,13 @@ class PhaseClock:
         return timed
 
 
-def apart(steps: list[StepTime]) -> list[dict[str, float]]:
+def apart(steps: list[StepTime], alike: bool = True) -> list[dict[str, float]]:
     """Phases of the same step on all processes, with waiting apart from communication: an operation takes as long as it takes the
-    process that comes to it last, which waits for nobody; what others spend in it beyond that, they wait. Where processes make different
-    operations (the stages of a pipeline), they are not compared, and all of it is communication."""
+    process that comes to it last, which waits for nobody; what others spend in it beyond that, they wait. Not `alike`: processes make different
+    operations (the stages of a pipeline), perhaps as many of them; they are not compared, and all of it is communication."""
     counts = {len(step.waits) for step in steps}
     phases = [{key: step.phases.get(key, 0.0) for key in PHASES} for step in steps]
-    if len(counts) == 1:
+    if alike and len(counts) == 1:
         shortest = [min(blocked) for blocked in zip(*(step.waits for step in steps), strict=True)]
         for mine, step in zip(phases, steps, strict=True):
             mine["waiting"] = sum(step.waits) - sum(shortest)
