@@ -3,7 +3,9 @@ and that the best learning rate stays where it is."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -136,6 +138,71 @@ def test_logits_change_as_much_at_every_width() -> None:
     ours, standard = ([change_of_logits(width, mup) for width in widths] for mup in (True, False))
     assert max(ours) < 1.1 * min(ours), ours
     assert standard[-1] > 2 * standard[0], standard
+
+
+TWO_HEADS = ["model.attention.n_heads=2", "model.attention.n_kv_heads=1"]
+PARTS = ("embedding", "blocks.0", "blocks.1", "blocks.0.attention", "blocks.1.ffn")
+
+
+def with_wide_heads(width: int, *more: str) -> Job:
+    """Two heads at every width, so that they grow with the model."""
+    return compose_job(
+        ["model=llama_tiny", *SMALL, f"model.dim={width}", f"model.ffn.hidden={width * 3 // 2}", *TWO_HEADS, *more]
+    ).job
+
+
+def scale_that_a_rule_wants(width: int) -> str:
+    with pytest.raises(ConfigError, match=r"model\.attention\.scale=") as caught:
+        with_wide_heads(width, *MUP)
+    return caught.value.problems[0].repair
+
+
+def keep(seen: dict[str, Tensor], name: str, part: torch.nn.Module, given: Any, out: Tensor) -> None:
+    seen[name] = out.detach()
+
+
+def changes(width: int, factors: Mapping[str, float], mup: bool = True) -> dict[str, float]:
+    """By part, how much four steps change what comes out of it (root mean square). `factors`: wrong multiples of rates."""
+    one = with_wide_heads(width, *MUP, scale_that_a_rule_wants(width)) if mup else with_wide_heads(width)
+    model, declared = built(one)
+    for name, wrong in factors.items():
+        for parameter in [key for key in declared if key.startswith(name) and not key.endswith("norm.weight")]:
+            declared[parameter] = dataclasses.replace(declared[parameter], rate=declared[parameter].rate * wrong)
+    optimizer, tokens = optimizer_of(one, model, declared, 0.01), batches(1, rows=4)[0]
+    context, found = Context(torch.arange(16).expand(4, 16), CausalMask(16)), []
+    for number in range(5):
+        if number in (0, 4):
+            seen: dict[str, Tensor] = {}
+            hooks = [model.get_submodule(name).register_forward_hook(partial(keep, seen, name)) for name in PARTS]
+            logits = model.head(model(tokens[:, :-1], context)).detach()
+            found.append(seen | {"logits": logits.gather(-1, tokens[:, 1:, None])})
+            for hook in hooks:
+                hook.remove()
+        step(model, optimizer, tokens)
+    return {name: float((found[1][name] - found[0][name]).square().mean().sqrt()) for name in found[0]}
+
+
+def largest_spread(widths: tuple[int, ...], factors: Any = lambda grown: {}, mup: bool = True) -> float:
+    found = [changes(width, factors(width / BASE), mup) for width in widths]
+    return max(max(one[name] for one in found) / min(one[name] for one in found) for name in found[0])
+
+
+def test_all_activations_change_as_much_at_every_width() -> None:
+    assert largest_spread((32, 64, 128, 256)) < 1.3
+    assert largest_spread((32, 256), mup=False) > 20
+
+
+@pytest.mark.parametrize("wrong", ["head", "embedding", "blocks"])
+def test_one_wrong_rate_is_seen(wrong: str) -> None:
+    """What the standard parametrization, or another table, would have learned at."""
+    assert largest_spread((32, 256), lambda grown: {wrong: 1 / grown if wrong == "embedding" else grown}) > 1.4
+
+
+def test_scores_of_queries_that_point_along_keys_stay_as_they_are() -> None:
+    """Of d numbers of a size each: they grow with d, not with its root."""
+    for width in (32, 64, 256):
+        found = float(scale_that_a_rule_wants(width).partition("=")[2])
+        assert found * (width / 2) == pytest.approx((BASE / 2) ** -0.5 * (BASE / 2), rel=1e-6)
 
 
 def best_power(width: int) -> int:
