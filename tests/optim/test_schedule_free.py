@@ -16,8 +16,8 @@ from llmfactory.optim.schedule_free import BASE
 from llmfactory.optim.spec import ScheduleFree
 from llmfactory.precision.spec import Fp64
 
-RATES = (0.02, 0.05, 0.1, 0.1, 0.1)
-"""A warm-up, and then the peak."""
+RATES = (0.02, 0.05, 0.1, 0.1, 0.04)
+"""A warm-up, the peak, and a lower rate, as a guard may take."""
 
 
 def gradients() -> list[Tensor]:

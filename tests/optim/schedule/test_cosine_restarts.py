@@ -12,6 +12,8 @@ def test_each_period_begins_at_the_peak(check_warmup) -> None:
     assert schedule(20) == schedule(60) == pytest.approx(0.5)
     assert schedule(29) < 0.01
     assert schedule(90) == schedule(5000) == 0.0
+    schedule = CosineRestarts(periods=3, factor=3.0, floor=0.0).build(130)
+    assert [step for step in range(130) if schedule(step) == 1.0] == [0, 10, 40], "lengths of 10, 30 and 90"
 
 
 def test_one_period_is_a_cosine() -> None:
