@@ -41,7 +41,7 @@ def test_what_is_computed_in_which_format(tmp_path: Path) -> None:
     """Over a forward and backward pass of a decoder. (Norms, softmax and routers have tests of their own in half precision.)"""
     job = toy_job(tmp_path, precision=Bf16True())
     stage = filled(build_stage(job, False))
-    add_gradients_in(stage.root, torch.float32)
+    add_gradients_in(stage.root, job.precision.build("cpu").gradients)
     seen: set[torch.dtype] = set()
     for block in stage.model.blocks:
         block.register_forward_hook(lambda _, args, y: seen.update((args[0].dtype, y.dtype)))

@@ -10,6 +10,7 @@ from llmfactory.config.compose import compose_job
 from llmfactory.core.errors import UserError
 from llmfactory.kernel.eight_bit_linear import EightBit
 from llmfactory.model.skeleton import Skeleton
+from llmfactory.peft.adapter_spec import Adapter as BottleneckAdapter
 from llmfactory.peft.spec import Lora
 from llmfactory.precision.spec import Fp8, Recipe
 
@@ -94,6 +95,10 @@ def test_adapters_stay_beside_them() -> None:
     q(x).sum().backward()
     assert adapter.a.grad is not None
     assert q.weight.grad is None
+    model = built("model=llama_tiny")
+    BottleneckAdapter(width=4).apply(model)  # of linear maps of its own
+    Fp8(emulate=True).build("cpu").convert_module(model)
+    assert maps(model) - changed(model) == {name for name in maps(model) if "adapters" in name.split(".")} != set()
 
 
 def test_recipes() -> None:
