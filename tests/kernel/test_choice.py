@@ -123,6 +123,7 @@ def test_two_steps_are_the_same(precision: PrecisionSpec, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_operation_by_operation() -> None:
     plain, ours = (loss_and_gradients("llama", kernel, "cpu", torch.float32) for kernel in (Kernel.torch, Kernel.compile))
     for key, gradient in plain.items():
