@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
+from llmfactory.parallel.drawing import seed_generators
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.spec import DeepSpeed, Offload
 from llmfactory.parallel.strategy import MeshStrategy
@@ -112,7 +113,7 @@ class DeepSpeedStrategy(MeshStrategy):
     # ---- the step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        torch.manual_seed(name_seed(self.seed, f"step {self._step} rank {self._draws}"))
+        seed_generators(name_seed(self.seed, f"step {self._step} rank {self._draws}"), self.world.device)
         total = torch.zeros((), device=self.world.device)
         pieces = list(self._pieces(batch))
         for number, (piece, share) in enumerate(pieces, start=1):

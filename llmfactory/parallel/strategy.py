@@ -37,6 +37,7 @@ from llmfactory.kernel.linear import quicken
 from llmfactory.parallel.clip import bound_, clip_factor, global_norm, scale_
 from llmfactory.parallel.compiling import compile_blocks
 from llmfactory.parallel.context import ContextCut
+from llmfactory.parallel.drawing import seed_generators
 from llmfactory.parallel.expert import deal_experts
 from llmfactory.parallel.in_backward import InBackward
 from llmfactory.parallel.mesh import World
@@ -185,16 +186,15 @@ class MeshStrategy(ParallelStrategy):
         counts = self.stage.count(batch)
         mine = counts.values() if self.world.counts else [0.0] * len(counts)
         *totals, asked = self.world.sum_numbers([*mine, float(self.stop_asked)])
-        totals_by_name = dict(zip(counts, totals, strict=True))
-        self.tokens = totals_by_name.pop("tokens")
-        self._denominators = totals_by_name
+        self._denominators = dict(zip(counts, totals, strict=True))
+        self.tokens = self._denominators.pop("tokens")
         self.stop_agreed = asked > 0
         return {name: field.to(self.world.device, non_blocking=True) for name, field in batch.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Forward and backward of all micro-batches; returns this process's part of the loss, detached."""
         root = self.stage.root
-        torch.manual_seed(name_seed(self.seed, f"step {self._step} rank {self._draws}"))
+        seed_generators(name_seed(self.seed, f"step {self._step} rank {self._draws}"), self.world.device)
         pieces = list(self._pieces(batch))
         pieces = surveyed(pieces, self.survey, self.world) if self.stage.surveys else pieces
         self._sums = {}

@@ -39,6 +39,7 @@ from llmfactory.model.part import Part
 from llmfactory.model.tower import Tower
 from llmfactory.model.vision import VisionEncoder
 from llmfactory.parallel.collectives import Group, gather, piece, scatter_total, total
+from llmfactory.parallel.drawing import generator_states, restore_generators, seed_generators
 from llmfactory.parallel.mesh import World
 from llmfactory.parallel.vocabulary import cut_look_up, cut_losses, gathered_rows
 
@@ -139,13 +140,13 @@ class _Cutter:
                 if module.training and getattr(module, "dropout", None) and not sequence:
                     # Outside, all draw the same numbers; each has its own heads here, so its own numbers.
                     seed = int(torch.randint(2**62, ()).item())
-                    restore.append(_random_state())
-                    torch.manual_seed(name_seed(seed, str(self.rank)))
+                    restore.append(generator_states())
+                    seed_generators(name_seed(seed, str(self.rank)), args[0].device)
             return args, kwargs
 
         def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             if restore:
-                _restore_random_state(restore.pop())
+                restore_generators(restore.pop())
             return end(output)
 
         part.register_forward_pre_hook(before, with_kwargs=True)
@@ -242,14 +243,3 @@ def keep_piece(module: nn.Module, attribute: str, mesh: DeviceMesh, placements: 
     if not issubclass(kind, Pieces):
         module.__class__ = type(kind.__name__, (Pieces, kind), {})
     module.__dict__.setdefault("_views", {})[attribute] = view, mesh.ndim
-
-
-def _random_state() -> list[Tensor]:
-    """Of all generators that a forward draws from."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
-
-
-def _restore_random_state(state: list[Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state(state[1])
