@@ -110,6 +110,24 @@ def test_the_steps_are_those_of_one_process(name: str, tmp_path: Path) -> None:
     assert max(found.values()) <= 1e-9, found
 
 
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_goes_on_under_other_layouts(name: str, tmp_path: Path) -> None:
+    """Whatever the optimizer keeps: from one process to pieces of weights, on to others, and back."""
+    layouts = [Mesh(), SHARDS, TENSOR, Mesh(pp=2), Mesh()]
+
+    def to(step: int, mesh: Mesh) -> Job:
+        job = make(tmp_path, OPTIMIZERS[name], mesh)
+        return dataclasses.replace(job, trainer=dataclasses.replace(job.trainer, max_steps=step, save_every=None))
+
+    weights = train(to(len(layouts), Mesh()), tmp_path / "one")
+    for number, mesh in enumerate(layouts, start=1):
+        found = pool.run(processes(mesh), train, to(number, mesh), tmp_path / "moved")
+    for key, weight in weights.items():
+        assert (found[0][key] - weight).norm() <= 1e-9 * weight.norm().clamp_min(1e-3), key
+
+
 def magnitudes(job: Job, folder: Path) -> dict[str, float]:
     """Of the last step, part by part."""
     tracker = Memory()
