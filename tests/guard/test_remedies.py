@@ -96,6 +96,7 @@ def test_rates_multiply_while_they_hold() -> None:
     again.load(made.state())
     assert again.state() == made.state()
     assert again.decisions == 2
+    assert [again.lr_factor(step) for step in (5, 6, 9, 16, 19)] == [1, 0.5, 0.25, 0.5, 1]
 
 
 @pytest.mark.parametrize(

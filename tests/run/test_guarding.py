@@ -142,6 +142,24 @@ def test_killed_between_detection_and_rewind(moment: str, unbroken: Any, tmp_pat
     same(weights(repeated), weights(fitted))
 
 
+def test_what_is_decided_again_is_written_once(unbroken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the decision and before the next checkpoint."""
+    log = Memory.log
+
+    def late(self: Memory, step: int, metrics: dict[str, float]) -> None:
+        log(self, step, metrics)
+        if step == 32:
+            raise Killed
+
+    job = poisoned_job(tmp_path, GUARDS["skip"], trainer__save_every=14)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Memory, "log", late)
+        run(job, tmp_path / "run")
+    assert [line["step"] for line in lines(tmp_path / "run")] == [30]
+    run(job, tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(unbroken("skip")[0])
+
+
 def test_the_file_of_decisions_may_be_lost(unbroken: Any, tmp_path: Path) -> None:
     """What was left out stands in the checkpoints that were written since."""
     job = poisoned_job(tmp_path, GUARDS["rewind"], trainer__max_steps=36)
