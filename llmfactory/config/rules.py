@@ -150,6 +150,7 @@ from llmfactory.config.rule.preference import (
     shared_prompts_change_no_number,
 )
 from llmfactory.config.rule.profile import (
+    a_profile_covers_whole_iterations,
     a_profile_ends_within_the_run,
     deepspeed_makes_its_own_steps,
     what_is_profiled_is_trained,
@@ -210,7 +211,12 @@ def check(job: Job) -> list[Problem]:
     return [dataclasses.replace(problem, reason=f"{problem.reason} (rule {rule.__name__})") for rule, problem in found]
 
 
-OF_PROFILES: tuple[Rule, ...] = (what_is_profiled_is_trained, a_profile_ends_within_the_run, deepspeed_makes_its_own_steps)
+OF_PROFILES: tuple[Rule, ...] = (
+    what_is_profiled_is_trained,
+    a_profile_ends_within_the_run,
+    a_profile_covers_whole_iterations,
+    deepspeed_makes_its_own_steps,
+)
 """Rules that look at a profile itself."""
 
 

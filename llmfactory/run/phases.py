@@ -117,12 +117,14 @@ class PhaseClock:
 
     def fetching(self, batches: Any) -> Iterator[Any]:
         """The same batches; the time in which they are made is that of data."""
-        source = iter(batches)
+        source, end = iter(batches), object()
         while True:
             before = self._marks[-1][0] if self._marks else "framework"
             self.begin("data")
-            batch = next(source)
+            batch = next(source, end)
             self.begin(before)
+            if batch is end:
+                return
             yield batch
 
     @contextmanager

@@ -54,7 +54,7 @@ class Measured:
 
 def figures_of(job: Job, data: Data, world: World, everyone: list[Measured]) -> dict[str, Any]:
     """Called by every process (the peak is measured)."""
-    found = times_of(everyone, world.device.type == "cuda", alike="pp" not in world.groups)
+    found = times_of(everyone, world.device.type == "cuda", alike="pp" not in world.groups, every=isinstance(job.stage, RlSpec))
     seconds, size = found["seconds_per_step"], world.size
     found |= {"tokens_per_step": everyone[0].tokens, "tokens_per_second": everyone[0].tokens / seconds}
     flops = model_flops(job, data)
@@ -75,10 +75,11 @@ def middle(steps: Sequence[Sequence[StepTime]]) -> list[int]:
     return order[cut : len(order) - cut]
 
 
-def times_of(everyone: Sequence[Measured], on_gpu: bool, alike: bool = True) -> dict[str, Any]:
-    """Seconds of a step, by phase and process: means over the middle half of the steps, which add up as each step does."""
+def times_of(everyone: Sequence[Measured], on_gpu: bool, alike: bool = True, every: bool = False) -> dict[str, Any]:
+    """Seconds of a step, by phase and process: means over the middle half of the steps, or over `every` one where some of them write the
+    answers that the others learn from, which add up as each step does."""
     steps = [[one.steps[number] for one in everyone] for number in range(len(everyone[0].steps))]
-    taken = middle(steps)
+    taken = list(range(len(steps))) if every else middle(steps)
     per_step = [apart(steps[number], alike) for number in taken]
     phases = [
         {key: sum(step[place][key] for step in per_step) / len(per_step) for key in PHASES} for place in range(len(everyone))

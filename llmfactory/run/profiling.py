@@ -110,7 +110,7 @@ class Profiler(pl.Callback):
         return self.spec.steps
 
     def loader(self, batches: Any) -> Any:
-        return _Timed(self.clock, batches)
+        return (_TimedInTime if hasattr(batches, "__len__") else _Timed)(self.clock, batches)
 
     def attach(self, strategy: MeshStrategy) -> None:
         self.strategy = strategy
@@ -168,6 +168,10 @@ class Profiler(pl.Callback):
 
     def _close(self) -> None:
         self.clock.close()
+        if self._profile is not None:  # an error in the step that is traced; a profiler that nobody ends crashes the process
+            with self._quiet():
+                self._profile.__exit__(None, None, None)
+            self._profile = None
         self._open.close()
 
     def _sizes(self) -> None:
@@ -252,6 +256,13 @@ class _Timed:
 
     def __iter__(self) -> Iterator[Any]:
         return self.clock.fetching(self.batches)
+
+
+class _TimedInTime(_Timed):
+    """One that must not be asked for a batch ahead of its step: Lightning asks in time where there is a length."""
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -25,7 +25,7 @@ class Profile(StageSpec):
     warm_up: int = 3
     """Steps before the first that is measured."""
     measured: int = 8
-    """Steps that are timed; the middle half of them counts, by length."""
+    """Steps that are timed; the middle half of them counts, by length, or all where the model writes what it learns from."""
     stacks: bool = True
     """One step more with Python's stacks, for a flame graph."""
 

@@ -26,6 +26,7 @@ MUP = ["optim/width=mup", "optim.width.base={dim: 64, attention.n_heads: 2, ffn.
 FIRES = {
     "what_is_profiled_is_trained": [["stage=profile", "stage.of=plan"], ["stage=profile", "model=kneser_ney"]],
     "a_profile_ends_within_the_run": [["stage=profile", "trainer.max_steps=12"]],
+    "a_profile_covers_whole_iterations": [["stage=ppo", *WRITES[1:], "stage=profile", "stage.measured=6"]],
     "deepspeed_makes_its_own_steps": [["stage=profile", "parallel=deepspeed_zero1", "launch=local"]],
     "formats_that_are_compiled_are_proven": [
         ["precision=int8_mixed", "trainer.compile=true"],
