@@ -37,15 +37,16 @@ def part_of(module: nn.Module) -> str | None:
 
 def flops_by_part(job: Job, head_share: float = 1.0) -> dict[str, float]:
     """Floating-point operations of training for one token, forward and backward, by part. `head_share`: of the tokens, those that
-    the head is asked about. They add up to `train_flops_of`."""
+    the head is asked about. They add up to `train_flops_of`; a reference's forward comes besides, in the parts that it goes through."""
     model, found = built(job), dict.fromkeys(PARTS, 0.0)
     modules = dict(model.named_modules())
     for piece in pieces_of(model, job.model, job.data.seq_len, FORM):
         whole = train_flops(piece, job.data.seq_len)
-        if piece.where is Where.head:
+        module = modules.get(piece.name)
+        if piece.where is Where.head or (module is not None and part_of(module) == "head"):
             found["head"] += head_share * whole
-        elif piece.where is Where.layer and piece.name in modules:
-            for part, share in _shares(modules[piece.name], piece, job.data.seq_len).items():
+        elif module is not None:
+            for part, share in _shares(module, piece, job.data.seq_len).items():
                 found[part] += share * whole
         else:
             found["rest"] += whole
