@@ -36,8 +36,8 @@ BUGS = (
     Bug(
         "each data rank divides by its own denominators",
         STRATEGY,
-        "totals_by_name = dict(zip(counts, totals, strict=True))",
-        "totals_by_name = dict(counts)",
+        "self._denominators = dict(zip(counts, totals, strict=True))",
+        "self._denominators = dict(counts)",
         (case("ddp"),),
     ),
     Bug(
@@ -392,8 +392,8 @@ BUGS = (
     Bug(
         "dropped probabilities are the same in the heads of all ranks",
         TENSOR,
-        "torch.manual_seed(name_seed(seed, str(self.rank)))",
-        'torch.manual_seed(name_seed(seed, "0"))',
+        "seed_generators(name_seed(seed, str(self.rank)), args[0].device)",
+        'seed_generators(name_seed(seed, "0"), args[0].device)',
         (f"{DROPOUT}test_heads_of_different_processes_are_dropped_differently",),
     ),
 )

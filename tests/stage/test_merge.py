@@ -13,7 +13,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny_runs import ROWS, ran, trained
+from tiny_runs import MODEL, ROWS, ran, trained
 
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.tensors import Contents
@@ -114,7 +114,7 @@ def test_it_keeps_a_chat_template(folder: Path) -> None:
         *text,
         "data.seq_len=32",
         "data.held_out=0",
-        f"init={folder}/outputs/first",
+        *MODEL,
         "trainer.max_steps=1",
         "trainer.batch_size=1",
     ]
