@@ -56,6 +56,8 @@ class PhaseClock:
     _waits: list[tuple[str, float]] = field(default_factory=list)
     _began: float = 0.0
     _range: AbstractContextManager[Any] | None = None
+    _stands: bool = False
+    """A blocking call is being timed; those that it makes itself are part of it."""
 
     def begin(self, phase: str) -> None:
         self._marks.append((phase, self._now()))
@@ -143,11 +145,14 @@ class PhaseClock:
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
+            if self._stands:
+                return function(*arguments, **options)
+            self._stands, start = True, time.perf_counter()
             try:
                 with record_function("communication") if self.named else nullcontext():
                     return function(*arguments, **options)
             finally:
+                self._stands = False
                 self.blocked(time.perf_counter() - start)
 
         return timed

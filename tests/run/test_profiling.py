@@ -383,6 +383,7 @@ def profiled_here(folder: Path) -> Measured:
         return profiler.measured()
 
 
+@pytest.mark.slow  # that blocking calls are timed, tests/run/test_phases.py has without processes
 @pytest.mark.dist
 def test_several_processes_wait_for_each_other(tmp_path: Path) -> None:
     prepared(toy_job(tmp_path))
@@ -395,6 +396,5 @@ def test_several_processes_wait_for_each_other(tmp_path: Path) -> None:
         assert mine["waiting"] >= 0
         assert sum(mine.values()) == pytest.approx(total, rel=0.02, abs=1e-3)
     assert min(mine["waiting"] for mine in found["phases"]) < found["seconds_per_step"]
-    one = everyone[0]
-    assert any(part == "communication" for _, part, _ in one.parts)
+    assert any(part == "communication" for _, part, _ in everyone[0].parts)
     assert (tmp_path / "1" / "trace_1.json.gz").is_file()
