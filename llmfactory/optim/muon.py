@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llmfactory.optim.adamw import adamw_step
 from llmfactory.optim.groups import MATRIX
 from llmfactory.optim.optimizer import StepOptimizer
 from llmfactory.optim.spec import Muon as MuonSpec
 from llmfactory.optim.spec import Scale
-from llmfactory.parallel.weights import box, cut, local
+from llmfactory.parallel.weights import box, cut, local, whole
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 """a, b and c."""
@@ -51,8 +50,7 @@ class Muon(StepOptimizer):
             state["mean"] = torch.zeros_like(weight)
         mean = state["mean"].lerp_(gradient, 1 - self.spec.momentum)
         update = gradient.lerp(mean, self.spec.momentum) if self.spec.nesterov else mean
-        whole = update.full_tensor() if isinstance(update, DTensor) else update
-        found = cut(orthogonal(whole, self.spec.iterations), box(weight))
+        found = cut(orthogonal(whole(update), self.spec.iterations), box(weight))
         local(weight).mul_(1 - lr * decay).add_(found.to(weight.dtype), alpha=-lr * scale_of(weight, self.spec.scale))
 
 

@@ -23,13 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llmfactory.optim.adamw import adamw_step
 from llmfactory.optim.groups import MATRIX
 from llmfactory.optim.optimizer import StepOptimizer
 from llmfactory.optim.spec import Soap as SoapSpec
-from llmfactory.parallel.weights import box, cut, local
+from llmfactory.parallel.weights import box, cut, local, whole
 
 LEFT, RIGHT = "left", "right"
 """Names of a side's state [2, ..., n, n]: the running mean of products, and its basis in columns."""
@@ -98,14 +97,6 @@ class Soap(StepOptimizer):
                 index = order.unsqueeze(-1 if dim == -2 else -2).expand_as(square)
                 square = square.gather(dim, index)
         return square
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of it, wherever its pieces lie."""
-    found: Tensor = tensor.detach()
-    if isinstance(found, DTensor):
-        found = found.full_tensor()
-    return found
 
 
 def turned(matrix: Tensor, state: dict[str, Any], back: bool = False) -> Tensor:

@@ -40,8 +40,11 @@ def divergence_is_from_where_training_began(job: Job) -> Iterator[Problem]:
     """A copy of the model as it was holds its weights, not adapters that cannot be put into them."""
     if not isinstance(job.stage, RlSpec) or job.init is None:
         return
-    objective, method = job.stage.objective, method_of(job.init)
-    if isinstance(objective, PolicySpec) and objective.kl_coef and method is not None and not method.merges:
+    objective = job.stage.objective
+    if not isinstance(objective, PolicySpec) or not objective.kl_coef:
+        return
+    method = method_of(job.init)
+    if method is not None and not method.merges:
         reason = (
             f"the reference would be the model of {job.init} without what its peft={stem(type(method))} learned, which cannot be put "
             "into its weights"
