@@ -22,13 +22,13 @@ from llmfactory.checkpoint.names.sentence import MODULES, sentence_head
 from llmfactory.config.fields import field_types
 from llmfactory.config.plain import spec_from_plain
 from llmfactory.config.register import packages
+from llmfactory.config.saved import CONFIG, saved_config, saved_spec
 from llmfactory.config.tree import Branch, Tree
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import Spec, stem
 from llmfactory.peft.spec import PeftSpec
 from llmfactory.stage.spec import Describe, Embed, TrainingSpec
 
-CONFIG = "config.yaml"
 TAKEN = ("model", "data")
 PEFT = "peft"
 
@@ -80,13 +80,9 @@ def method_of(init: str) -> PeftSpec | None:
         if is_adapter(path):
             return spec_of(open_adapter(path))
         run = None if is_published(path) else run_of(init)
-        if run is None:
-            return None
-        saved = saved_config(run)
-        found = spec_from_plain(saved.get(PEFT, {}), PeftSpec, packages(plugins=saved.get("plugins") or ()), PEFT)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError, UserError):
+        return None if run is None else saved_spec(run, PeftSpec, PEFT)
+    except UserError:
         return None
-    return found if isinstance(found, PeftSpec) else None
 
 
 def _without(tree: Tree) -> str | None:
@@ -124,14 +120,6 @@ def _put(tree: Tree, key: str, spec: Spec, origin: str, chosen: Iterable[str]) -
         _keep_part(tree, new, part)
     tree.root.values[key] = new
     return True
-
-
-def saved_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a run folder."""
-    saved = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    if not isinstance(saved, dict):
-        raise ConfigError([Problem("", saved, "it holds no config")])
-    return saved
 
 
 def _going_on(tree: Tree, init: str) -> Path | None:

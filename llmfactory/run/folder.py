@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.checkpoint.files import STATE
+from llmfactory.config.saved import CONFIG
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.run.names import make_name
 from llmfactory.run.plain_file import read_json, read_yaml, write_json, write_whole, write_yaml
 from llmfactory.run.resume import compare
 
-CONFIG = "config.yaml"
 OVERRIDES = "overrides.txt"
 RESULT = "result.json"
 LOG = "log.txt"

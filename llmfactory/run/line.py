@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llmfactory.config.compose import Composed
+from llmfactory.config.saved import CONFIG
 from llmfactory.core.errors import ConfigError, UserError
 from llmfactory.run.folder import (
-    CONFIG,
     LOG,
     OVERRIDES,
     Lock,

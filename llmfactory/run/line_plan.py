@@ -20,6 +20,7 @@ from typing import Any
 from llmfactory.config.arguments import override, parse
 from llmfactory.config.compose import Composed, compose_job
 from llmfactory.config.plain import from_plain
+from llmfactory.config.saved import CONFIG
 from llmfactory.config.tree import COMMAND_LINE
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import stem
@@ -28,7 +29,6 @@ from llmfactory.data.examples import SUFFIXES
 from llmfactory.data.source.digest import digests
 from llmfactory.data.source.paths import resolve
 from llmfactory.data.spec import DataSpec, DocumentsSpec, Labelled
-from llmfactory.run.folder import CONFIG
 from llmfactory.run.plain_file import write_yaml
 from llmfactory.run.resume import ROUNDING, SAFE, flatten, matches
 from llmfactory.stage.judges import content_of, find

@@ -34,10 +34,11 @@ from llmfactory.config.choices import spelled_out, wants_group
 from llmfactory.config.compose import Composed, compose_job, search_path
 from llmfactory.config.profiled import for_hydra
 from llmfactory.config.register import groups, option_folders, packages
+from llmfactory.config.saved import CONFIG
 from llmfactory.config.values import plugins_of
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.core.spec import stem
-from llmfactory.run.folder import CONFIG, claim, settle_name, write_overrides, write_result
+from llmfactory.run.folder import claim, settle_name, write_overrides, write_result
 from llmfactory.run.members import Findings, combinations, compose_all, corners, typed
 from llmfactory.run.summary import write_summary
 from llmfactory.stage.spec import Describe

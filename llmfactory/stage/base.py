@@ -26,6 +26,7 @@ from llmfactory.checkpoint.names.folder import ADAPTER, is_adapter
 from llmfactory.checkpoint.names.published import is_published, open_published
 from llmfactory.checkpoint.published import tensors_of
 from llmfactory.checkpoint.tensors import PREFIX, describe
+from llmfactory.config.saved import saved_spec
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import name_seed
 from llmfactory.core.spec import stem
@@ -35,7 +36,6 @@ from llmfactory.model.spec import ModelSpec
 from llmfactory.optim.average.average import TRAINED
 from llmfactory.peft.merge import Changes
 from llmfactory.peft.spec import AdapterSpec, PeftSpec
-from llmfactory.stage.saved import saved_spec
 
 BASE = "base"
 """Key of state.json."""

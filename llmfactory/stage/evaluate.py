@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llmfactory.checkpoint.names.published import is_published, open_published
 from llmfactory.config.register import class_of
+from llmfactory.config.saved import saved_spec
 from llmfactory.config.spec import Job
 from llmfactory.core.batch import SURVEY
 from llmfactory.core.errors import ConfigError, Problem, UserError
@@ -37,7 +38,7 @@ from llmfactory.objective.preference_spec import PreferenceSpec, Reference
 from llmfactory.objective.spec import ObjectiveSpec, answers_of, natural
 from llmfactory.parallel.mesh import World, device_type, open_world
 from llmfactory.parallel.survey import surveyed
-from llmfactory.stage.initial import checkpoint_of, load_model, saved_spec
+from llmfactory.stage.initial import checkpoint_of, load_model
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.referencing import compared, with_reference
 from llmfactory.stage.rows import Data, read_data, task_rows

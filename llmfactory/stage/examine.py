@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmfactory.config.saved import saved_spec
 from llmfactory.config.spec import Job
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
@@ -46,7 +47,6 @@ from llmfactory.stage.job import StageJob
 from llmfactory.stage.line_spec import Examine
 from llmfactory.stage.rollout import Asked, Written, laid_out, write
 from llmfactory.stage.rows import read_data
-from llmfactory.stage.saved import saved_spec
 
 if TYPE_CHECKING:
     from llmfactory.core.batch import Batch

@@ -14,8 +14,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from llmfactory.checkpoint import io
-from llmfactory.config.initial import CONFIG
 from llmfactory.config.plain import to_plain
+from llmfactory.config.saved import CONFIG, saved_spec
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.data.prepare import prepare
@@ -28,7 +28,7 @@ from llmfactory.data.tokenizer.spec import Extended, HfFile
 from llmfactory.data.tokenizer.tokenizer import FOLDER, Tokenizer, lacking
 from llmfactory.model.resize import resize
 from llmfactory.parallel.mesh import device_type, open_world
-from llmfactory.stage.initial import checkpoint_of, load_model, saved_spec, tokenizer_of
+from llmfactory.stage.initial import checkpoint_of, load_model, tokenizer_of
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.spec import Extend, StageSpec, TrainingSpec
 

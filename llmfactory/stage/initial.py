@@ -16,6 +16,7 @@ from llmfactory.checkpoint import io
 from llmfactory.checkpoint.names.published import GGUF, is_published, open_published
 from llmfactory.checkpoint.published import load_published
 from llmfactory.checkpoint.tensors import all_tensors, describe, starting_tensors, united, without
+from llmfactory.config.saved import saved_spec
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem, UserError
 from llmfactory.data.spec import DataSpec
@@ -30,7 +31,6 @@ from llmfactory.parallel.mesh import World
 from llmfactory.parallel.weights import local, put
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.stage.base import Trained, insist_on_adapters, insist_on_average, tensors_behind, trained_part
-from llmfactory.stage.saved import saved_spec as saved_spec
 
 D = TypeVar("D", bound=DataSpec)
 

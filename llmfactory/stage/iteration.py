@@ -102,10 +102,9 @@ class Rounds:
         self.forward_context, self.current = forward_context, current
         self.graders = Graders.of(job.stage.graders, job, world.device, job.stage.max_tokens)
         self.order = rows.order(job.seed)
-        self.answers = job.stage.answers or job.trainer.batch_size
+        self.answers = job.stage.written(job.trainer.batch_size)
         self.group = job.stage.group if isinstance(job.stage, Grpo) else 1
-        steps = job.stage.epochs * self.answers // job.trainer.batch_size
-        self.remembers = steps > 1 or isinstance(job.stage, Ppo)
+        self.remembers = job.stage.steps(job.trainer.batch_size) > 1 or isinstance(job.stage, Ppo)
         """Whether steps need to know how likely answers were when they were written: the first step of one sees it itself."""
 
     def next(self, drawn: int, kl_coef: float) -> Iteration:

@@ -22,6 +22,7 @@ from llmfactory.checkpoint import io
 from llmfactory.checkpoint.files import fingerprint
 from llmfactory.checkpoint.names.folder import is_adapter
 from llmfactory.checkpoint.names.published import is_published, open_published
+from llmfactory.config.saved import saved_spec
 from llmfactory.core.batch import IGNORE
 from llmfactory.core.errors import UserError
 from llmfactory.data.examples import saved_labels
@@ -36,7 +37,7 @@ from llmfactory.objective.objective import Objective
 from llmfactory.objective.spec import ObjectiveSpec
 from llmfactory.stage.base import BASE, trained_part
 from llmfactory.stage.evaluate import objective_of
-from llmfactory.stage.initial import fill, load_tokenizer, saved_spec
+from llmfactory.stage.initial import fill, load_tokenizer
 
 T = TypeVar("T")
 NARROWEST = 32

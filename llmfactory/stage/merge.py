@@ -20,8 +20,8 @@ from torch import Tensor
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.names.published import is_published
 from llmfactory.checkpoint.tensors import Contents, model_tensors
-from llmfactory.config.initial import CONFIG
 from llmfactory.config.plain import to_plain
+from llmfactory.config.saved import CONFIG, saved_spec
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.core.spec import stem
@@ -35,7 +35,6 @@ from llmfactory.stage.initial import checkpoint_of, load_tokenizer
 from llmfactory.stage.job import StageJob
 from llmfactory.stage.judges import find, model_spec
 from llmfactory.stage.merge_spec import INIT, Merge
-from llmfactory.stage.saved import saved_spec
 from llmfactory.stage.spec import Pretrain, StageSpec, TrainingSpec
 
 WORK = "work"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.names.published import is_published
-from llmfactory.config.initial import CONFIG
+from llmfactory.config.saved import CONFIG, saved_spec
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.data.form.referenced import ReferencedRows
@@ -26,7 +26,6 @@ from llmfactory.parallel.mesh import World
 from llmfactory.precision.plugin import MeshPrecision
 from llmfactory.stage.base import BASE, find_base
 from llmfactory.stage.initial import load_model
-from llmfactory.stage.saved import saved_spec
 from llmfactory.stage.training import Root
 from llmfactory.stage.tuning_spec import Preference
 

@@ -37,6 +37,14 @@ class RlSpec(TrainingSpec):
         yield from above(self, 0.0, "stop_kl", repair=0.05)
         yield from above(self, 0.0, "max_kl", repair=10.0)
 
+    def written(self, batch_size: int) -> int:
+        """Answers of an iteration."""
+        return self.answers or batch_size
+
+    def steps(self, batch_size: int) -> int:
+        """Steps that an iteration's answers are learned from in, at most (`stop_kl`)."""
+        return self.epochs * self.written(batch_size) // batch_size
+
 
 class Unended(Enum):
     """What is learned from answers that were cut off at max_tokens."""

@@ -63,8 +63,8 @@ class Place:
 
 
 class RolloutLoader:
-    """`first`: number of the first step, from 0; `measures` gives what was watched in the last step, over all processes; `clock` the seconds of training so far; `log` takes the
-    metrics of an iteration when its first step is about to be made."""
+    """`first`: number of the first step, from 0; `measures` gives what was watched in the last step, over all processes; `clock` the
+    seconds of training so far."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class RolloutLoader:
         """Prompts and rewards of the answers of the last steps, by step."""
         self._settled = True
         self._since: float | None = None
-        self.most = self.each * spec.epochs
+        self.most = spec.steps(trainer.batch_size)
         self.remembered = trainer.log_every  # a guard looks as often, or more often
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from toy_job import Notes, filled, toy_job, train, weights
 
 from llmfactory.checkpoint import io
+from llmfactory.config.saved import saved_spec
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.model.head.spec import Lm
@@ -23,7 +24,6 @@ from llmfactory.run.fit import build_stage
 from llmfactory.stage.base import BASE, contents, trained_part
 from llmfactory.stage.export import tensors_of
 from llmfactory.stage.initial import fill
-from llmfactory.stage.saved import saved_spec
 
 LORA = Lora(rank=2, alpha=8.0)
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from llmfactory.core.errors import UserError
+from llmfactory.objective.policy_spec import PolicySpec
 from llmfactory.stage.iteration import Iteration
+from llmfactory.stage.rl_spec import RlSpec
 from llmfactory.stage.rollout_loader import FOLDER, RolloutLoader
 
 ANSWERS, WIDTH = 8, 5
@@ -19,8 +21,16 @@ ANSWERS, WIDTH = 8, 5
 class Told:
     """Makes iterations whose rows hold their own numbers: 100 x iteration + answer."""
 
-    def __init__(self, batch_size: int = 4, epochs: int = 2, rank: int = 0, ranks: int = 1, **limits: float | None) -> None:
-        self.spec = SimpleNamespace(epochs=epochs, **{"stop_kl": None, "max_kl": None, **limits})
+    def __init__(
+        self,
+        batch_size: int = 4,
+        epochs: int = 2,
+        rank: int = 0,
+        ranks: int = 1,
+        stop_kl: float | None = None,
+        max_kl: float | None = None,
+    ) -> None:
+        self.spec = RlSpec(objective=PolicySpec(), answers=ANSWERS, epochs=epochs, stop_kl=stop_kl, max_kl=max_kl)
         self.job = SimpleNamespace(seed=3, trainer=SimpleNamespace(batch_size=batch_size, log_every=1))
         self.objective, self.answers = SimpleNamespace(kl_coef=0.5), ANSWERS
         self.world = SimpleNamespace(data_rank=rank, data_size=ranks)

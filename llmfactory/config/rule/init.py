@@ -9,8 +9,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from llmfactory.checkpoint.names.family import Inexpressible
 from llmfactory.checkpoint.names.target import target_for
-from llmfactory.config.initial import run_of, saved_config
+from llmfactory.config.initial import run_of
 from llmfactory.config.plain import to_plain
+from llmfactory.config.saved import saved_config
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import stem

@@ -34,7 +34,7 @@ def a_profile_covers_whole_iterations(job: Job) -> Iterator[Problem]:
     stage = job.stage
     if not isinstance(stage, Profile) or not isinstance(stage.of, RlSpec):
         return
-    each = max(1, stage.of.epochs * (stage.of.answers or job.trainer.batch_size) // job.trainer.batch_size)
+    each = max(1, stage.of.steps(job.trainer.batch_size))
     if stage.measured % each:
         reason = (
             f"answers are written every {each} steps (stage.epochs, stage.answers), and steps are timed with their share of that"
