@@ -10,7 +10,7 @@ from llmfactory.core.errors import ConfigError, Problem
 from llmfactory.core.spec import stem
 from llmfactory.model.attention.spec import Gqa
 from llmfactory.model.embedding.spec import Token, TokenSegment
-from llmfactory.model.head.spec import Lm
+from llmfactory.model.head.spec import Lm, Scalar
 from llmfactory.model.spec import DecoderOnly, EncoderOnly, ModelSpec
 from llmfactory.optim.spec import Adam, Adamw, Adamw8bit, Lion, ScheduleFree
 from llmfactory.optim.width.spec import Mup
@@ -59,7 +59,7 @@ def _unknown(model: ModelSpec) -> tuple[str, str, str] | None:
         return "model.pattern", str(model.pattern), "model.pattern=[] model.others={}"
     if type(model.attention) is not Gqa:
         return "model.attention", stem(type(model.attention)), "model/attention=gqa"
-    if type(model.head) is not Lm or model.head.dim_power != 0:
+    if type(model.head) not in (Lm, Scalar) or (isinstance(model.head, Lm) and model.head.dim_power != 0):
         return "model.head", stem(type(model.head)), "model/head=lm"
     embedding = model.embedding
     if type(embedding) not in (Token, TokenSegment) or (isinstance(embedding, Token) and embedding.dim_power != 0):
@@ -86,13 +86,12 @@ def a_width_has_a_base(job: Job) -> Iterator[Problem]:
         return
     assert isinstance(base, (DecoderOnly, EncoderOnly))
     assert isinstance(model.attention, Gqa)
-    assert isinstance(model.head, Lm)
     head, narrow = model.attention.head_width(model.dim), base.attention.head_width(base.dim)
     wanted = math.sqrt(narrow) / head
     if head != narrow and not math.isclose(model.attention.scale or head**-0.5, wanted, rel_tol=1e-6):
         reason = f"scores of heads {head} wide, {narrow} in the base, must shrink with the width, not its root (definition 4.1)"
         yield Problem("optim.width.base", width.base, reason, f"model.attention.scale={wanted:.9g}")
     wanted = base.dim / model.dim
-    if model.head.tied and not math.isclose(model.head.scale, wanted, rel_tol=1e-6):
+    if isinstance(model.head, Lm) and model.head.tied and not math.isclose(model.head.scale, wanted, rel_tol=1e-6):
         reason = "logits of a head that borrows the embedding, which does not shrink, must shrink with the model's width"
         yield Problem("model.head.scale", model.head.scale, reason, f"model.head.scale={wanted:.9g}")

@@ -265,6 +265,27 @@ def test_experts_and_tables_of_positions() -> None:
     assert up.std().item() == pytest.approx(0.25 / 2**0.5, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("line", "weight"), [(["stage=reward", "model/head=reward"], "head.weight"), (["stage=ppo"], "critic.head.weight")]
+)
+def test_a_head_of_one_number_is_an_output_matrix(line: list[str], weight: str) -> None:
+    """A reward, or the critic's values: as many numbers at every width, of more inputs."""
+    stage = line[0]
+    task = "preference" if stage == "stage=reward" else "prompts"
+    grader = [] if stage == "stage=reward" else ["stage/grader=[length]", "stage.max_tokens=8"]
+    more = [*line, f"data={task}", "data.source.files=[a.jsonl]", "data.form.max_tokens=8", *grader]
+    found = {}
+    for width in (16, 64):
+        one = job(width, *more)
+        with torch.device("meta"):
+            model = one.model.build()
+            objective = one.stage.trained(one)  # type: ignore[attr-defined]
+            objective.equip(model)
+        found[width] = one.optim.width.declared(model, one.model, objective.equip)[weight]
+    assert (found[16].rate, found[64].rate) == (1.0, 0.25)
+    assert str(found[64].start) == f"{found[16].start}, times 0.25"
+
+
 def test_a_base_without_a_width() -> None:
     with pytest.raises(ConfigError, match="narrow model's width"):
         Mup(base={"ffn.hidden": 3})
