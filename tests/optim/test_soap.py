@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 
 import pytest
@@ -67,7 +68,7 @@ def test_equals_the_papers_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_equals_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = pytest.importorskip("pytorch_optimizer", reason="the extra test has it")
+    library = importlib.import_module("pytorch_optimizer")
     monkeypatch.setattr(soap, "SHIFT", 0.0)
     spec = Soap(lr=0.05, schedule=Constant(), betas=[0.9, 0.8], basis_beta=0.7, refresh_every=3, largest_side=5)
     for shape in ((5, 5), (5, 6), (6, 5)):

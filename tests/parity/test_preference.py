@@ -6,6 +6,7 @@ TRL's own functions run on stubs of its trainers: DPO, IPO, the hinge and KTO st
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections import defaultdict
 from functools import partial
@@ -93,7 +94,7 @@ def compare(case: Case, objective: Any, theirs: Tensor) -> dict[str, Tensor]:
     ids=lambda one: one if isinstance(one, str) else "",
 )
 def test_dpo_and_its_relatives(spec: Any, loss_type: str, settings: dict[str, Any]) -> None:
-    peer = pytest.importorskip("trl.trainer.dpo_trainer").DPOTrainer
+    peer = importlib.import_module("trl.trainer.dpo_trainer").DPOTrainer
     case = compared()
     known, padded = with_reference(case), Padded(case)
     stub = trainer(
@@ -140,7 +141,7 @@ def test_dpo_and_its_relatives(spec: Any, loss_type: str, settings: dict[str, An
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_those_without_a_reference(spec: Any, settings: dict[str, Any]) -> None:
     name = "orpo" if isinstance(spec, Orpo) else "cpo"
-    module = pytest.importorskip(f"trl.experimental.{name}.{name}_trainer")
+    module = importlib.import_module(f"trl.experimental.{name}.{name}_trainer")
     peer = getattr(module, f"{name.upper()}Trainer")
     case = compared(ONE_TOKEN)
     padded = Padded(case)
@@ -165,7 +166,7 @@ def test_those_without_a_reference(spec: Any, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("far", [4.0, -4.0])
 def test_kto(far: float) -> None:
     """With the mean log-ratio of the mismatched answers above and below zero."""
-    peer = pytest.importorskip("trl.trainer.kto_trainer").KTOTrainer
+    peer = importlib.import_module("trl.trainer.kto_trainer").KTOTrainer
     case, other = compared([(3, [4]), (1, [5]), (2, [3]), (4, [2])]), compared([(2, [3]), (1, [2]), (4, [1]), (2, [2])], seed=9)
     other.outputs.head.load_state_dict(case.outputs.head.state_dict())  # type: ignore[attr-defined]
     make = torch.Generator().manual_seed(2)

@@ -6,13 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.source.spec import HfDisk
 from tests.data.source.conftest import Read
 
-datasets = pytest.importorskip("datasets")
 ROWS = [{"text": f"text {i}", "meta": {"n": i}} for i in range(20)]
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 
 from llmfactory.core.errors import UserError
 from llmfactory.data.source.account import Account
 from llmfactory.data.source.spec import Hub
 from tests.data.source.conftest import Read
-
-datasets = pytest.importorskip("datasets")
 
 
 @pytest.fixture
