@@ -25,6 +25,10 @@ MARK = "part:"
 """How the names of ranges of parts begin."""
 NODE, ACCUMULATE = "autograd::engine::evaluate_function", "AccumulateGrad"
 COMMUNICATION = ("nccl", "ncclDevKernel")
+LAUNCHES = "c10d::"
+"""How operations that begin to communicate are called."""
+BESIDE = "gloo:"
+"""How ranges are called that begin where communication begins and last until it is done, while their thread does other things."""
 COMPUTES = ("forward", "backward")
 ROUNDING = 0.01
 """Microseconds."""
@@ -131,7 +135,7 @@ def read_trace(path: Path) -> Trace:
             trace.memory.append(event)
         elif kind == "kernel" or kind in ("gpu_memcpy", "gpu_memset"):
             trace.kernels.append(event)
-        elif kind in ("cpu_op", "user_annotation", "python_function") and "dur" in event:
+        elif kind in ("cpu_op", "user_annotation", "python_function") and "dur" in event and not event["name"].startswith(BESIDE):
             threads.setdefault(event["tid"], []).append(event)
         elif kind == "fwdbwd":
             place = event["tid"], event["ts"]
@@ -180,7 +184,8 @@ def _name_parts(nodes: list[Node], arrows: dict[tuple[Any, float], tuple[Any, fl
         if name.startswith(MARK):
             node.part = name[len(MARK) :].split(" ")[0]
             continue
-        node.part = "communication" if name == "communication" else above.part if above is not None else None
+        communicates = name == "communication" or name.startswith(LAUNCHES)
+        node.part = "communication" if communicates else above.part if above is not None else None
         if not name.startswith(NODE):
             continue
         if above is None:  # on a GPU the backward pass has a thread of its own

@@ -281,6 +281,15 @@ def test_a_range_that_outlasts_its_opener_stands_beside_it() -> None:
     assert found["range"].own == 40
 
 
+def test_what_is_on_its_way_meanwhile_holds_nothing(tmp_path: Path) -> None:
+    """Of a message of gloo, torch notes a range on the thread that sends it, until it has arrived."""
+    ops = [event("forward", 0, 100, cat="user_annotation"), event("c10d::send", 10, 4), event("aten::mm", 30, 40)]
+    meanwhile = event("gloo:send", 11, 80, cat="user_annotation")
+    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": [*ops, meanwhile]}))
+    found = read_trace(tmp_path / "trace.json").seconds()
+    assert found == pytest.approx({("forward", "rest"): 96e-6, ("forward", "communication"): 4e-6})
+
+
 def test_stacks_are_written_as_flame_graphs_want_them() -> None:
     nodes = nested([event("/x/site-packages/torch/a.py(1): f", 0, 100), event("aten::mm", 10, 60), event("b;c", 80, 10)])
     found = stacks([*nodes, *nested([event("other", 200, 5)])])
