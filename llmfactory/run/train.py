@@ -35,10 +35,10 @@ from llmfactory.run.sample import sample
 from llmfactory.run.supply import RowSupply
 from llmfactory.stage.evaluate import compressor_figures, held_out_figures, text_bytes
 from llmfactory.stage.initial import checkpoint_of
+from llmfactory.stage.part_flops import flops_by_part
 from llmfactory.stage.rows import Data, read_data, task_rows
 from llmfactory.stage.score import score
 from llmfactory.stage.spec import RlSpec, TrainingSpec
-from llmfactory.stage.workload import train_flops_of
 from llmfactory.tracking.none import NoTracker
 
 LOOK = 64
@@ -161,7 +161,7 @@ def figures_of(
     if job.model.graph not in ("counts", "words", "encoder_decoder"):
         peak = sum(world.gather(matmul_peak(world.device, precision.products or precision.weights)))
         share = labelled_share(rows) if objective.sparse else 1.0
-        flops = train_flops_of(job, share) * fitted.tokens_per_second
+        flops = sum(flops_by_part(job, share).values()) * fitted.tokens_per_second
         found |= {"peak_flops": peak, "mfu": flops / peak}
     if job.trainer.sample and objective.continues and isinstance(data, Prepared):
         model: Skeleton | None = None

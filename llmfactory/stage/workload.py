@@ -25,6 +25,8 @@ from llmfactory.model.part import Part, visited
 from llmfactory.model.skeleton import COMPANION, Skeleton
 from llmfactory.model.spec import EncoderDecoder, ModelSpec, Multimodal, NeuralNgram, Recurrent, TextSpec, TowerSpec
 from llmfactory.model.steps import Step
+from llmfactory.objective.answers import AnswersObjective
+from llmfactory.objective.preference_spec import Reference
 from llmfactory.objective.reference import REFERENCE
 from llmfactory.objective.spec import answers_of, natural
 from llmfactory.optim.spec import MomentsSpec
@@ -68,7 +70,7 @@ def work_of(job: Job, is_cpu: bool) -> Work:
     model = built(job)
     vocab = job.model.vocab_size if answers_of(job.model) == "tokens" else 0
     return Work(
-        pieces=tuple(pieces_of(model, job.model, job.data.seq_len, form)),
+        pieces=tuple(pieces_of(model, job.model, job.data.seq_len, form, asks_base(job))),
         rows=job.trainer.batch_size,
         seq_len=job.data.seq_len,
         formats=form,
@@ -86,8 +88,8 @@ def train_flops_of(job: Job, head_share: float = 1.0) -> float:
     if not isinstance(job.peft, AdapterSpec):
         return train_flops_per_token(job.model, job.data.seq_len, head_share)
     work = work_of(job, is_cpu=True)
-    head = sum(train_flops(piece, work.seq_len) for piece in work.pieces if piece.where is Where.head)
-    return work.flops / work.tokens - (1 - head_share) * head
+    own = [piece for piece in work.pieces if not piece.asked]
+    return sum((head_share if piece.where is Where.head else 1.0) * train_flops(piece, work.seq_len) for piece in own)
 
 
 def built(job: Job) -> Skeleton:
@@ -100,6 +102,12 @@ def built(job: Job) -> Skeleton:
         elif (usual := natural(job.model.graph, answers_of(job.model))) is not None:
             usual().build().equip(model)
     return model
+
+
+def asks_base(job: Job) -> bool:
+    """Whether a step asks the model without its adapters, too."""
+    objective = job.stage.trained(job) if isinstance(job.stage, TrainingSpec) else None
+    return isinstance(objective, AnswersObjective) and objective.reference is Reference.base
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +123,9 @@ class Layer:
     """Tokens that pass for each token of a row; 0: it reads pictures, of which a plan knows nothing."""
 
 
-def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats) -> Iterator[Piece]:
+def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats, base: bool = False) -> Iterator[Piece]:
     """In forward order: the model's steps, then the head, with a companion model before it and a reference before all where there are
-    such."""
+    such; `base`: the model without its adapters is one, by the same weights."""
     declared = declarations(model)
     weights = {name: _weight(name, one, declared[name]) for name, one in model.named_parameters()}
     ids = {id(one): name for name, one in model.named_parameters()}
@@ -141,20 +149,25 @@ def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats) -> 
     reference = getattr(model, REFERENCE, None)
     if isinstance(reference, Skeleton):
         asked = _own_pieces(reference, reference.spec, seq_len, form, modules, take, all_of, f"{REFERENCE}.")
-        own[:0] = [
-            replace(
-                piece,
-                kind=piece.kind and f"{REFERENCE} {piece.kind}",
-                where=Where.rest,
-                borrowed=(),
-                kept=Kept(),
-                asked=True,
-            )
-            for piece in asked
-        ]
+        own[:0] = map(_asked, asked)
+    elif base:
+        with torch.device("meta"):
+            plain = spec.build()
+        names = {id(module): name for name, module in plain.named_modules()}
+        own[:0] = map(_asked, _own_pieces(plain, spec, seq_len, form, names, _none, _none, ""))
     left = tuple(weights[name] for name in weights if name not in given)
     own[-1] = replace(own[-1], weights=own[-1].weights + left)
     yield from own
+
+
+def _asked(piece: Piece) -> Piece:
+    """Of a reference."""
+    return replace(piece, kind=piece.kind and f"{REFERENCE} {piece.kind}", where=Where.rest, borrowed=(), kept=Kept(), asked=True)
+
+
+def _none(parameters: Sequence[nn.Parameter]) -> tuple[Weight, ...]:
+    """They are another piece's."""
+    return ()
 
 
 def _own_pieces(model, spec, seq_len, form, modules, take, all_of, prefix) -> Iterator[Piece]:  # type: ignore[no-untyped-def]
