@@ -20,7 +20,7 @@ from toy_job import toy_job, train, weights
 
 from llmfactory.config.rules import check
 from llmfactory.core.errors import UserError
-from llmfactory.optim.average.spec import Ema
+from llmfactory.optim.average.spec import Ema, Lawa
 from llmfactory.optim.schedule.spec import Constant
 from llmfactory.optim.spec import (
     Adafactor,
@@ -156,16 +156,19 @@ BESIDE: dict[str, dict[str, Any]] = {
         for kind in (Adafactor, Muon, Soap, ScheduleFree)
     },
     "averages": {"optim__average": Ema()},
+    "averages of some steps": {"optim__average": Lawa(every=1, last=2)},
     "micro-batches": {"trainer__micro_batch_size": 2},
     "lora, micro-batches, recomputation": {"peft": Lora(rank=2), "trainer__micro_batch_size": 2, "parallel": AGAIN},
     "dora": {"peft": Dora(rank=2)},
     "qlora": {"peft": Qlora(rank=2)},
     "a budget": {"parallel": Mesh(recompute=True, recompute_budget_mb=0.01)},
     "in backward, recomputation": {"optim__clip_norm": None, "trainer__in_backward": True, "parallel": AGAIN},
+    "compiled": {"trainer__compile": True},
 }
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
 @pytest.mark.parametrize("name", BESIDE)
 def test_beside_other_keys(tmp_path: Path, name: str) -> None:
     """The same numbers to the last bit as in memory."""
