@@ -36,6 +36,7 @@ from llmfactory.run.supply import RowSupply
 from llmfactory.stage.evaluate import compressor_figures, held_out_figures, text_bytes
 from llmfactory.stage.initial import checkpoint_of
 from llmfactory.stage.part_flops import flops_by_part
+from llmfactory.stage.rates import insist_on_names
 from llmfactory.stage.rows import Data, read_data, task_rows
 from llmfactory.stage.score import score
 from llmfactory.stage.spec import RlSpec, TrainingSpec
@@ -111,6 +112,7 @@ def prepare_in_turn(job: Job, folder: Path, world: World, display: Display) -> D
 
     They are let go as soon as rank 0 holds the lock: waiting in a collective operation would run into its time limit.
     """
+    insist_on_names(job)
     checkpoint = None
     if job.init is not None:  # a run that goes on has its own copy of the tokenizer
         checkpoint = latest(folder / "checkpoints") or checkpoint_of(job, "starting")

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.core.sharding import Layout, Parameter
 from llmfactory.model.skeleton import Skeleton
 from llmfactory.optim.groups import Rates
 from llmfactory.optim.spec import OptimSpec
 from llmfactory.peft.targets import parameters_below
+from llmfactory.stage.spec import TrainingSpec
+from llmfactory.stage.workload import built
 
 
 def rates(
@@ -33,6 +36,20 @@ def rates(
             says = found[name]
             found[name] = (says if not isinstance(says, bool) else optim.weight_decay if says else 0.0) / one.rate
     return Rates(optim.weight_decay, found, factors, frozenset(apart))
+
+
+def insist_on_names(job: Job) -> None:
+    """That what the config calls by patterns or by kind is in the model, before anything else is begun: the model is built on torch's
+    meta device, without memory.
+
+    Raises:
+        UserError: a pattern of `optim` or `peft` that means nothing, a method that finds nothing to train.
+    """
+    if job.model.graph == "counts":
+        return
+    assert isinstance(job.stage, TrainingSpec)
+    model, equip = built(job), job.stage.trained(job).equip
+    rates(model, job.optim, job.optim.width.declared(model, job.model, equip), job.peft.lr_factors(model))
 
 
 def lr_factors(model: Skeleton, optim: OptimSpec, of_method: Mapping[str, float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from tiny_published import hf_folder
 from tiny_runs import MODEL, ROWS, TRAINER, ran, sums
 from toy_job import prepared, toy_job, write_text
 
+from llmfactory.core.errors import UserError
 from llmfactory.model.initialize import initialize
 from llmfactory.model.position.spec import Learned
 from llmfactory.parallel.mesh import World
@@ -107,3 +108,22 @@ def test_what_follows_speaks_as_the_run_before_it_was_taught(tmp_path: Path, bas
     tuned(tmp_path, "taught", based(tmp_path, base), 1, *line)
     after = tuned(tmp_path, "after", tmp_path / "outputs" / "taught", 1)
     assert load_tokenizer(Path(after["checkpoint"]), 300).usage.chat_template == TURNS
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["peft=bitfit"], "this model has no biases"),
+        (["peft=lora", "peft.targets=[nothing]"], "no linear map is called nothing"),
+        (["optim.lr_factors={nothing: 2.0}"], r"optim\.lr_factors: no parameter is called nothing"),
+        (["optim.weight_decays={nothing: 0.0}"], r"optim\.weight_decays: no parameter is called nothing"),
+    ],
+    ids=["bitfit", "lora", "rates", "decays"],
+)
+def test_names_that_mean_nothing_are_told_before_data_are_prepared(line: list[str], says: str, tmp_path: Path) -> None:
+    """Which may take hours."""
+    text = write_text(tmp_path)
+    given = ["data=text", f"data.source.files=[{text}]", "data.seq_len=32", *MODEL, *TRAINER, "trainer.max_steps=2"]
+    with pytest.raises(UserError, match=says):
+        ran(tmp_path, "wrong", *given, *line)
+    assert not (tmp_path / "cache").exists()
