@@ -147,3 +147,21 @@ def test_all_at_once_and_repaired_at_once() -> None:
 def test_the_same_problem_is_told_once() -> None:
     error = told(["model.no_such_thing_at_all=1", "model.no_such_thing_at_all=2"])
     assert len(error.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "repair"),
+    [
+        ("optim=sophia", "optim=adamw"),
+        ("model=zzzzzz", "model=llama_tiny"),
+        ("guard=zzzzzz", "guard=none"),
+        ("trainer/batch_ramp=zzzzzz", "trainer/batch_ramp=none"),
+        ("parallel.recompute=full", "parallel.recompute=true"),
+        ("trainer.compile=never", "trainer.compile=false"),
+    ],
+)
+def test_what_is_tried_first(wrong: str, repair: str) -> None:
+    """Where nothing is near what was asked for, what the main job has; of a switch, what a word for a way of doing it means."""
+    with pytest.raises(ConfigError) as raised:
+        compose_job([wrong])
+    assert [problem.repair for problem in raised.value.problems] == [repair]

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]
+
 from llmfactory.config.arguments import Argument
 from llmfactory.config.fields import nearest
-from llmfactory.config.register import options
+from llmfactory.config.register import conf_folder, options
 from llmfactory.core.errors import Problem
 
 MANY = 30
@@ -128,7 +130,15 @@ def _wrong(argument: Argument, known: Sequence[str], folders: Sequence[Path]) ->
         return None
     near = nearest(option, choices)
     meant = f"did you mean {near}? " if near else ""
-    return Problem(shown, option, f"is no option of {group}: {meant}there are {listed}", f"{shown}={near or choices[0]}")
+    repair = f"{shown}={near or _usual(group, choices)}"
+    return Problem(shown, option, f"is no option of {group}: {meant}there are {listed}", repair)
+
+
+def _usual(group: str, choices: Sequence[str]) -> str:
+    """What the main job has, where that is one of them; else none of them, or any."""
+    entries = yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    usual = {key: str(option) for entry in entries if isinstance(entry, dict) for key, option in entry.items()}
+    return next((option for option in (usual.get(group, "none"), "none") if option in choices), choices[0])
 
 
 def _unknown_group(argument: Argument, known: Sequence[str], folders: Sequence[Path]) -> Problem:

@@ -170,8 +170,9 @@ def _better(kind: Type, value: Any) -> str | None:
     if kind.base is int and isinstance(value, float) and math.isfinite(value):
         return str(round(value))
     if kind.base is bool:
-        words = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
-        return words.get(str(value).lower())
+        if str(value).lower() in ("no", "off", "0", "none", "never", "disabled"):
+            return "false"
+        return "true" if isinstance(value, str) or value == 1 else None  # a word says how: full, inductor
     return None
 
 
