@@ -26,7 +26,11 @@ from llmfactory.config.rule.average import (
     averages_are_taken_of_our_own_weights,
     who_compares_models_takes_averages,
 )
-from llmfactory.config.rule.batch_ramp import a_growing_batch_has_rows_for_all, ramps_are_of_rows_of_data
+from llmfactory.config.rule.batch_ramp import (
+    a_growing_batch_fills_the_pipeline,
+    a_growing_batch_has_rows_for_all,
+    ramps_are_of_rows_of_data,
+)
 from llmfactory.config.rule.communication import an_axis_has_several_processes, talking_takes_two
 from llmfactory.config.rule.context import (
     context_parallel_cuts_attention,
@@ -357,5 +361,6 @@ RULES: tuple[Rule, ...] = (
     widths_are_scaled_where_that_is_known,
     a_width_has_a_base,
     a_growing_batch_has_rows_for_all,
+    a_growing_batch_fills_the_pipeline,
     ramps_are_of_rows_of_data,
 )

@@ -25,6 +25,11 @@ class Sizes:
         return len(self._rows) > 1
 
     @property
+    def all(self) -> tuple[int, ...]:
+        """Every number of rows that a step of some run may have, ascending."""
+        return tuple(sorted(set(self._rows)))
+
+    @property
     def least(self) -> int:
         return min(self._rows)
 

@@ -79,8 +79,13 @@ FIRES = {
         ["trainer/batch_ramp=linear", "trainer.batch_ramp.start=1", "parallel=ddp", "launch=local", "launch.processes=2"],
         ["trainer/batch_ramp=staged", "trainer.batch_ramp.rows=[1]", "parallel=ddp", "launch=local", "launch.processes=2"],
     ],
+    "a_growing_batch_fills_the_pipeline": [
+        [*STAGES, "trainer/batch_ramp=linear", "trainer.batch_ramp.start=1", "trainer.batch_ramp.increment=1"],
+        [*STAGES, "trainer/batch_ramp=linear", "trainer.micro_batch_size=4"],
+        [*STAGES, "trainer/batch_ramp=staged", "trainer.batch_ramp.rows=[1,3]", "trainer.batch_ramp.until=[5,9]"],
+        [*STAGES, "trainer/batch_ramp=linear", "trainer.batch_ramp.start=3", "parallel.schedule=interleaved"],
+    ],
     "ramps_are_of_rows_of_data": [
-        ["trainer/batch_ramp=linear", *STAGES],
         ["trainer/batch_ramp=staged", "model=kneser_ney"],
         ["trainer/batch_ramp=staged", *WRITES],
         ["trainer/batch_ramp=staged", "stage=reweight", MIXTURE],

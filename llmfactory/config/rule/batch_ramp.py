@@ -35,6 +35,33 @@ def a_growing_batch_has_rows_for_all(job: Job) -> Iterator[Problem]:
             yield Problem("trainer.batch_ramp", stem(type(ramp)), reason, NO_RAMP)
 
 
+def a_growing_batch_fills_the_pipeline(job: Job) -> Iterator[Problem]:
+    """From its first step on. Of the full batch, `micro_batches_fill_the_pipeline` says it."""
+    layout, ramp, batch = job.parallel, job.trainer.batch_ramp, job.trainer.batch_size
+    if isinstance(ramp, NoRamp) or not isinstance(layout, Mesh) or layout.pp == 1 or not isinstance(job.stage, TrainingSpec):
+        return
+    ranks, size = layout.data_degree(job.launch.world()), job.trainer.micro_batch_size or batch
+
+    def fills(rows: int) -> bool:
+        return layout.fills_pipeline(-(-rows // (ranks * size)))
+
+    short = [rows for rows in job.trainer.sizes(job.data.seq_len).all if not fills(rows)]
+    if not short or not fills(batch) or short[0] < ranks:
+        return
+    whole = ranks * size * layout.pp
+    reason = f"steps of {short[0]} rows do not fill the schedule {layout.schedule.name} of {layout.pp} processes (parallel.pp)"
+    if whole >= batch:
+        yield Problem("trainer.batch_ramp", stem(type(ramp)), reason, NO_RAMP)
+    elif isinstance(ramp, Linear):
+        start = -(-ramp.start // whole) * whole
+        grown = -(-(ramp.increment or start) // whole) * whole
+        repair = f"trainer.batch_ramp.start={start} trainer.batch_ramp.increment={grown}" if start < batch else NO_RAMP
+        yield Problem("trainer.batch_ramp.start", ramp.start, reason, repair)
+    elif isinstance(ramp, Staged):
+        rows = "[" + ",".join(str(min(batch, -(-rows // whole) * whole)) for rows in ramp.rows) + "]"
+        yield Problem("trainer.batch_ramp.rows", ramp.rows, reason, f"trainer.batch_ramp.rows={rows}")
+
+
 def ramps_are_of_rows_of_data(job: Job) -> Iterator[Problem]:
     if isinstance(job.trainer.batch_ramp, NoRamp):
         return
@@ -45,7 +72,5 @@ def ramps_are_of_rows_of_data(job: Job) -> Iterator[Problem]:
         reason = "the two small models that are compared see batches of one size"
     elif isinstance(job.stage, TrainingSpec) and job.model.graph == "counts":
         reason = "this model counts all rows in one pass"
-    elif isinstance(job.parallel, Mesh) and job.parallel.pp > 1:
-        reason = "a pipeline is made for one number of micro-batches of one size"
     if reason is not None:
         yield Problem("trainer.batch_ramp", stem(type(job.trainer.batch_ramp)), reason, NO_RAMP)
