@@ -84,6 +84,7 @@ FIRES = {
         [*STAGES, "trainer/batch_ramp=linear", "trainer.micro_batch_size=4"],
         [*STAGES, "trainer/batch_ramp=staged", "trainer.batch_ramp.rows=[1,3]", "trainer.batch_ramp.until=[5,9]"],
         [*STAGES, "trainer/batch_ramp=linear", "trainer.batch_ramp.start=3", "parallel.schedule=interleaved"],
+        [*STAGES, "trainer/batch_ramp=linear", "trainer.batch_ramp.increment=1", "parallel.schedule=interleaved"],
     ],
     "ramps_are_of_rows_of_data": [
         ["trainer/batch_ramp=staged", "model=kneser_ney"],

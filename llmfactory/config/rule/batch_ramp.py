@@ -54,9 +54,10 @@ def a_growing_batch_fills_the_pipeline(job: Job) -> Iterator[Problem]:
         yield Problem("trainer.batch_ramp", stem(type(ramp)), reason, NO_RAMP)
     elif isinstance(ramp, Linear):
         start = -(-ramp.start // whole) * whole
-        grown = -(-(ramp.increment or start) // whole) * whole
-        repair = f"trainer.batch_ramp.start={start} trainer.batch_ramp.increment={grown}" if start < batch else NO_RAMP
-        yield Problem("trainer.batch_ramp.start", ramp.start, reason, repair)
+        repair = f"trainer.batch_ramp.start={start}"
+        if ramp.increment is not None and not layout.fills_pipeline(layout.pp + 1):  # it goes through micro-batches in rounds
+            repair += f" trainer.batch_ramp.increment={-(-ramp.increment // whole) * whole}"
+        yield Problem("trainer.batch_ramp.start", ramp.start, reason, repair if start < batch else NO_RAMP)
     elif isinstance(ramp, Staged):
         rows = "[" + ",".join(str(min(batch, -(-rows // whole) * whole)) for rows in ramp.rows) + "]"
         yield Problem("trainer.batch_ramp.rows", ramp.rows, reason, f"trainer.batch_ramp.rows={rows}")
