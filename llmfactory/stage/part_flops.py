@@ -3,14 +3,13 @@ that a piece consists of."""
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from llmfactory.config.spec import Job
 from llmfactory.model.part import visited
 from llmfactory.parallel.plan.kept import Formats
 from llmfactory.parallel.plan.pieces import Piece, Where, forward_flops, train_flops
-from llmfactory.stage.workload import asks_base, built, pieces_of
+from llmfactory.stage.workload import asked_base, built, pieces_of
 
 PARTS = {
     "attention": "attention",
@@ -40,13 +39,11 @@ def flops_by_part(job: Job, head_share: float = 1.0) -> dict[str, float]:
     """Floating-point operations of training for one token, forward and backward, by part. `head_share`: of the tokens, those that
     the head is asked about. They add up to `train_flops_of`; a reference's forward comes besides, in the parts that it goes through."""
     model, found = built(job), dict.fromkeys(PARTS, 0.0)
-    base = asks_base(job)
-    modules = dict(model.named_modules())
-    with torch.device("meta"):
-        plain = dict(job.model.build().named_modules()) if base else {}
+    base, modules = asked_base(job), dict(model.named_modules())
+    of_asked = modules if base is None else dict(base.named_modules())
     for piece in pieces_of(model, job.model, job.data.seq_len, FORM, base):
         whole = train_flops(piece, job.data.seq_len)
-        module = (plain if base and piece.asked else modules).get(piece.name)
+        module = (of_asked if piece.asked else modules).get(piece.name)
         if piece.where is Where.head or (module is not None and part_of(module) == "head"):
             found["head"] += head_share * whole
         elif module is not None:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor
 
 from llmfactory.checkpoint import io
 from llmfactory.checkpoint.names.published import is_published
-from llmfactory.config.saved import CONFIG, saved_spec
+from llmfactory.config.saved import saved_config, saved_spec
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import UserError
 from llmfactory.data.form.referenced import ReferencedRows
@@ -48,7 +47,7 @@ def began_with(checkpoint: Path) -> Path:
     if record is not None:
         found = find_base(checkpoint, record)
     else:
-        init = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))["init"]
+        init = saved_config(checkpoint)["init"]
         place = None if init is None else Path(init).expanduser()
         found = place if place is None or is_published(place) else io.find(place)
     if found is None:

@@ -70,7 +70,7 @@ def work_of(job: Job, is_cpu: bool) -> Work:
     model = built(job)
     vocab = job.model.vocab_size if answers_of(job.model) == "tokens" else 0
     return Work(
-        pieces=tuple(pieces_of(model, job.model, job.data.seq_len, form, asks_base(job))),
+        pieces=tuple(pieces_of(model, job.model, job.data.seq_len, form, asked_base(job))),
         rows=job.trainer.batch_size,
         seq_len=job.data.seq_len,
         formats=form,
@@ -104,10 +104,13 @@ def built(job: Job) -> Skeleton:
     return model
 
 
-def asks_base(job: Job) -> bool:
-    """Whether a step asks the model without its adapters, too."""
+def asked_base(job: Job) -> Skeleton | None:
+    """The model without its adapters, without memory, where a step asks it too."""
     objective = job.stage.trained(job) if isinstance(job.stage, TrainingSpec) else None
-    return isinstance(objective, AnswersObjective) and objective.reference is Reference.base
+    if not isinstance(objective, AnswersObjective) or objective.reference is not Reference.base:
+        return None
+    with torch.device("meta"):
+        return job.model.build()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +126,9 @@ class Layer:
     """Tokens that pass for each token of a row; 0: it reads pictures, of which a plan knows nothing."""
 
 
-def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats, base: bool = False) -> Iterator[Piece]:
+def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats, base: Skeleton | None = None) -> Iterator[Piece]:
     """In forward order: the model's steps, then the head, with a companion model before it and a reference before all where there are
-    such; `base`: the model without its adapters is one, by the same weights."""
+    such; `base`: the model without its adapters, which is one by the same weights."""
     declared = declarations(model)
     weights = {name: _weight(name, one, declared[name]) for name, one in model.named_parameters()}
     ids = {id(one): name for name, one in model.named_parameters()}
@@ -150,11 +153,9 @@ def pieces_of(model: Skeleton, spec: ModelSpec, seq_len: int, form: Formats, bas
     if isinstance(reference, Skeleton):
         asked = _own_pieces(reference, reference.spec, seq_len, form, modules, take, all_of, f"{REFERENCE}.")
         own[:0] = map(_asked, asked)
-    elif base:
-        with torch.device("meta"):
-            plain = spec.build()
-        names = {id(module): name for name, module in plain.named_modules()}
-        own[:0] = map(_asked, _own_pieces(plain, spec, seq_len, form, names, _none, _none, ""))
+    elif base is not None:
+        names = {id(module): name for name, module in base.named_modules()}
+        own[:0] = map(_asked, _own_pieces(base, spec, seq_len, form, names, _none, _none, ""))
     left = tuple(weights[name] for name in weights if name not in given)
     own[-1] = replace(own[-1], weights=own[-1].weights + left)
     yield from own

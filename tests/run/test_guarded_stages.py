@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from preferred import preference_job
-from rl_job import learning
+from rl_job import learning, reward
 from toy_job import Memory, Notes, Sender, prepared, weights
 
 from llmfactory.config.spec import Job
@@ -118,8 +118,7 @@ def graded(broken: set[str], first: int) -> Any:
         calls.append(1)
         if len(calls) == first + 1 and not broken:
             broken.add(answer.text_prompt)
-        right = sum(map(str.__eq__, answer.text, answer.record["answer"])) + 0.1 * sum(answer.tokens) / 256
-        return right * (1e6 if answer.text_prompt in broken else 1)
+        return reward(answer) * (1e6 if answer.text_prompt in broken else 1)
 
     calls: list[int] = []
     return grade

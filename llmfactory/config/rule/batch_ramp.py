@@ -49,17 +49,21 @@ def a_growing_batch_fills_the_pipeline(job: Job) -> Iterator[Problem]:
     if not short or not fills(batch) or short[0] < ranks:
         return
     whole = ranks * size * layout.pp
+
+    def up(rows: int) -> int:
+        return -(-rows // whole) * whole
+
     reason = f"steps of {short[0]} rows do not fill the schedule {layout.schedule.name} of {layout.pp} processes (parallel.pp)"
     if whole >= batch:
         yield Problem("trainer.batch_ramp", stem(type(ramp)), reason, NO_RAMP)
     elif isinstance(ramp, Linear):
-        start = -(-ramp.start // whole) * whole
+        start = up(ramp.start)
         repair = f"trainer.batch_ramp.start={start}"
         if ramp.increment is not None and not layout.fills_pipeline(layout.pp + 1):  # it goes through micro-batches in rounds
-            repair += f" trainer.batch_ramp.increment={-(-ramp.increment // whole) * whole}"
+            repair += f" trainer.batch_ramp.increment={up(ramp.increment)}"
         yield Problem("trainer.batch_ramp.start", ramp.start, reason, repair if start < batch else NO_RAMP)
     elif isinstance(ramp, Staged):
-        rows = "[" + ",".join(str(min(batch, -(-rows // whole) * whole)) for rows in ramp.rows) + "]"
+        rows = "[" + ",".join(str(min(batch, up(rows))) for rows in ramp.rows) + "]"
         yield Problem("trainer.batch_ramp.rows", ramp.rows, reason, f"trainer.batch_ramp.rows={rows}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llmfactory.config.probe import probe
+from llmfactory.config.saved import CONFIG
 from llmfactory.config.spec import Job
 from llmfactory.core.errors import Problem
 from llmfactory.core.spec import stem
@@ -29,7 +30,7 @@ def decay_reaches_the_end(job: Job) -> Iterator[Problem]:
 
 
 def _goes_on(job: Job) -> bool:
-    return job.name is not None and Path(job.output_dir, job.name, "config.yaml").is_file()
+    return job.name is not None and Path(job.output_dir, job.name, CONFIG).is_file()
 
 
 def warmup_ends_before_the_run(job: Job) -> Iterator[Problem]:
